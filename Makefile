@@ -1,0 +1,41 @@
+# The verbs of this repository. Each works alone in a fresh clone with Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+# Tests run in as many processes as there are cores, with one thread each.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+.PHONY: setup demo test check bench gpu clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Ossia needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
+	@touch $(READY)
+
+demo: $(READY)  ## the whole line on a tiny gpt-oss, in a few minutes, without a GPU
+	$(BIN)/ossia demo
+
+test: $(READY)  ## all tests that need no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cuda" -n $(JOBS) --dist loadfile
+
+check: $(READY)  ## formatting, lint, types
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/mypy
+
+bench: $(READY)  ## benchmarks that run on a CPU; JSON in benchmarks/results
+	$(BIN)/python -m benchmarks
+
+# Uses the Python that is there (RUN_PYTHON), because GPU machines bring their own torch.
+RUN_PYTHON ?= python3
+gpu:  ## tests and benchmarks that need CUDA; JSON in benchmarks/results
+	PYTHONPATH=src $(RUN_PYTHON) -m pytest -m cuda tests
+	PYTHONPATH=src $(RUN_PYTHON) -m benchmarks --cuda
+
+clean:  ## everything that the other verbs made, but no run
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis *.egg-info src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

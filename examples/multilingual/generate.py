@@ -1,0 +1,241 @@
+"""Make the data of the cross-lingual reasoning example: short problems with known answers in five languages.
+
+A question is asked in one language, the developer message requests the language of the thought, and the answer is given
+in the language of the question. Rows have the schema of HuggingFaceH4/Multilingual-Thinking, plus `answer` (a string to
+look for in `final`), `language` (of the question), `kind` (of problem) and `reasoning_effort`.
+
+* `pretraining_rows`: for making a tiny base model that thinks in English whatever is requested.
+* `training_rows`: for tuning; the thought is in the requested language.
+* `heldout_rows`: for measuring; the operands occur in neither of the two (`is_heldout`).
+
+`python generate.py` writes train.jsonl and heldout.jsonl beside this file. Same seed, same bytes. Needs only Python.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from phrases import ITEMS, LANGUAGES, NAMES, STEPS, TASKS, WEEKDAYS
+
+Row = dict[str, Any]
+
+DEVELOPER = "Solve the problem step by step."
+KINDS = tuple(TASKS)
+TRAIN_ROWS, HELDOUT_ROWS = 1200, 325  # 13 requests for each of 25 pairs of kind and language
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, free of any language: it can be asked, solved and answered in each of `LANGUAGES`.
+
+    `a` and `b` are the operands (for `weekday`, `a` is a day from 0 = Monday to 6); `name`, `other` and `item` are
+    indices into `NAMES` and `ITEMS`, `variant` into the wordings of `TASKS`.
+    """
+
+    kind: str
+    a: int
+    b: int
+    variant: int
+    name: int
+    other: int
+    item: int
+
+    @property
+    def result(self) -> int:
+        """The solution: a number, a day from 0 = Monday, or for `compare` an index into `NAMES`."""
+        if self.kind == "add":
+            return self.a + self.b
+        if self.kind == "subtract":
+            return self.a - self.b
+        if self.kind == "weeks":
+            return 7 * self.a + self.b
+        if self.kind == "weekday":
+            return (self.a + self.b) % 7
+        wants_larger = self.variant == 0
+        return self.name if (self.a > self.b) == wants_larger else self.other
+
+    def answer(self, language: str) -> str:
+        """The solution as it is written in `language`: digits, a weekday or a name."""
+        if self.kind == "weekday":
+            return WEEKDAYS[language][self.result]
+        return NAMES[self.result] if self.kind == "compare" else str(self.result)
+
+    def _fill(self, template: str, language: str) -> str:
+        a = WEEKDAYS[language][self.a] if self.kind == "weekday" else self.a
+        return template.format(
+            a=a,
+            b=self.b,
+            c=self.answer(language),
+            name=NAMES[self.name],
+            other=NAMES[self.other],
+            item=ITEMS[language][self.item],
+        )
+
+    def question(self, language: str) -> str:
+        """The question in `language`."""
+        return self._fill(TASKS[self.kind][language][self.variant][0], language)
+
+    def final(self, language: str) -> str:
+        """The answer as a sentence in `language`."""
+        return self._fill(TASKS[self.kind][language][self.variant][1], language)
+
+    def working(self, language: str) -> str:
+        """The steps from question to answer in `language`, ending with the answer itself."""
+        step = STEPS[language]
+        if self.kind == "weekday":
+            days = WEEKDAYS[language]
+            counted = ", ".join(f"{i} {days[(self.a + i) % 7]}" for i in range(1, self.b + 1))
+            steps = [step["count"].format(a=days[self.a], b=self.b, days=counted)]
+        elif self.kind == "weeks":
+            steps = [step["weeks"].format(a=self.a, d=7 * self.a), *_column_steps("add", 7 * self.a, self.b, step)]
+        else:
+            steps = _column_steps(self.kind, self.a, self.b, step)
+        return " ".join([*steps, step["answer"].format(c=self.answer(language))])
+
+
+def _column_steps(kind: str, a: int, b: int, step: dict[str, str]) -> list[str]:
+    """Work digit by digit on two numbers below 100, as on paper. Subtraction must not need to borrow."""
+    (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
+    if kind == "compare":
+        sign = "<>"[a_tens > b_tens] if a_tens != b_tens else "="
+        steps = [step["compare_tens"].format(sum=f"{a_tens}{sign}{b_tens}")]
+        if sign == "=":
+            steps.append(step["compare_ones"].format(sum=f"{a_ones}{'<>'[a_ones > b_ones]}{b_ones}"))
+        return steps
+    if kind == "subtract":
+        return [
+            step["subtract_ones"].format(sum=f"{a_ones}-{b_ones}={a_ones - b_ones}"),
+            step["subtract_tens"].format(sum=f"{a_tens}-{b_tens}={a_tens - b_tens}"),
+        ]
+    carry = (a_ones + b_ones) // 10
+    tens = f"{a_tens}+{b_tens}{'+1' if carry else ''}={a_tens + b_tens + carry}"
+    return [
+        step["add_ones"].format(sum=f"{a_ones}+{b_ones}={a_ones + b_ones}"),
+        step["add_tens"].format(sum=tens),
+    ]
+
+
+def is_heldout(kind: str, a: int, b: int) -> bool:
+    """Whether the operands are kept for measuring: about one pair in six, in either order where order is no matter."""
+    if kind in ("add", "compare"):
+        a, b = min(a, b), max(a, b)
+    return zlib.crc32(f"{kind} {a} {b}".encode()) % 6 == 0
+
+
+def _operands(kind: str, rng: random.Random) -> tuple[int, int]:
+    if kind == "weekday":
+        return rng.randrange(7), rng.randint(2, 6)
+    if kind == "weeks":
+        return rng.randint(2, 9), rng.randint(2, 6)
+    if kind == "compare":
+        a = rng.randint(11, 98)
+        near = rng.random() < 0.3  # equal tens, which chance alone would make too rare to learn
+        b = 10 * (a // 10) + rng.randrange(10) if near else rng.randint(11, 98)
+        return (a, b) if a != b else _operands(kind, rng)
+    if kind == "add":
+        a, b = rng.randint(11, 77), rng.randint(11, 77)
+        return (a, b) if a + b < 100 else _operands(kind, rng)
+    a, b = rng.randint(21, 99), rng.randint(11, 88)
+    return (a, b) if a // 10 > b // 10 and a % 10 >= b % 10 else _operands(kind, rng)
+
+
+def _problem(kind: str, rng: random.Random, heldout: bool) -> Problem:
+    while True:
+        a, b = _operands(kind, rng)
+        if is_heldout(kind, a, b) == heldout:
+            break
+    name, other = rng.sample(range(len(NAMES)), 2)
+    return Problem(kind, a, b, rng.randrange(2), name, other, rng.randrange(len(ITEMS["English"])))
+
+
+def make_row(problem: Problem, language: str, requested: str, *, thought: str | None) -> Row:
+    """One row.
+
+    Args:
+        language: of the question and of the answer.
+        requested: the language of the thought that the developer message asks for.
+        thought: the language the thought is really in. None for low effort: no thought, the working is in the answer.
+    """
+    user, analysis, final = problem.question(language), "", problem.final(language)
+    if thought is None:
+        final = f"{problem.working(language)} {final}"
+    else:
+        analysis = problem.working(thought)
+    return {
+        "reasoning_language": requested,
+        "developer": DEVELOPER,
+        "user": user,
+        "analysis": analysis,
+        "final": final,
+        "messages": [
+            {"role": "system", "content": f"reasoning language: {requested}\n\n{DEVELOPER}", "thinking": None},
+            {"role": "user", "content": user, "thinking": None},
+            {"role": "assistant", "content": final, "thinking": analysis or None},
+        ],
+        "answer": problem.answer(language),
+        "language": language,
+        "kind": problem.kind,
+        "reasoning_effort": "low" if thought is None else "medium",
+    }
+
+
+def pretraining_rows(count: int, seed: int, *, low_effort: float = 0.5) -> list[Row]:
+    """Rows for a base model: thoughts are English and the requested language is random, so that it learns to ignore it.
+
+    A share `low_effort` of the rows has no thought; its answers carry the working, in the language of the question.
+    That is how the base model gets to know these sentences in every language.
+    """
+    rng = random.Random(f"pretraining {seed}")
+    rows = []
+    for _ in range(count):
+        problem = _problem(rng.choice(KINDS), rng, heldout=False)
+        language, requested = rng.choice(LANGUAGES), rng.choice(LANGUAGES)
+        rows.append(make_row(problem, language, requested, thought=None if rng.random() < low_effort else "English"))
+    return rows
+
+
+def training_rows(count: int, seed: int) -> list[Row]:
+    """Rows for tuning: thoughts are in the requested language. Kinds and pairs of languages are equally common."""
+    rng = random.Random(f"training {seed}")
+    return [_balanced_row(i, rng, LANGUAGES, heldout=False) for i in range(count)]
+
+
+def heldout_rows(count: int, seed: int) -> list[Row]:
+    """Rows for measuring, on operands that neither `pretraining_rows` nor `training_rows` use. No question comes twice.
+
+    Every language is asked in equally often; English is requested a third as often as each of the others.
+    """
+    rng = random.Random(f"heldout {seed}")
+    requests = 3 * LANGUAGES[1:] + LANGUAGES[:1]
+    rows: dict[str, Row] = {}
+    while len(rows) < count:
+        row = _balanced_row(len(rows), rng, requests, heldout=True)
+        rows.setdefault(row["user"], row)
+    return list(rows.values())
+
+
+def _balanced_row(i: int, rng: random.Random, requests: tuple[str, ...], *, heldout: bool) -> Row:
+    """Row number `i`: the kind changes with every row, then the language, then the request."""
+    i, kind = divmod(i, len(KINDS))
+    i, language = divmod(i, len(LANGUAGES))
+    requested = requests[i % len(requests)]
+    return make_row(_problem(KINDS[kind], rng, heldout), LANGUAGES[language], requested, thought=requested)
+
+
+def main() -> None:
+    """Write train.jsonl and heldout.jsonl beside this file."""
+    folder = Path(__file__).parent
+    for name, rows in (("train", training_rows(TRAIN_ROWS, 1)), ("heldout", heldout_rows(HELDOUT_ROWS, 1))):
+        if name == "train":
+            random.Random(0).shuffle(rows)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

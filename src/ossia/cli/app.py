@@ -1,0 +1,90 @@
+"""The table of commands. A command's module is imported when it is called, so that `ossia --help` stays fast."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from ossia.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "doctor": "Judge this machine: what can be trained here, what is missing.",
+    "recipes": "List, show, copy and document recipes.",
+    "fetch": "Download gpt-oss from the hub: only the files needed, resumable.",
+    "data": "Check, show and count conversations before training.",
+    "plan": "Say what a recipe needs in memory, time and disk, before it is spent.",
+    "train": "Fine-tune with LoRA; resume a run.",
+    "eval": "Measure a run on held-out questions, against its base.",
+    "chat": "Talk to a model or a run in the terminal.",
+    "export": "Merge the adapter and write a checkpoint that others load.",
+    "runs": "List and show runs.",
+    "make": "Make tiny and synthetic checkpoints for tests and rehearsals.",
+    "demo": "The whole line on a tiny gpt-oss: data, train, eval, chat, export.",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table and imports the module of the one that runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, rest = args[0], args[1:]
+        if name not in COMMANDS:
+            close = did_you_mean(name, COMMANDS)
+            raise UserError(f"there is no command {name!r}", do=f"ossia {close}" if close else "ossia --help")
+        module = importlib.import_module(f"ossia.cli.{name}_")
+        command = get_command(module.app)
+        command.name = name
+        return name, command, rest
+
+
+def build() -> Any:
+    """Return the click command of the whole program."""
+    app = typer.Typer(
+        cls=LazyGroup,
+        name="ossia",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # drawing help with rich takes longer than everything else together
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Fine-tune, evaluate, chat with and ship gpt-oss on the machine you have.",
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ) -> None:
+        pass
+
+    return get_command(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ossia {version('ossia')}")
+        raise typer.Exit
+
+
+def verb(help: str, **settings: Any) -> typer.Typer:
+    """Return the Typer app of one verb's module, with the settings that all of them share."""
+    return typer.Typer(
+        help=help,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **settings,
+    )

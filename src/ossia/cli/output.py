@@ -1,0 +1,106 @@
+"""How every command prints: results on stdout, progress on stderr, JSON when asked, nothing twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe. May be repeated."),
+]
+
+Advance = Callable[[int], None]
+"""Told how many units were done since the last call."""
+
+
+def out() -> Console:
+    """The console for results (stdout)."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    """The console for progress and remarks (stderr)."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON object; dataclasses must have been made dictionaries."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
+    """Print a plain table; `right` names the columns with numbers."""
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+    out().print(grid)
+
+
+def next_step(command: str) -> None:
+    """Name the natural next command, on stderr so that it does not disturb a pipe."""
+    err().print(f"next: [bold]{command}[/bold]")
+
+
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Advance]:
+    """Show a progress bar on stderr while the block runs; plain and rare lines when stderr is no terminal."""
+    console = err()
+    if not console.is_terminal:
+        yield _Lines(title, total).advance
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda units: bar.advance(task, units)
+
+
+class _Lines:
+    """Progress for log files: a line at every tenth."""
+
+    def __init__(self, title: str, total: int | None) -> None:
+        self.title, self.total, self.done, self.tenth = title, total, 0, 0
+
+    def advance(self, units: int) -> None:
+        self.done += units
+        if self.total and self.done * 10 // self.total > self.tenth:
+            self.tenth = self.done * 10 // self.total
+            err().print(f"{self.title}: {self.done}/{self.total}")
+
+
+def size(count: float) -> str:
+    """Bytes for people: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"

@@ -1,0 +1,199 @@
+"""The one schema of a recipe: what to tune, on what, how, and how to measure it.
+
+A field's docstring is its only documentation: `ossia recipes schema`, docs/config.md and error messages come from it.
+Reading and merging of files lives in `ossia.recipes`; this module knows nothing about files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Effort = Literal["low", "medium", "high"]
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors, values are checked when assigned."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_assignment=True, frozen=True)
+
+
+class ModelSection(Section):
+    """Which weights to start from."""
+
+    path: str = "openai/gpt-oss-20b"
+    """A folder with a checkpoint in the published layout, or a hub id. Hub ids are looked up among fetched models."""
+
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute type of everything that is not four-bit. auto: bfloat16 where the hardware multiplies it fast, else float32."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute. auto: the first CUDA device, else the CPU."""
+
+
+class DataSection(Section):
+    """Which conversations to train on and how to render them."""
+
+    train: list[str] = []
+    """Files (jsonl, json, csv, parquet), folders of these, or hub data set ids. Relative to the folder of the command."""
+
+    validation: list[str] = []
+    """The same for validation. Empty: a share of the training conversations is held back."""
+
+    validation_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+    """Share of the training conversations held back for validation when no validation files are given. 0: none."""
+
+    format: Literal["auto", "openai", "multilingual-thinking", "prompt-completion"] = "auto"
+    """Row format. auto: recognised from the keys of each row, and named in the report."""
+
+    turns: Literal["every", "last"] = "every"
+    """Which assistant turns are trained: every turn becomes an example of its own, or only the last one does."""
+
+    max_tokens: Annotated[int, Field(ge=32, le=131_072)] = 4096
+    """Longest example in tokens. Longer ones lose whole old turns; what still does not fit is left out and reported."""
+
+    effort: Effort = "medium"
+    """Reasoning effort written into the system message of rows that do not carry their own."""
+
+    date: str | None = None
+    """Current date in the system message (YYYY-MM-DD). Not set: no date line, so that data do not change from day to day."""
+
+    identity: str = "You are ChatGPT, a large language model trained by OpenAI."
+    """First line of the system message."""
+
+    strict: bool = False
+    """Stop at the first bad row. Off: bad rows are reported and left out."""
+
+
+class LoraSection(Section):
+    """The adapter that is trained (LoRA, Hu et al. 2021). The base weights never change."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """LoRA rank of the attention projections (q, k, v, o)."""
+
+    expert_rank: Annotated[int, Field(ge=1, le=128)] = 8
+    """LoRA rank of each expert's gate_up and down projection."""
+
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank."""
+
+    expert_alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The same for the experts: scaled by expert_alpha / expert_rank."""
+
+    targets: Annotated[list[Literal["attention", "experts"]], Field(min_length=1)] = ["attention", "experts"]
+    """What gets an adapter. The router stays frozen."""
+
+    start_from: str | None = None
+    """Folder of an existing adapter (PEFT layout) to continue from; its ranks replace those given here."""
+
+
+class TrainSection(Section):
+    """How to optimise."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Number of optimiser steps. Not set: as many as `epochs` takes."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training examples when `steps` is not set."""
+
+    examples_per_step: Annotated[int, Field(ge=1)] = 16
+    """Training examples (assistant turns) that one optimiser step averages over, over all devices together."""
+
+    tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
+    """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: to a tenth of the peak (cosine), to zero (linear), or not at all."""
+
+    warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of the steps over which the learning rate rises from zero."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on the adapter's matrices."""
+
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to at most this global norm."""
+
+    seed: int = 42
+    """Seeds the adapter, the data order and the sampling."""
+
+    deterministic: bool = False
+    """Refuse algorithms whose result may differ from run to run. On a CPU a resumed run repeats the uninterrupted one anyway."""
+
+    recompute: bool = True
+    """Keep only each layer's input and compute the rest again in the backward pass. Off: faster, more memory."""
+
+    evaluate_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between validation losses. The last step is always evaluated."""
+
+    checkpoint_every: Annotated[int, Field(ge=1)] = 50
+    """Steps between checkpoints. The last step is always saved."""
+
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest checkpoints stay on disk; the best one stays besides them."""
+
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many validation losses in a row without a new best. Not set: never."""
+
+    samples: Annotated[int, Field(ge=0)] = 1
+    """Validation prompts answered after each evaluation and written to the events, to watch the model change."""
+
+    sample_tokens: Annotated[int, Field(ge=1)] = 160
+    """Longest sample in tokens."""
+
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Experiment trackers that mirror the run's metrics. The run folder has them anyway."""
+
+
+class EvalSection(Section):
+    """How `ossia eval` measures the tuned model against its base."""
+
+    data: list[str] = []
+    """Held-out files, in the same formats as the training data."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Most questions to ask. Not set: all."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Longest completion in tokens."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature; 0 takes the most likely token."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Questions answered together."""
+
+    seed: int = 0
+    """Seeds the sampling when the temperature is not 0."""
+
+
+class Recipe(Section):
+    """Everything about one fine-tune."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    """Short name: letters, digits, dots, dashes. Becomes part of the run folder's name."""
+
+    description: str = ""
+    """What this recipe is for, in one line."""
+
+    hardware: str = ""
+    """What it needs, in one line: memory, time, where measured."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    lora: LoraSection = LoraSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _a_pass_holds_an_example(self) -> Recipe:
+        if self.train.tokens_per_pass < self.data.max_tokens:
+            raise ValueError(
+                f"train.tokens_per_pass ({self.train.tokens_per_pass}) must be at least data.max_tokens "
+                f"({self.data.max_tokens}): one example has to fit into one pass"
+            )
+        return self

@@ -1,0 +1,59 @@
+"""What goes wrong, in words for people.
+
+The tree (exit code of the command line in brackets):
+
+* OssiaError            the run failed                                  [1]
+  + UserError           the user's input is wrong                       [2]
+  + DoesNotFitError     the machine cannot hold what was asked for      [3]
+
+Every error says what is wrong, where (file, row, key), why it matters and what to do about it. `assert` is for
+programmers; these are for people.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class OssiaError(Exception):
+    """An expected failure. Printed as a short message without a traceback; the process exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, why: str | None = None, do: str | None = None) -> None:
+        """
+        Args:
+            what: one sentence without a final full stop.
+            where: the place, for example "data.jsonl:17" or "recipe.yaml:4 train.steps".
+            why: the cause or the consequence, if it is not obvious.
+            do: the remedy, preferably something to type.
+        """
+        super().__init__(what)
+        self.what, self.where, self.why, self.do = what, where, why, do
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.do:
+            lines.append(f"  try: {self.do}")
+        return "\n".join(lines)
+
+
+class UserError(OssiaError):
+    """The input is wrong: a file, a row, a key, a flag."""
+
+    exit_code = 2
+
+
+class DoesNotFitError(OssiaError):
+    """The machine has not got the memory or the disk space for what was asked."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word closest to `word`, or None when nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None

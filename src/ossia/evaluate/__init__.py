@@ -1,0 +1,1 @@
+"""Measuring a tuned model against its base, on questions neither has seen."""

@@ -1,0 +1,214 @@
+"""What a running job tells the world: one JSON object per line in the run's events.jsonl.
+
+This file is the only channel from a job to whatever watches it (a terminal, the studio, a script). A line has `time`
+(seconds since the epoch), `kind` and the fields of the event of that kind. Lines are only ever appended.
+
+A resumed run repeats steps that an earlier, killed process had already reported. `read` leaves those out: everything
+with a step beyond the checkpoint that a `Resumed` event names is superseded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ossia.errors import OssiaError
+
+FILE = "events.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events. `time` is set when the event is made."""
+
+    kind: ClassVar[str] = ""
+    time: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """A process began to work on the run."""
+
+    kind: ClassVar[str] = "started"
+    command: str
+    pid: int
+    total_steps: int
+    examples: int
+    validation_examples: int
+    trained_tokens: int
+    """Supervised tokens in one pass over the training examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Event):
+    """Work continues from the checkpoint of `step`; later steps reported before are superseded."""
+
+    kind: ClassVar[str] = "resumed"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """One optimiser step."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    loss: float
+    """Mean negative log-likelihood of the step's supervised tokens, in nats."""
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Tokens processed in the step, over all devices."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Event):
+    """Loss on the held-back conversations: over all supervised tokens and per channel."""
+
+    kind: ClassVar[str] = "validation"
+    step: int
+    loss: float
+    channels: dict[str, float]
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Event):
+    """What the model answers to a validation prompt at this step."""
+
+    kind: ClassVar[str] = "sample"
+    step: int
+    prompt: str
+    analysis: str
+    final: str
+    expected_final: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Event):
+    """A checkpoint is complete on disk."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+    path: str
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """Something a person should know: `level` is info or warning."""
+
+    kind: ClassVar[str] = "note"
+    level: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The process stopped in an orderly way. `status`: done, stopped (by a person or early stopping) or failed."""
+
+    kind: ClassVar[str] = "finished"
+    status: str
+    reason: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Event):
+    """An evaluation was written to the run folder."""
+
+    kind: ClassVar[str] = "evaluated"
+    path: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported(Event):
+    """An export was written."""
+
+    kind: ClassVar[str] = "exported"
+    path: str
+    target: str
+
+
+KINDS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (Started, Resumed, Step, Validation, Sample, Checkpoint, Note, Finished, Evaluated, Exported)
+}
+
+
+class EventLog:
+    """Appends events to a run's events.jsonl; each line is flushed, so that a killed process loses at most one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+
+    def write(self, event: Event) -> None:
+        """Append one event."""
+        line = json.dumps({"kind": event.kind, **dataclasses.asdict(event)}, ensure_ascii=False)
+        with self.path.open("ab+") as file:
+            # A killed process may have left half a line; a newline turns it into one that readers skip.
+            if file.tell() and not _ends_with_newline(file):
+                file.write(b"\n")
+            file.write(line.encode() + b"\n")
+
+
+def read(folder: Path) -> list[Event]:
+    """Return the run's events in order, without superseded ones. A torn line is skipped.
+
+    Raises:
+        OssiaError: a complete line is not an event, so the file was damaged by something else.
+    """
+    path = folder / FILE
+    events: list[Event] = []
+    if not path.is_file():
+        return events
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        event = _parse(line, f"{path}:{number}") if line.strip() else None
+        if isinstance(event, Resumed):
+            events = [old for old in events if getattr(old, "step", 0) <= event.step or isinstance(old, Resumed)]
+        if event is not None:
+            events.append(event)
+    return events
+
+
+def follow(folder: Path, *, poll_seconds: float = 0.5) -> Iterator[Event]:
+    """Yield the run's events as they come, from the first on, until a `Finished` of the newest process is read."""
+    path, offset = folder / FILE, 0
+    while True:
+        data = path.read_bytes()[offset:] if path.is_file() else b""
+        complete = data[: data.rfind(b"\n") + 1]
+        offset += len(complete)
+        for line in complete.split(b"\n"):
+            event = _parse(line, str(path)) if line.strip() else None
+            if event is not None:
+                yield event
+                if isinstance(event, Finished) and path.stat().st_size == offset:
+                    return
+        time.sleep(poll_seconds)
+
+
+def _ends_with_newline(file: Any) -> bool:
+    file.seek(-1, 2)
+    return bool(file.read(1) == b"\n")
+
+
+def _parse(line: bytes, where: str) -> Event | None:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None  # torn by a killed process
+    cls = KINDS.get(values.pop("kind", "")) if isinstance(values, dict) else None
+    if cls is None:
+        raise OssiaError("not an event", where=where, do="restore the file, or move it away to start a new log")
+    known = {f.name for f in dataclasses.fields(cls)}
+    try:
+        return cls(**{key: value for key, value in values.items() if key in known})
+    except TypeError as error:
+        raise OssiaError(f"an event with missing fields ({error})", where=where) from None

@@ -1,0 +1,256 @@
+"""A LoRA adapter in PEFT's layout, read as one update per tensor of the checkpoint.
+
+On disk (PEFT 0.21, `Linear` and `ParamWrapper` in peft/tuners/lora/layer.py):
+
+* a linear module has `lora_A` [R, in] and `lora_B` [out, R];
+* the experts have `lora_A` [E * R, in], experts first, and `lora_B` [out, R * E], ranks first. The keys do not name the
+  parameter: `experts.base_layer.lora_A` belongs to the first one targeted, `experts.lora_A` to the second.
+
+PEFT takes an expert parameter's axes as (experts, in, out) when its module says `is_transposed`, and as (experts, out,
+in) when it does not, as with transformers before 5. Adapters of both kinds exist. For gpt-oss's square down_proj their
+shapes are equal while the updates are transposes of each other, so the whole adapter is read under either convention
+and the one under which every shape fits is taken; if both fit, reading is refused.
+
+Shapes: E experts, R LoRA rank, I input and O output size, H hidden, F intermediate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ossia.errors import UserError
+from ossia.model.layout import Shape, expert_matrices, tensors
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_EXPERTS = re.compile(r"(model\.layers\.\d+\.mlp\.experts)(\.base_layer)?")
+_PROJECTIONS = ("gate_up_proj", "down_proj")
+#: These start by taking something out of the base weights, so the update alone does not describe the tuned model.
+_INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_REFUSED = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The update of one matrix, or of one matrix in every expert: scale * B A, outputs by inputs as the bytes lie.
+
+    a: [R, I] or [E, R, I]; b: [O, R] or [E, O, R]; in the dtype of the file, mapped from it.
+    """
+
+    name: str
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def matrix(self, expert: int | None = None, device: str = "cpu") -> Tensor:
+        """float32 [O, I]. Raises UserError when it is not finite."""
+        a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
+        product = self.scale * (b.to(device, torch.float32) @ a.to(device, torch.float32))
+        if not bool(torch.isfinite(product).all()):
+            raise UserError(
+                f"the update of {self.name} holds NaN or infinite values",
+                why="training diverged",
+                do="export an earlier checkpoint (--checkpoint STEP)",
+            )
+        return product
+
+    def is_zero(self, expert: int | None = None) -> bool:
+        """Whether this update changes nothing, as that of an expert no training token was routed to."""
+        a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
+        return self.scale == 0 or not bool(a.any()) or not bool(b.any())
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`deltas` maps names of the layout's float tensors (`...q_proj.weight`, `...experts.down_proj`) to their updates."""
+
+    folder: Path
+    config: dict[str, Any]
+    deltas: dict[str, Delta]
+
+    @property
+    def touches_experts(self) -> bool:
+        return any(".mlp.experts." in name for name in self.deltas)
+
+
+def read(folder: Path, shape: Shape) -> Adapter:
+    """Read an adapter for a model of this shape. Every tensor of the file becomes part of exactly one update.
+
+    Raises:
+        UserError: not a LoRA adapter in PEFT's layout; made for another shape of model; a tensor that belongs to
+            nothing that can be merged; or experts whose convention the shapes do not tell.
+    """
+    config = _read_config(folder)
+    experts: dict[str, dict[str, Pair]] = {}
+    deltas: list[Delta] = []
+    matrices = {spec.name: spec for spec in tensors(shape) if spec.kind in ("attention", "head") and len(spec.shape) == 2}
+    for module, (a, b) in _pairs(folder).items():
+        match, spec = _EXPERTS.fullmatch(module), matrices.get(f"{module}.weight")
+        if match:
+            experts.setdefault(match[1], {})[match[2] or ""] = (a, b)
+        elif spec is None:
+            raise UserError(
+                f"the adapter changes {module}, which cannot be merged",
+                where=str(folder / WEIGHTS_FILE),
+                why="mergeable are the attention projections, lm_head and the experts of this model's layers",
+            )
+        elif (b.shape[0], a.shape[1]) != spec.shape or a.shape[0] != b.shape[1]:
+            raise _misshapen(folder, module, a, b, f"{list(spec.shape)} (outputs, inputs)")
+        else:
+            deltas.append(Delta(spec.name, a, b, _scale(config, module, len(a), folder)))
+    deltas += _expert_deltas(folder, config, experts, shape)
+    return Adapter(folder, config, {delta.name: delta for delta in deltas})
+
+
+def _expert_deltas(folder: Path, config: dict[str, Any], found: dict[str, dict[str, Pair]], shape: Shape) -> list[Delta]:
+    """Find the one way in which every layer's pairs fit the two projections."""
+    for layer, pairs in found.items():
+        for place, (a, b) in pairs.items():
+            if len(a) % shape.experts or b.shape[1] != len(a):
+                raise _misshapen(folder, f"{layer}{place}", a, b, f"[{shape.experts} * R, ...] and [..., R * {shape.experts}]")
+    places = sorted({place for pairs in found.values() for place in pairs}, reverse=True)  # .base_layer first
+    if not places:
+        return []
+    if len(places) > 2 or any(set(pairs) != set(places) for pairs in found.values()):
+        raise UserError("not every layer's experts have the same updates", where=str(folder / WEIGHTS_FILE))
+    targeted = _targeted(config)
+    readings = [
+        (dict(zip(places, names, strict=True)), transposed)
+        for names in itertools.permutations(_PROJECTIONS, len(places))
+        for transposed in (True, False)
+        if set(names) <= targeted
+    ]
+    fitting = [
+        reading
+        for reading in readings
+        if all(_fits(pair, reading[0][place], reading[1], shape) for pairs in found.values() for place, pair in pairs.items())
+    ]
+    if len(fitting) > 1:
+        raise UserError(
+            "the shapes do not tell how the experts' update is to be read",
+            where=str(folder / WEIGHTS_FILE),
+            why="it changes down_proj only, which is square, and PEFT's two conventions differ by a transpose there",
+            do="train gate_up_proj as well, or save the adapter again with transformers 5 and both projections",
+        )
+    if not fitting:
+        layer, pairs = next(iter(found.items()))
+        a, b = pairs[places[0]]
+        wanted = "; ".join(f"{name} [{I} -> {O}]" for name, O, I in expert_matrices(shape))
+        raise _misshapen(folder, f"{layer}{places[0]}", a, b, f"for {shape.experts} experts of {wanted}")
+    names, transposed = fitting[0]
+    return [
+        _expert_delta(f"{layer}.{names[place]}", pair, transposed, shape.experts, config, folder)
+        for layer, pairs in found.items()
+        for place, pair in pairs.items()
+    ]
+
+
+def _fits(pair: Pair, projection: str, transposed: bool, shape: Shape) -> bool:
+    outputs, inputs = next((O, I) for name, O, I in expert_matrices(shape) if name == projection)
+    wanted = (inputs, outputs) if transposed else (outputs, inputs)
+    return (pair[0].shape[1], pair[1].shape[0]) == wanted
+
+
+def _expert_delta(
+    name: str, pair: Pair, transposed: bool, experts: int, config: dict[str, Any], folder: Path
+) -> Delta:
+    """Bring a pair to [E, R, I] and [E, O, R]. Without `transposed` A stands on the outputs and B on the inputs."""
+    a, b = pair
+    R = len(a) // experts
+    a_ERx = a.reshape(experts, R, -1)
+    b_ExR = b.reshape(len(b), R, experts).permute(2, 0, 1)
+    scale = _scale(config, name, R, folder)
+    if transposed:
+        return Delta(name, a_ERx, b_ExR, scale)
+    return Delta(name, b_ExR.transpose(1, 2), a_ERx.transpose(1, 2), scale)
+
+
+def _targeted(config: Mapping[str, Any]) -> set[str]:
+    """The expert projections that the configuration names; both when it names none."""
+    named = {str(name).rpartition(".")[2] for name in config.get("target_parameters") or []}
+    return named & set(_PROJECTIONS) or set(_PROJECTIONS)
+
+
+def _scale(config: Mapping[str, Any], key: str, rank: int, folder: Path) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA; patterns match the end of the key, as in PEFT."""
+
+    def pick(pattern: str, default: str) -> Any:
+        for name, value in (config.get(pattern) or {}).items():
+            if re.match(rf"(.*\.)?({name})$", key):
+                return value
+        return config[default]
+
+    configured = pick("rank_pattern", "r")
+    if rank != configured:
+        raise UserError(
+            f"{key} has rank {rank}, and {CONFIG_FILE} says {configured}",
+            where=str(folder),
+            why="the update's scale is alpha / rank, so it is not known",
+        )
+    alpha = float(pick("alpha_pattern", "lora_alpha"))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not an adapter in PEFT's layout ({error})", where=str(file)) from None
+    if kind != "LORA":
+        raise UserError(f"the adapter is of type {kind}, and only LORA can be merged", where=str(file))
+    if missing := [key for key in ("r", "lora_alpha") if key not in config]:
+        raise UserError(f"the key {missing[0]!r} is missing", where=str(file))
+    refused = [key for key in _REFUSED if config.get(key)]
+    refused += ["bias"] if config.get("bias", "none") != "none" else []
+    init = config.get("init_lora_weights")
+    refused += ["init_lora_weights"] if str(init).lower().startswith(_INITS_THAT_CHANGE_THE_BASE) else []
+    if refused:
+        raise UserError(f"adapters with {refused[0]} = {config[refused[0]]!r} cannot be merged", where=str(file))
+    return dict(config)
+
+
+def _pairs(folder: Path) -> dict[str, Pair]:
+    """Module -> (A, B), every tensor of the file in one of them."""
+    file = folder / WEIGHTS_FILE
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the adapter's weights cannot be read ({error})", where=str(file)) from None
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        match = _KEY.fullmatch(key)
+        if match is None or tensor.ndim != 2 or match[2] in sides.get(match[1], {}):
+            raise UserError(f"{key} is no part of a LoRA update that can be merged", where=str(file))
+        sides.setdefault(match[1], {})[match[2]] = tensor
+    for module, found in sides.items():
+        if len(found) < 2:
+            raise UserError(f"{module} has lora_{next(iter(found))} and not its partner", where=str(file))
+    if not sides:
+        raise UserError("the adapter is empty", where=str(file))
+    return {module: (found["A"], found["B"]) for module, found in sides.items()}
+
+
+def _misshapen(folder: Path, module: str, a: Tensor, b: Tensor, wanted: str) -> UserError:
+    return UserError(
+        f"{module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, which do not fit {wanted}",
+        where=str(folder / WEIGHTS_FILE),
+        why="the adapter was made for another base model",
+        do="give the model it was trained on with --model",
+    )

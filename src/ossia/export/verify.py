@@ -1,0 +1,141 @@
+"""Whether what lies on disk is what was meant: the bytes, and what the merged model says.
+
+Bytes: the written folder is opened again, its tensors are compared with the layout, and each tensor's hash with the
+one taken while it was made; for tensors that were copied, that is the hash of the source's bytes.
+Words: the next-token distributions of the merged model against those of the base with the adapter on it, both computed
+in float32 by the model code that trains and serves.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ossia import hardware
+from ossia.errors import OssiaError, UserError
+from ossia.export.merge import Advance, Merged, digest
+from ossia.model import layout
+from ossia.model.checkpoint import CheckpointReader
+
+_QUESTIONS = (
+    "What is the capital of Australia?",
+    "Write a haiku about rain.",
+    "Explain in two sentences why the sky is blue.",
+)
+_PROMPT = "<|start|>user<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>"
+#: Share of the memory that the comparison of logits may take.
+_MEMORY_SHARE = 0.7
+
+
+def check_bytes(folder: Path, merged: Merged, *, packed: bool, advance: Advance) -> dict[str, Any]:
+    """Open the export again and compare every tensor's bytes.
+
+    Raises:
+        OssiaError: a tensor is missing, misshapen, or other bytes than those that were written.
+    """
+    reader = CheckpointReader(folder)
+    reader.check(mxfp4=packed)
+    for name in reader.names():
+        tensor = reader.get(name)
+        if digest(tensor) != merged.digests[name]:
+            raise OssiaError(
+                f"tensor {name} does not read back as it was written",
+                where=str(folder),
+                why="the disk or the memory of this machine is faulty",
+                do="export again, to another disk",
+            )
+        advance(tensor.numel() * tensor.element_size())
+    return {"tensors": len(reader.names()), "identical_to_source": len(merged.copied)}
+
+
+def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
+    """Compare the merged model with base + adapter on a few prompts; `skipped` gives the reason when that cannot be.
+
+    Returns:
+        tokens; effect_kl: mean KL(tuned || base) in nats, how much the tuning changed; mean_kl, max_kl: KL(tuned ||
+        merged) per token, how much of that the export lost; top1: share of tokens whose likeliest successor is the
+        same.
+    """
+    device = hardware.device().value
+    reason = _too_large(base, folder, device)
+    if reason:
+        return {"skipped": reason}
+    prompts = _prompts(folder, CheckpointReader(folder).shape().vocabulary)
+    try:
+        tuned, untuned = _tuned_and_base(base, adapter, prompts, device)
+    except UserError as error:
+        return {"skipped": f"the adapter cannot be put on the base model here: {error.what}"}
+    from ossia.model.load import load_model
+
+    model = load_model(folder, dtype="float32", device=device)
+    merged = _log_probabilities(model, prompts, device)
+    kl, effect = _kl(tuned, merged), _kl(tuned, untuned)
+    return {
+        "tokens": len(kl),
+        "effect_kl": float(effect.mean()),
+        "mean_kl": float(kl.mean()),
+        "max_kl": float(kl.max()),
+        "top1": float((tuned.argmax(-1) == merged.argmax(-1)).float().mean()),
+    }
+
+
+def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: str) -> tuple[Tensor, Tensor]:
+    from ossia.model import lora
+    from ossia.model.load import load_model
+
+    model = lora.load(load_model(base, dtype="float32", device=device), adapter).eval()
+    tuned = _log_probabilities(model, prompts, device)
+    with model.disable_adapter():
+        untuned = _log_probabilities(model, prompts, device)
+    del model
+    gc.collect()  # a PEFT model holds reference cycles, and the merged model needs the memory
+    return tuned, untuned
+
+
+def _log_probabilities(model: Any, prompts: list[Tensor], device: str) -> Tensor:
+    """float32 [tokens of all prompts, vocabulary] on the CPU."""
+    with torch.no_grad():
+        logits = [model(input_ids=ids.to(device), use_cache=False).logits[0].float().cpu() for ids in prompts]
+    return torch.cat(logits).log_softmax(-1)
+
+
+def _kl(left: Tensor, right: Tensor) -> Tensor:
+    """KL(left || right) per row of log-probabilities. Not below zero, where rounding would take it."""
+    return (left.exp() * (left - right)).sum(-1).clamp(min=0)
+
+
+def _prompts(folder: Path, vocabulary: int) -> list[Tensor]:
+    """int64 [1, T] each: questions in Harmony, or fixed random ids for a model without a tokenizer."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        return [torch.tensor([tokenizer.encode(_PROMPT.format(question)).ids]) for question in _QUESTIONS]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, vocabulary, (1, 24), generator=generator) for _ in _QUESTIONS]
+
+
+def _too_large(base: Path, folder: Path, device: str) -> str | None:
+    """Why the larger of the two models does not fit into memory in float32, or None if it does."""
+    needed = max(_float32_bytes(CheckpointReader(place)) for place in (base, folder))
+    gpus = hardware.gpus().value if device == "cuda" else []
+    there = gpus[0].memory if gpus else hardware.memory().value
+    if needed <= _MEMORY_SHARE * there:
+        return None
+    return f"a model needs {needed / 1e9:.1f} GB in float32, of {there / 1e9:.1f} GB of memory"
+
+
+def _float32_bytes(reader: CheckpointReader) -> int:
+    return sum(_sizes(reader))
+
+
+def _sizes(reader: CheckpointReader) -> Iterator[int]:
+    for stored in reader.stored.values():
+        bytes_per_element = layout.DTYPE_BYTES[stored.dtype]
+        yield (stored.end - stored.start) // bytes_per_element * (1 if bytes_per_element == 1 else 4)

@@ -1,0 +1,140 @@
+"""What this machine has. Every answer carries the reason for it, and the reason is printed where the answer is used.
+
+Asking needs no torch; only a question about CUDA loads it, and only when a driver is there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """A value and why it is that value."""
+
+    value: T
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device. Memory in bytes."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+def cpu() -> Answer[str]:
+    """Name the processor and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return Answer(name, f"{cores().value} cores ({cores().reason})")
+
+
+def cores() -> Answer[int]:
+    """Count the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return Answer(len(os.sched_getaffinity(0)), "processor affinity of this process")
+    return Answer(os.cpu_count() or 1, "os.cpu_count")
+
+
+def memory() -> Answer[int]:
+    """Bytes of main memory available now, bounded by the container's limit."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit = _cgroup_limit()
+    if limit is not None and limit < available:
+        return Answer(limit, "memory limit of the container")
+    return Answer(available, "available main memory")
+
+
+def total_memory() -> int:
+    """Bytes of main memory installed."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def disk(folder: Path) -> Answer[int]:
+    """Bytes free where `folder` is or will be."""
+    here = folder.absolute()
+    while not here.exists():
+        here = here.parent
+    return Answer(shutil.disk_usage(here).free, f"free at {here}")
+
+
+def gpus() -> Answer[list[Gpu]]:
+    """The CUDA devices that torch can use."""
+    if not (Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") or platform.system() == "Windows"):
+        return Answer([], "no NVIDIA driver on this machine")
+    import torch
+
+    if not torch.cuda.is_available():
+        return Answer([], "there is an NVIDIA driver, but this torch cannot use it")
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(Gpu(properties.name, properties.total_memory, (properties.major, properties.minor)))
+    return Answer(found, "torch.cuda")
+
+
+def device(wanted: str = "auto") -> Answer[str]:
+    """Choose cpu or cuda. `wanted` is the recipe's model.device."""
+    if wanted != "auto":
+        return Answer(wanted, "set in the recipe")
+    found = gpus()
+    return Answer("cuda", found.value[0].name) if found.value else Answer("cpu", found.reason)
+
+
+def dtype(wanted: str = "auto", on: str = "cpu") -> Answer[str]:
+    """Choose bfloat16 or float32 for what is not four-bit. `on` is the device."""
+    if wanted != "auto":
+        return Answer(wanted, "set in the recipe")
+    if on == "cuda":
+        found = gpus().value
+        if found and found[0].capability >= (8, 0):
+            return Answer("bfloat16", f"compute capability {found[0].capability[0]}.{found[0].capability[1]}")
+        return Answer("float32", "the GPU has no bfloat16 arithmetic")
+    flags = cpu_flags()
+    fast = sorted(flags & {"avx512_bf16", "amx_bf16"})
+    if fast:
+        return Answer("bfloat16", f"the processor has {fast[0]}")
+    if platform.machine().lower() in {"arm64", "aarch64"} and (platform.system() == "Darwin" or "bf16" in flags):
+        return Answer("bfloat16", "Arm processor with bf16")
+    return Answer("float32", "the processor has no bfloat16 arithmetic")
+
+
+def cpu_flags() -> set[str]:
+    """Instruction set extensions of the processor, as Linux names them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return set(line.partition(":")[2].split())
+
+
+def _cgroup_limit() -> int | None:
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:
+            return int(text)
+    return None

@@ -1,0 +1,140 @@
+"""What a conversation is: an ordered list of atomic Harmony messages under a system and a developer message.
+
+Every input format becomes this, and everything else is made from it. "Atomic" means one message per step of the model:
+
+    a thought      assistant, channel analysis
+    a call         assistant, channel commentary, to functions.NAME, content type <|constrain|>json
+    its result     tool functions.NAME, to assistant, channel commentary
+    a preamble     assistant, channel commentary, no recipient: text the user sees before a call
+    an answer      assistant, channel final
+
+Plain data without behaviour; `render` turns it into token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Effort = Literal["low", "medium", "high"]
+
+ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
+CHANNELS = ("analysis", "commentary", "final")
+DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
+DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
+JSON_CONTENT = "<|constrain|>json"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One Harmony message. `content` is plain text; control tokens in it stay text."""
+
+    role: Role
+    content: str
+    channel: str | None = None
+    recipient: str | None = None
+    content_type: str | None = None
+    name: str | None = None
+    """The author's name: the tool for role tool (needed there), else written `role:name`."""
+    weight: float | None = None
+    """Factor on the training loss of this message; None means 1, 0 keeps it as context."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDescription:
+    """A function the model may call. `parameters` is a JSON Schema of type object, or None for no arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolNamespace:
+    """Built-in tools announced in the system message, such as `browser` or `python` (which is all description)."""
+
+    name: str
+    tools: tuple[ToolDescription, ...] = ()
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSettings:
+    """The system message. A field that is None (or empty) leaves its line out.
+
+    `date` is out by default, so that the same conversation gives the same tokens every day.
+    """
+
+    identity: str | None = DEFAULT_IDENTITY
+    knowledge_cutoff: str | None = DEFAULT_KNOWLEDGE_CUTOFF
+    date: str | None = None
+    effort: Effort | None = "medium"
+    namespaces: tuple[ToolNamespace, ...] = ()
+    channels: tuple[str, ...] = CHANNELS
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages and what stands before them. `source` names the row it came from, as in `data.jsonl:17`."""
+
+    messages: tuple[Message, ...]
+    system: SystemSettings | None = SystemSettings()
+    instructions: str | None = None
+    tools: tuple[ToolDescription, ...] = ()
+    source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else the row said: an expected answer, labels, an id. Never rendered."""
+
+
+def user(text: str, name: str | None = None) -> Message:
+    """What a person says."""
+    return Message("user", text, name=name)
+
+
+def developer(text: str) -> Message:
+    """Instructions given in the middle of a conversation. Those at the start belong to `Conversation.instructions`."""
+    return Message("developer", f"# Instructions\n\n{text}")
+
+
+def thought(text: str, weight: float | None = None) -> Message:
+    """Chain of thought."""
+    return Message("assistant", text, channel="analysis", weight=weight)
+
+
+def preamble(text: str, weight: float | None = None) -> Message:
+    """Text for the user that does not end the turn, such as a plan before tool calls."""
+    return Message("assistant", text, channel="commentary", weight=weight)
+
+
+def call(name: str, arguments: str, weight: float | None = None) -> Message:
+    """A call of the function `name`; `arguments` is a JSON text and is kept as it is."""
+    return Message("assistant", arguments, "commentary", f"functions.{name}", JSON_CONTENT, weight=weight)
+
+
+def tool_result(name: str, text: str) -> Message:
+    """What the function `name` returned."""
+    return Message("tool", text, channel="commentary", recipient="assistant", name=f"functions.{name}")
+
+
+def answer(text: str, weight: float | None = None) -> Message:
+    """The reply that ends the turn."""
+    return Message("assistant", text, channel="final", weight=weight)
+
+
+def is_answer(message: Message) -> bool:
+    """Whether a message ends the assistant's turn."""
+    return message.role == "assistant" and message.channel == "final"
+
+
+def without_old_thoughts(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """Drop every message on channel analysis that precedes the last answer; keep the rest.
+
+    This is what the model sees of its past: thoughts serve one turn, while calls, results and preambles stay (OpenAI
+    cookbook, "How to handle the raw chain of thought"). Thoughts after the last answer belong to a turn that is still
+    running and stay until it is answered.
+    """
+    messages = tuple(messages)
+    last = max((index for index, message in enumerate(messages) if is_answer(message)), default=-1)
+    return tuple(m for index, m in enumerate(messages) if index > last or m.channel != "analysis")

@@ -1,0 +1,172 @@
+"""Conversations as token ids: the one place where Harmony's control tokens are written.
+
+A message is  <|start|> author  header  <|message|> content  end.  Two header orders are legal and parse the same:
+
+    channel-first     <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>…<|call|>
+    recipient-first   <|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>…<|call|>
+
+The model samples channel-first, so that is the default for what it is trained on and for its own past alike.
+openai-harmony writes recipient-first, and in that order the ids here equal its ids. The order concerns the assistant
+only: in tool results the recipient always comes first, as in OpenAI's format.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ossia.harmony.conversation import Conversation, Message, SystemSettings, ToolNamespace, without_old_thoughts
+from ossia.harmony.typescript import tools_section
+from ossia.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
+
+HeaderOrder = Literal["channel-first", "recipient-first"]
+Part = Literal["start", "header", "content", "end"]
+
+_CONSTRAIN_TEXT = "<|constrain|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, stop) of a rendering: one part of one message."""
+
+    start: int
+    stop: int
+    message: int
+    """Index into the rendered messages."""
+    part: Part
+    """start: `<|start|>` and the author. header: up to and with `<|message|>`. content. end: the closing token."""
+    label: str
+    """The channel; for messages without one, the role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """Token ids and what each of them is. The spans are in order and cover all ids; empty parts have no span."""
+
+    ids: list[int]
+    spans: list[Span]
+
+
+def system_text(settings: SystemSettings, has_functions: bool) -> str:
+    """The content of the system message. `has_functions`: a developer message offers functions."""
+    head = [] if settings.identity is None else [settings.identity]
+    if settings.knowledge_cutoff is not None:
+        head.append(f"Knowledge cutoff: {settings.knowledge_cutoff}")
+    if settings.date is not None:
+        head.append(f"Current date: {settings.date}")
+    sections = ["\n".join(head)] if head else []
+    if settings.effort is not None:
+        sections.append(f"Reasoning: {settings.effort}")
+    if settings.namespaces:
+        sections.append(tools_section(settings.namespaces))
+    if settings.channels:
+        names = ", ".join(settings.channels)
+        rule = f"# Valid channels: {names}. Channel must be included for every message."
+        calls = "\nCalls to these tools must go to the commentary channel: 'functions'."
+        sections.append(rule + (calls if has_functions else ""))
+    return "\n\n".join(sections)
+
+
+def developer_text(instructions: str | None, tools: ToolNamespace | None) -> str:
+    """The content of the developer message: instructions, then the functions on offer."""
+    sections = [] if instructions is None else ["# Instructions", instructions]
+    return "\n\n".join(sections + ([] if tools is None else [tools_section([tools])]))
+
+
+def prologue(conversation: Conversation) -> tuple[Message, ...]:
+    """The system message and, if there are instructions or tools, the developer message."""
+    functions = ToolNamespace("functions", conversation.tools) if conversation.tools else None
+    messages = []
+    if conversation.system is not None:
+        messages.append(Message("system", system_text(conversation.system, functions is not None)))
+    if conversation.instructions is not None or functions is not None:
+        messages.append(Message("developer", developer_text(conversation.instructions, functions)))
+    return tuple(messages)
+
+
+def message_parts(
+    message: Message, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+    """The ids of a message's start, header, content and end. Pieces of text are encoded one by one, as in Harmony.
+
+    Raises:
+        ValueError: a message of role tool without a name.
+    """
+    encode = vocabulary.encode_tuple
+    if message.role == "tool" and not message.name:
+        raise ValueError("a tool message needs the tool's name")
+    author = message.role + (f":{message.name}" if message.name is not None else "")
+    start = (START, *encode(str(message.name) if message.role == "tool" else author))
+    channel = () if message.channel is None else (CHANNEL, *encode(message.channel))
+    recipient = () if message.recipient in (None, "all") else encode(f" to={message.recipient}")
+    if order == "channel-first" and message.role == "assistant":
+        header = channel + recipient
+    else:
+        header = recipient + channel
+    end = CALL if message.role == "assistant" and message.recipient is not None else END
+    return start, header + _content_type(message, vocabulary) + (MESSAGE,), encode(message.content), end
+
+
+def render_message(message: Message, vocabulary: Vocabulary, order: HeaderOrder = "channel-first") -> list[int]:
+    """The ids of one message, closed by `<|call|>` if it is the assistant's and addressed to somebody, else `<|end|>`."""
+    start, header, content, end = message_parts(message, vocabulary, order)
+    return [*start, *header, *content, end]
+
+
+def render_messages(
+    messages: Sequence[Message], vocabulary: Vocabulary, order: HeaderOrder = "channel-first", stop: bool = False
+) -> Rendering:
+    """All messages as they stand, nothing dropped.
+
+    Args:
+        stop: end a last answer with `<|return|>`, as the model samples it; in history an answer ends with `<|end|>`.
+    """
+    ids: list[int] = []
+    spans: list[Span] = []
+    for index, message in enumerate(messages):
+        start, header, content, end = message_parts(message, vocabulary, order)
+        if stop and index == len(messages) - 1 and message.role == "assistant" and message.channel == "final":
+            end = RETURN
+        label = message.channel or message.role
+        named: tuple[tuple[Part, tuple[int, ...]], ...] = (
+            ("start", start),
+            ("header", header),
+            ("content", content),
+            ("end", (end,)),
+        )
+        for part, tokens in named:
+            if tokens:
+                spans.append(Span(len(ids), len(ids) + len(tokens), index, part, label))
+                ids.extend(tokens)
+    return Rendering(ids, spans)
+
+
+def render_conversation(
+    conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
+) -> list[int]:
+    """The whole conversation with its system and developer messages, nothing dropped, the last answer ended by `<|end|>`."""
+    return render_messages(prologue(conversation) + conversation.messages, vocabulary, order).ids
+
+
+def render_prompt(
+    conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
+) -> list[int]:
+    """What the model is given to continue: the conversation without old thoughts, then `<|start|>assistant`."""
+    kept = without_old_thoughts(conversation.messages)
+    ids = render_messages(prologue(conversation) + kept, vocabulary, order).ids
+    return [*ids, *assistant_start(vocabulary)]
+
+
+def assistant_start(vocabulary: Vocabulary) -> list[int]:
+    """The ids of `<|start|>assistant`, after which the model samples."""
+    return [START, *vocabulary.encode_tuple("assistant")]
+
+
+def _content_type(message: Message, vocabulary: Vocabulary) -> tuple[int, ...]:
+    if message.content_type is None:
+        return ()
+    if not message.content_type.startswith(_CONSTRAIN_TEXT):
+        return vocabulary.encode_tuple(f" {message.content_type}")
+    rest = message.content_type.removeprefix(_CONSTRAIN_TEXT)
+    return (*vocabulary.encode_tuple(" "), CONSTRAIN, *vocabulary.encode_tuple(rest))

@@ -1,0 +1,192 @@
+"""The tokenizer files of gpt-oss, rebuilt on the spot and byte-identical to the published ones.
+
+A checkpoint brings its own tokenizer.json. Where there is none (tests, synthetic checkpoints, machines without a
+network), the same files are made from the byte-pair ranks of `o200k_base`, which the PyPI package `bpe-openai` carries.
+Nothing has to be trusted on the way: the ranks are checked against the SHA-256 that OpenAI publishes in tiktoken, the
+results against the SHA-256 of the files in openai/gpt-oss-20b on Hugging Face.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from ossia.errors import OssiaError, UserError
+
+RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+
+# name -> (bytes, SHA-256) as in openai/gpt-oss-20b, revision 6cee5e81
+PUBLISHED_FILES = {
+    "tokenizer.json": (27_868_174, "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3"),
+    "tokenizer_config.json": (4_200, "9279e942392b742d633c7adbb89ebe002c98399db8926a7af5125c726f404070"),
+    "special_tokens_map.json": (98, "dd5e191d20c12d2fee1da5bae14ca1db0f5f4215300af691f23cdee97120a293"),
+    "generation_config.json": (177, "f9970ada892d2d1f72e3ed0a6535ccebadd11897318794ca671d8c7014c957da"),
+}
+
+_NAMED_SPECIAL_TOKENS = {
+    199998: "startoftext",
+    199999: "endoftext",
+    200002: "return",
+    200003: "constrain",
+    200005: "channel",
+    200006: "start",
+    200007: "end",
+    200008: "message",
+    200012: "call",
+    200018: "endofprompt",
+}
+SPECIAL_TOKENS = {id: f"<|{_NAMED_SPECIAL_TOKENS.get(id, f'reserved_{id}')}|>" for id in range(199998, 200019)}
+"""The 21 special tokens that tokenizer.json lists, id -> text."""
+
+# How o200k_base cuts text into words before the merges (tiktoken, openai_public.py).
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+WORD_PATTERN = "|".join(
+    [
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTION}",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
+
+def cache_folder() -> Path:
+    """Where Ossia keeps what it can rebuild: $OSSIA_CACHE, else `ossia` in the user's cache folder."""
+    if chosen := os.environ.get("OSSIA_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "ossia" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ossia"
+
+
+def offline_tokenizer_folder() -> Path:
+    """A folder with the four published tokenizer files, built on first use (a few seconds) and kept per user.
+
+    Two processes may build at the same time: each writes to a folder of its own and moves identical files into place.
+
+    Raises:
+        UserError: `bpe-openai` is not installed, or its ranks are not those of o200k_base.
+    """
+    folder = cache_folder() / f"tokenizer-{PUBLISHED_FILES['tokenizer.json'][1][:12]}"
+    missing = [name for name, (size, _) in PUBLISHED_FILES.items() if not _is_there(folder / name, size)]
+    if not missing:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
+    try:
+        for name in missing:
+            _write_file(name, scratch / name)
+            expected = PUBLISHED_FILES[name][1]
+            built = hashlib.sha256((scratch / name).read_bytes()).hexdigest()
+            if built != expected:
+                raise OssiaError(
+                    f"The rebuilt {name} differs from the published one (SHA-256 {built[:12]}, not {expected[:12]})",
+                    why="another version of the `tokenizers` package may write the file differently",
+                    do="give Ossia a checkpoint folder that has a tokenizer.json",
+                )
+            os.replace(scratch / name, folder / name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def read_ranks() -> dict[bytes, int]:
+    """The 199,998 byte-pair ranks of o200k_base, token bytes -> id, from the package `bpe-openai`.
+
+    The package is located, not imported (its extension module has 74 MB).
+
+    Raises:
+        UserError: the package is missing, or the ranks are not the published ones.
+    """
+    package = importlib.util.find_spec("bpe_openai")
+    remedy = "pip install bpe-openai, or point to a checkpoint folder that has a tokenizer.json"
+    if package is None or not package.submodule_search_locations:
+        raise UserError("There is no tokenizer: the package bpe-openai is not installed", do=remedy)
+    path = Path(package.submodule_search_locations[0]) / "data" / "o200k_base.tiktoken.gz"
+    if not path.is_file():
+        raise UserError("The package bpe-openai has no o200k_base ranks", where=str(path), do=remedy)
+    published = gzip.decompress(path.read_bytes())
+    if hashlib.sha256(published).hexdigest() != RANKS_SHA256:
+        raise UserError("The ranks are not those of o200k_base (SHA-256 differs)", where=str(path), do=remedy)
+    pairs = (line.split() for line in published.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def byte_alphabet() -> dict[int, str]:
+    """Byte -> the printable character that stands for it in byte-level BPE files (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
+
+
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _write_file(name: str, path: Path) -> None:
+    if name == "tokenizer.json":
+        _write_tokenizer(read_ranks(), path)
+        return
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    roles = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+    config = {
+        "added_tokens_decoder": {str(id): {"content": text, **flags} for id, text in SPECIAL_TOKENS.items()},
+        "bos_token": roles["bos_token"],
+        "clean_up_tokenization_spaces": False,
+        "eos_token": roles["eos_token"],
+        "extra_special_tokens": {},
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": 1000000000000000019884624838656,
+        "pad_token": roles["pad_token"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    generation = {
+        "bos_token_id": 199998,
+        "do_sample": True,
+        "eos_token_id": [200002, 199999, 200012],
+        "pad_token_id": 199999,
+        "transformers_version": "4.55.0.dev0",
+    }
+    contents = {
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": roles,
+        "generation_config.json": generation,
+    }
+    path.write_bytes((json.dumps(contents[name], indent=2) + "\n").encode())
+
+
+def _write_tokenizer(ranks: dict[bytes, int], path: Path) -> None:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = byte_alphabet()
+    text = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
+    # Ranks do not say which pair a token was merged from; every split into two known tokens is listed, best first.
+    splits = [
+        (rank, ranks[token[:cut]], ranks[token[cut:]], text[token[:cut]], text[token[cut:]])
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    splits.sort()
+    vocabulary = {text[token]: rank for token, rank in ranks.items()}
+    merges = [(left, right) for *_, left, right in splits]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True, fuse_unk=False))
+    words = pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS.values()])
+    tokenizer.save(str(path))

@@ -1,0 +1,162 @@
+"""Text to token ids and back, for the vocabulary `o200k_harmony` of gpt-oss.
+
+Text never turns into control tokens here: `encode("<|end|>")` gives the ids of those seven characters, so a user, a tool
+or a data set cannot end a message or open a channel. Control tokens are placed by the renderer, by id.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ossia.errors import UserError
+from ossia.harmony.tokenizer_files import SPECIAL_TOKENS, byte_alphabet, offline_tokenizer_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = [
+    "CALL",
+    "CHANNEL",
+    "CONSTRAIN",
+    "END",
+    "ENDOFPROMPT",
+    "ENDOFTEXT",
+    "MESSAGE",
+    "RETURN",
+    "SPECIAL_TOKENS",
+    "START",
+    "STARTOFTEXT",
+    "STOP_TOKENS",
+    "VOCABULARY_SIZE",
+    "Vocabulary",
+    "offline_tokenizer_folder",
+]
+
+STARTOFTEXT = 199998
+ENDOFTEXT = 199999  # padding
+RETURN = 200002  # the model's turn is over
+CONSTRAIN = 200003  # content type of constrained output, as in `<|constrain|>json`
+CHANNEL = 200005
+START = 200006
+END = 200007  # a message is over, more may follow
+MESSAGE = 200008  # the header is over, the content begins
+CALL = 200012  # a tool call is over, the model waits for the result
+ENDOFPROMPT = 200018
+
+VOCABULARY_SIZE = 201_088
+"""Rows of the embedding and of the output layer: ids 0..201087. Ids above 200018 are reserved and never occur in text."""
+
+STOP_TOKENS = frozenset({RETURN, CALL, ENDOFTEXT})
+"""Sampling stops here (the published generation_config.json)."""
+
+_SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL_TOKENS.values()) + ")")
+_SPECIAL_IDS = {text: id for id, text in SPECIAL_TOKENS.items()}
+_CACHED_TEXTS = 8192
+_CACHED_LENGTH = 16_384  # characters; longer texts hardly ever repeat and would fill memory
+
+
+class Vocabulary:
+    """The tokenizer of one checkpoint. Immutable and safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """`tokenizer` becomes this object's own: it is switched to treat special tokens in text as plain text."""
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._byte_of = {character: byte for byte, character in byte_alphabet().items()}
+        self._bytes: dict[int, bytes] = {}
+        self._encode_cached = functools.lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
+
+    @classmethod
+    def load(cls, folder: Path | str | None = None) -> Vocabulary:
+        """Read tokenizer.json of a checkpoint folder; without a folder, the offline copy (`offline_tokenizer_folder`).
+
+        Reading takes about a second, so the result is kept and handed out again while the file does not change.
+
+        Raises:
+            UserError: no tokenizer.json, or not the tokenizer of gpt-oss.
+        """
+        path = (offline_tokenizer_folder() if folder is None else Path(folder)) / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(
+                "The checkpoint has no tokenizer.json",
+                where=str(path.parent),
+                do="copy tokenizer.json from openai/gpt-oss-20b into the folder",
+            )
+        status = path.stat()
+        return _load(str(path.resolve()), status.st_mtime_ns, status.st_size)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with control tokens in it taken as plain text. Lone surrogates become U+FFFD."""
+        return list(self.encode_tuple(text))
+
+    def encode_tuple(self, text: str) -> tuple[int, ...]:
+        """The same as an immutable tuple, which is kept for the next time (repeated prompts, headers, tools)."""
+        return self._encode_cached(text) if len(text) <= _CACHED_LENGTH else self._encode(text)
+
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Token ids of a text in which `<|start|>` and the like mean the control tokens. For trusted text only."""
+        ids: list[int] = []
+        for position, piece in enumerate(_SPECIAL_PATTERN.split(text)):
+            if position % 2:
+                ids.append(_SPECIAL_IDS[piece])
+            elif piece:
+                ids.extend(self.encode_tuple(piece))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of any ids; control tokens are spelt out. Invalid UTF-8 and unknown ids become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of one token (often not valid UTF-8 by itself). Unknown ids give the bytes of U+FFFD.
+
+        Control tokens and reserved ids below `VOCABULARY_SIZE` give their names, `<|end|>` or `<|reserved_200500|>`.
+        """
+        known = self._bytes.get(id)
+        if known is None:
+            known = self._bytes[id] = self._look_up(id)
+        return known
+
+    def token_text(self, id: int) -> str:
+        """One token as text, invalid bytes as U+FFFD."""
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        try:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair, which JSON can express and UTF-8 cannot
+            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            return tuple(self._tokenizer.encode(whole, add_special_tokens=False).ids)
+
+    def _look_up(self, id: int) -> bytes:
+        if id in SPECIAL_TOKENS:
+            return SPECIAL_TOKENS[id].encode()
+        if ENDOFPROMPT < id < VOCABULARY_SIZE:
+            return f"<|reserved_{id}|>".encode()
+        token = self._tokenizer.id_to_token(id) if 0 <= id < STARTOFTEXT else None
+        if token is None:
+            return "\N{REPLACEMENT CHARACTER}".encode()
+        return bytes(self._byte_of[character] for character in token)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, modified_ns: int, size: int) -> Vocabulary:
+    """The vocabulary in the file `path`; the other arguments only tell one state of the file from the next."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(path)
+    except Exception as error:  # the Rust library raises plain Exception
+        raise UserError("tokenizer.json cannot be read", where=path, why=str(error)) from error
+    if any(tokenizer.token_to_id(SPECIAL_TOKENS[id]) != id for id in (START, END, MESSAGE, CHANNEL, RETURN, CALL)):
+        raise UserError(
+            "This is not the tokenizer of gpt-oss",
+            where=path,
+            why="the control tokens <|start|>, <|message|>, ... have other ids or are missing",
+            do="copy tokenizer.json from openai/gpt-oss-20b into the folder",
+        )
+    return Vocabulary(tokenizer)

@@ -1,0 +1,138 @@
+"""The batch that every part of Ossia trains, evaluates and measures with: flat, without padding.
+
+A batch is a list of tokens and a forest over them. A *segment* is a stretch of consecutive tokens (its query range). A
+token sees the earlier tokens of its own segment and every token of the segment's *ancestors*, which are given as further
+key ranges. A plain row is a tree with one segment and no ancestors; a conversation whose turns share a prefix is a tree
+with branches. Positions count along each path from the root, so rotary embeddings and the sliding window see each path
+as the sequence it stands for.
+
+Supervision is explicit: (source row, target id, weight) triples, so that one token can predict several children and
+nothing is ever shifted by rolling. The loss of a step is sum(weight * -log p(target | source)) / denominator, with one
+denominator for the whole step however it is cut into passes.
+
+Shapes: T tokens, N segments, M ancestor ranges, S supervised triples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """Tensors of one forward pass.
+
+    ids_T, positions_T: int64. segments_N2: int64, start and end of each query range; together they cover 0..T in order.
+    ancestors_M3: int64, (segment index, key start, key end) of the key ranges beyond a segment's own, in path order.
+    rows_S, targets_S: int64; weights_S: float32.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    segments_N2: Tensor
+    ancestors_M3: Tensor
+    rows_S: Tensor
+    targets_S: Tensor
+    weights_S: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.ids_T.shape[0]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Return the keyword arguments of `OssiaForCausalLM.forward`, all but the denominator."""
+        return {
+            "input_ids": self.ids_T[None],
+            "position_ids": self.positions_T[None],
+            "segments": self.segments_N2,
+            "ancestors": self.ancestors_M3,
+            "rows": self.rows_S,
+            "targets": self.targets_S,
+            "weights": self.weights_S,
+        }
+
+
+def from_rows(rows: Iterable[tuple[Sequence[int], Sequence[float]]]) -> FlatBatch:
+    """Lay plain rows end to end, each its own one-segment tree.
+
+    Args:
+        rows: (ids, weights) pairs of equal length; weights[i] is the weight of predicting ids[i] from ids[:i]. The first
+            weight is ignored: nothing comes before it.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[tuple[int, int]] = []
+    triples: list[tuple[int, int, float]] = []
+    for row_ids, row_weights in rows:
+        start = len(ids)
+        ids.extend(row_ids)
+        positions.extend(range(len(row_ids)))
+        segments.append((start, len(ids)))
+        triples += [
+            (start + i - 1, target, weight)
+            for i, (target, weight) in enumerate(zip(row_ids, row_weights, strict=True))
+            if i and weight
+        ]
+    sources, targets, weights = zip(*triples, strict=True) if triples else ((), (), ())
+    return FlatBatch(
+        ids_T=torch.tensor(ids, dtype=torch.int64),
+        positions_T=torch.tensor(positions, dtype=torch.int64),
+        segments_N2=torch.tensor(segments, dtype=torch.int64).reshape(-1, 2),
+        ancestors_M3=torch.zeros(0, 3, dtype=torch.int64),
+        rows_S=torch.tensor(sources, dtype=torch.int64),
+        targets_S=torch.tensor(targets, dtype=torch.int64),
+        weights_S=torch.tensor(weights, dtype=torch.float32),
+    )
+
+
+def from_padded(input_ids_BT: Tensor, attention_mask_BT: Tensor | None, labels_BT: Tensor) -> FlatBatch:
+    """Convert the batch of other people's trainers: padded rows, and labels in which -100 is not supervised.
+
+    labels_BT stand at the position of the token itself, as in transformers; padding may be on either side.
+    """
+    keep_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if attention_mask_BT is None else attention_mask_BT.bool()
+    pairs = []
+    for ids_T, labels_T, keep_T in zip(input_ids_BT, labels_BT, keep_BT, strict=True):
+        ids, labels = ids_T[keep_T], labels_T[keep_T]
+        if not torch.equal(ids[labels != -100], labels[labels != -100]):
+            raise ValueError("labels must repeat input_ids where they are not -100; for other targets pass triples")
+        pairs.append((ids.tolist(), (labels != -100).float().tolist()))
+    batch = from_rows(pairs)
+    return FlatBatch(**{name: value.to(input_ids_BT.device) for name, value in vars(batch).items()})
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The forest in the form that attention takes it in: Python ranges, once per pass.
+
+    `ranges[n]` is segment n's (start, end); `ancestors[n]` its further key ranges in path order; `positions_T` the
+    position of each token on its path.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    ancestors: tuple[tuple[tuple[int, int], ...], ...]
+    positions_T: Tensor
+
+    @staticmethod
+    def of(segments_N2: Tensor, ancestors_M3: Tensor, positions_T: Tensor) -> Segments:
+        """Read the tensors of a batch.
+
+        Raises:
+            ValueError: the segments do not cover the tokens in order, or a key range lies outside what comes before.
+        """
+        ranges = tuple((int(start), int(end)) for start, end in segments_N2.tolist())
+        ends = [0, *(end for _, end in ranges)]
+        if any(start != before or end <= start for (start, end), before in zip(ranges, ends, strict=False)):
+            raise ValueError(f"segments must cover the tokens in order without gaps: {ranges}")
+        if ends[-1] != positions_T.shape[0]:
+            raise ValueError(f"segments end at {ends[-1]} but there are {positions_T.shape[0]} tokens")
+        keys: list[list[tuple[int, int]]] = [[] for _ in ranges]
+        for segment, start, end in ancestors_M3.tolist():
+            if not 0 <= start < end <= ranges[segment][0]:
+                raise ValueError(f"key range {start}..{end} of segment {segment} does not lie before it")
+            keys[segment].append((start, end))
+        return Segments(ranges, tuple(tuple(key) for key in keys), positions_T)

@@ -1,0 +1,104 @@
+"""The experts of gpt-oss, kept in four bits while everything passes through them.
+
+The published bytes (MXFP4: blocks of 32 E2M1 codes with one E8M0 scale) are the parameters of this module, under the
+published names. An expert's matrix exists in floating point only while it is multiplied: once in the forward pass, once
+more in the backward pass, which needs it to pass gradients on to the input. The weights themselves get no gradient.
+
+Shapes: T tokens, K experts per token, E experts, D hidden size, F intermediate size, G groups of 32 along the input,
+N tokens of one expert, R LoRA rank. Matrices lie as stored: [out, in].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ossia.model.mxfp4 import dequantise
+
+
+class LowRank(NamedTuple):
+    """A LoRA update of every expert's projection: scale * (x A^T) B^T. a_ERI: [E, R, in], b_EOR: [E, out, R]."""
+
+    a_ERI: Tensor
+    b_EOR: Tensor
+    scale: float
+
+    def of(self, expert: int, x_NI: Tensor) -> Tensor:
+        """Return the update of one expert's output, [N, out], in x's type; the product of A and B is never formed."""
+        a_RI, b_OR = self.a_ERI[expert].to(x_NI.dtype), self.b_EOR[expert].to(x_NI.dtype)
+        return (x_NI @ a_RI.T) @ b_OR.T * self.scale
+
+
+class PackedLinear(torch.autograd.Function):
+    """x [N, in] times a frozen MXFP4 matrix [out, in], transposed. Dequantises in both passes and keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, blocks_OG16: Tensor, scales_OG: Tensor) -> Tensor:
+        ctx.save_for_backward(blocks_OG16, scales_OG)
+        return x_NI @ dequantise(blocks_OG16, scales_OG, x_NI.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        blocks_OG16, scales_OG = ctx.saved_tensors
+        return grad_NO @ dequantise(blocks_OG16, scales_OG, grad_NO.dtype), None, None
+
+
+class PackedExperts(nn.Module):
+    """Replaces transformers' GptOssExperts on a checkpoint whose experts are MXFP4."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        experts, hidden, inner = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.num_experts, self.hidden_size, self.intermediate_size = experts, hidden, inner
+        # config.swiglu_alpha came with later versions of transformers; the published value is fixed.
+        self.alpha, self.limit = getattr(config, "swiglu_alpha", 1.702), config.swiglu_limit
+
+        def codes(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape, dtype=torch.uint8), requires_grad=False)
+
+        self.gate_up_proj_blocks = codes(experts, 2 * inner, hidden // 32, 16)
+        self.gate_up_proj_scales = codes(experts, 2 * inner, hidden // 32)
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(experts, 2 * inner), requires_grad=False)
+        self.down_proj_blocks = codes(experts, hidden, inner // 32, 16)
+        self.down_proj_scales = codes(experts, hidden, inner // 32)
+        self.down_proj_bias = nn.Parameter(torch.zeros(experts, hidden), requires_grad=False)
+
+    def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
+        """Return [T, D]. hidden_states [T, D], router_indices [T, K] int64, routing_weights [T, K]."""
+        return self.run(hidden_states, router_indices, routing_weights, None, None)
+
+    def run(
+        self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: LowRank | None, down: LowRank | None
+    ) -> Tensor:
+        """The forward pass with optional LoRA updates of the two projections."""
+        T, K = indices_TK.shape
+        order = indices_TK.flatten().argsort(stable=True)
+        counts = torch.bincount(indices_TK.flatten(), minlength=self.num_experts).tolist()
+        outputs = []
+        for expert, x_ND in enumerate(x_TD[order // K].split(counts)):
+            if len(x_ND):
+                outputs.append(self._expert(expert, x_ND, gate_up, down))
+        # Back to token order; each token adds up its K experts in a fixed order, so the sum is deterministic.
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        y_TKD = torch.cat(outputs)[back].reshape(T, K, -1)
+        return (y_TKD * weights_TK[..., None].to(y_TKD.dtype)).sum(1)
+
+    def _expert(self, expert: int, x_ND: Tensor, gate_up: LowRank | None, down: LowRank | None) -> Tensor:
+        h = PackedLinear.apply(x_ND, self.gate_up_proj_blocks[expert], self.gate_up_proj_scales[expert])
+        h = h + self.gate_up_proj_bias[expert].to(h.dtype)
+        if gate_up is not None:
+            h = h + gate_up.of(expert, x_ND)
+        a_NF = swiglu(h, self.alpha, self.limit)
+        y = PackedLinear.apply(a_NF, self.down_proj_blocks[expert], self.down_proj_scales[expert])
+        y = y + self.down_proj_bias[expert].to(y.dtype)
+        return y if down is None else y + down.of(expert, a_NF)
+
+
+def swiglu(h: Tensor, alpha: float, limit: float) -> Tensor:
+    """gpt-oss's gate on interleaved halves, [..., 2F] -> [..., F]: (clamp(up) + 1) * gate * sigmoid(alpha * gate)."""
+    gate, up = h[..., ::2].clamp(max=limit), h[..., 1::2].clamp(min=-limit, max=limit)
+    return (up + 1) * (gate * functional.sigmoid(gate * alpha))

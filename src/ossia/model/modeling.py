@@ -1,0 +1,127 @@
+"""gpt-oss as Ossia trains it: transformers' GptOssForCausalLM with three of its public extension points filled in.
+
+* the attention implementation "ossia" (`ossia.model.attention`), registered through AttentionInterface;
+* the experts module, which holds the packed MXFP4 bytes when the checkpoint does (`ossia.model.experts`);
+* forward, which takes the flat batch of `ossia.model.batch` and computes the loss in chunks.
+
+Everything else is transformers' own code, so `generate`, Trainer, accelerate, PEFT and other people's trainers work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.utils import ModelOutput
+
+from ossia.model import attention, batch
+from ossia.model.experts import PackedExperts
+from ossia.model.loss import Head, linear_cross_entropy
+
+attention.register()
+
+
+@dataclass
+class SupervisedOutput(ModelOutput):
+    """loss: scalar, the weighted sum over the triples divided by the step's denominator. nll: [S] per triple, detached."""
+
+    loss: Tensor | None = None
+    nll: Tensor | None = None
+
+
+class OssiaForCausalLM(GptOssForCausalLM):
+    """A transformers model whose batch is flat and whose experts may stay in four bits.
+
+    A config with `quantization_config.quant_method == "mxfp4"` gives packed experts; without it they are transformers'
+    own floating-point experts.
+    """
+
+    def __init__(self, config: GptOssConfig) -> None:
+        config._attn_implementation = attention.NAME
+        super().__init__(config)
+        if is_packed(config):
+            for layer in self.model.layers:
+                layer.mlp.experts = PackedExperts(config)
+        self._head: tuple[tuple[int, int], Head] | None = None
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        segments: Tensor | None = None,
+        ancestors: Tensor | None = None,
+        rows: Tensor | None = None,
+        targets: Tensor | None = None,
+        weights: Tensor | None = None,
+        denominator: Tensor | float | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Take a flat batch (`FlatBatch.inputs()` and a denominator), or what transformers' models take.
+
+        Args:
+            input_ids, position_ids: [1, T] of a flat batch, or [B, T] as usual.
+            labels: [B, T], -100 where not supervised; converted to a flat batch, so that other trainers get the same loss.
+            segments, ancestors, rows, targets, weights: see `FlatBatch`.
+            denominator: what the weighted sum is divided by. Default: the sum of the weights.
+            num_items_in_batch: the denominator as transformers' Trainer names it.
+
+        Returns:
+            `SupervisedOutput` for a flat batch or with labels; else what GptOssForCausalLM returns (logits).
+        """
+        denominator = num_items_in_batch if denominator is None else denominator
+        if labels is not None:
+            assert input_ids is not None
+            flat = batch.from_padded(input_ids, attention_mask, labels)
+            return self.forward(**flat.inputs(), denominator=denominator)
+        if segments is None:
+            return super().forward(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            )
+        assert position_ids is not None and ancestors is not None
+        forest = batch.Segments.of(segments, ancestors, position_ids[0])
+        hidden_TD = self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask={"full_attention": forest, "sliding_attention": forest},
+            use_cache=False,
+        ).last_hidden_state[0]
+        if rows is None:
+            return SupervisedOutput()
+        assert targets is not None and weights is not None
+        total, nll_S = linear_cross_entropy(hidden_TD[rows], self.head(), targets, weights)
+        return SupervisedOutput(loss=total / (weights.sum() if denominator is None else denominator), nll=nll_S)
+
+    def head(self) -> Head:
+        """Return the output layer for the loss, with equal rows of a frozen head grouped; found once per weight."""
+        weight = self.lm_head.weight
+        key = (weight.data_ptr(), weight._version)
+        if self._head is None or self._head[0] != key or weight.requires_grad:
+            self._head = (key, Head.of(weight))
+        return self._head[1]
+
+
+def is_packed(config: GptOssConfig) -> bool:
+    """Whether the checkpoint's experts are MXFP4."""
+    quantisation = getattr(config, "quantization_config", None) or {}
+    return bool(dict(quantisation).get("quant_method") == "mxfp4")
+
+
+def empty(config: GptOssConfig, dtype: torch.dtype) -> OssiaForCausalLM:
+    """Return a model whose parameters have shapes and types but no memory (meta device), buffers computed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            model = OssiaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    # The rotary frequencies are computed, not stored, so they are made again off the meta device.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    return model

@@ -1,0 +1,196 @@
+"""MXFP4, the published models' four-bit format, in plain torch: the truth that every kernel is checked against.
+
+Source: OCP Microscaling Formats (MX) specification 1.0. Weights of one row go in groups of 32. Each weight is an E2M1
+code: bit 3 the sign, bits 0 to 2 the index into 0, 0.5, 1, 1.5, 2, 3, 4, 6. Each group has one scale byte s, meaning
+2^(s - 127); s = 255 means NaN. gpt-oss stores code 2j in the low half of byte j and code 2j + 1 in the high half.
+
+Legend: rows are outputs and columns inputs; G = columns / 32 groups; `...` any leading axes, usually experts.
+blocks uint8 [..., rows, G, 16]; scales uint8 [..., rows, G]; values [..., rows, columns].
+(transformers transposes the last two axes of the values; the bytes are the same.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ossia.errors import UserError
+from ossia.model.layout import GROUP
+
+Rule = Literal["best", "floor", "keep"]
+
+MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+BIAS = 127
+NAN_SCALE = 255
+# Groups handled at a time: on a CPU few enough for the temporaries (1 MB each in float32) to stay in cache, which is
+# ten times faster than in memory; on a GPU enough to keep it busy.
+_CHUNK_CPU, _CHUNK_GPU = 1 << 13, 1 << 18
+
+
+def check_scales(scales: Tensor, where: str) -> None:
+    """Raise UserError when a scale byte is 255, the format's NaN: such a weight poisons every token it meets."""
+    if bool((scales == NAN_SCALE).any()):
+        count = int((scales == NAN_SCALE).sum())
+        raise UserError(
+            f"{count} of {scales.numel()} MXFP4 scales are NaN",
+            where=where,
+            why="the file is damaged, or was written by a broken conversion",
+            do="download or export the model again",
+        )
+
+
+def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Values of packed weights: uint8 [..., rows, G, 16] and [..., rows, G] to `dtype` [..., rows, 32 * G].
+
+    Exact in bfloat16, float32 and float64: a code's one mantissa bit fits everywhere, and so does 2^(s - 127), as a
+    subnormal at s = 0. Values of 2^128 and more become infinite, as in transformers; a group with s = 255 is NaN.
+    In float16 the values are rounded from float32.
+    """
+    assert blocks.shape == (*scales.shape, GROUP // 2), (blocks.shape, scales.shape)
+    if dtype == torch.float16:
+        return dequantise(blocks, scales, torch.float32).to(dtype)
+    blocks_nb, scales_n = blocks.reshape(-1, GROUP // 2), scales.reshape(-1)
+    out_nw = torch.empty(len(scales_n), GROUP, dtype=dtype, device=blocks.device)
+    pairs, powers = _pairs(dtype, blocks.device), _powers(dtype, blocks.device)
+    for part in _chunks(scales_n):
+        values = out_nw[part]
+        words = values.view(-1, *pairs.shape[1:]) if pairs.dtype == dtype else values.view(-1).view(pairs.dtype)
+        torch.index_select(pairs, 0, blocks_nb[part].reshape(-1).int(), out=words)
+        values.mul_(powers.index_select(0, scales_n[part].int())[:, None])
+    return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP)
+
+
+def quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Pack weights [..., rows, columns] into (blocks uint8 [..., rows, G, 16], scales uint8 [..., rows, G]).
+
+    Elements are rounded to nearest, ties to even, and saturate at 6 (OCP MX 1.0, section 6.3). The scale of a group is
+    chosen by `rule`:
+
+    * "floor": 2^(floor(log2 of the largest magnitude) - 2), the specification's example and llama.cpp's choice;
+    * "best": whichever of that scale, its half, its double and, where given, the one in `base_scales` has the least
+      squared error; `base_scales` wins a tie, so that weights already on its lattice keep their bytes;
+    * "keep": `base_scales` as they are.
+
+    Packing dequantised weights gives the same values back under every rule. Raises UserError on NaN or infinity.
+    """
+    columns = weight.shape[-1]
+    assert columns % GROUP == 0, f"{columns} columns are not a multiple of {GROUP}"
+    assert rule != "keep" or base_scales is not None, "rule 'keep' needs base_scales"
+    assert rule != "floor" or base_scales is None, "rule 'floor' takes no base_scales"
+    weight_nw = weight.detach().reshape(-1, GROUP)
+    base_n = None if base_scales is None else base_scales.reshape(-1)
+    scales_n = torch.empty(len(weight_nw), dtype=torch.uint8, device=weight.device)
+    blocks_nb = torch.empty(len(weight_nw), GROUP // 2, dtype=torch.uint8, device=weight.device)
+    for part in _chunks(scales_n):
+        values = weight_nw[part].float()
+        base = None if base_n is None else base_n[part].int() - BIAS
+        exponent = _floor_exponent(values)
+        if rule == "best":
+            exponent = _best_exponent(values, exponent, base)
+        elif base is not None:
+            exponent = base
+        code = _encode(values, exponent)
+        blocks_nb[part] = code[:, 0::2] | (code[:, 1::2] << 4)
+        scales_n[part] = (exponent + BIAS).to(torch.uint8)
+    groups = (*weight.shape[:-1], columns // GROUP)
+    return blocks_nb.view(*groups, GROUP // 2), scales_n.view(groups)
+
+
+def fake_quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = None) -> Tensor:
+    """The values that `quantise` would store, in weight's dtype and shape; the gradient passes straight through.
+
+    The same function the exporters pack with, so a model trained through it loses nothing when it is exported.
+    """
+    result: Tensor = _StraightThrough.apply(weight, rule, base_scales)
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, weight: Tensor, rule: Rule, base_scales: Tensor | None) -> Tensor:
+        blocks, scales = quantise(weight, rule, base_scales)
+        return dequantise(blocks, scales, weight.dtype).view(weight.shape)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return gradient, None, None
+
+
+def _chunks(groups_n: Tensor) -> Iterator[slice]:
+    size = _CHUNK_CPU if groups_n.device.type == "cpu" else _CHUNK_GPU
+    return (slice(at, at + size) for at in range(0, len(groups_n), size))
+
+
+@lru_cache(maxsize=16)
+def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The two values in each byte, low half first, at scale one: [256] words that are viewed as pairs of `dtype`."""
+    codes = torch.tensor([*MAGNITUDES, *(-value for value in MAGNITUDES)], dtype=dtype)
+    byte = torch.arange(256)
+    pairs = torch.stack([codes[byte & 15], codes[byte >> 4]], dim=1)
+    word = {2: torch.int32, 4: torch.int64}.get(dtype.itemsize)
+    return (pairs if word is None else pairs.view(word).view(-1)).to(device)
+
+
+@lru_cache(maxsize=16)
+def _powers(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[256]: 2^(s - 127) for each scale byte s, NaN for 255. Built in Python floats, where every power is exact."""
+    powers = [2.0 ** (byte - BIAS) for byte in range(NAN_SCALE)]
+    return torch.tensor([*powers, float("nan")], dtype=dtype).to(device)
+
+
+def _floor_exponent(values_nw: Tensor) -> Tensor:
+    """int32 [n]: floor(log2 of each row's largest magnitude) - 2, which takes it to between 4 and 8; -127 for zeros."""
+    largest_n = values_nw.abs().amax(dim=1)
+    if not bool(torch.isfinite(largest_n).all()):
+        raise UserError(
+            "the weights hold NaN or infinite values and cannot be quantised",
+            why="training diverged, or the merge overflowed",
+            do="use an earlier checkpoint, or a lower learning rate",
+        )
+    exponent_n = torch.frexp(largest_n).exponent - 3
+    return exponent_n.masked_fill_(largest_n == 0, -BIAS).clamp_(min=-BIAS)
+
+
+def _power(exponent_n: Tensor) -> Tensor:
+    """float32 [n, 1]: 2^exponent, from -127 to 127, from a table: `ldexp` is slow and goes through `pow`."""
+    return _powers(torch.float32, exponent_n.device).index_select(0, exponent_n + BIAS)[:, None]
+
+
+def _round(size_nw: Tensor) -> Tensor:
+    """Magnitudes from 0 to 8 rounded to 0, 0.5, 1, 1.5, 2, 3, 4 or 6: to nearest, ties to even codes, saturating.
+
+    The step is half of the power of two below (at least 0.5). Adding 2^23 steps makes the floating-point unit round to
+    whole steps, ties to even; subtracting them again is exact.
+    """
+    power = (size_nw.view(torch.int32) & 0x7F80_0000).view(torch.float32)
+    offset = power.clamp_(min=1.0).mul_(2.0**22)
+    return (size_nw + offset).sub_(offset).clamp_(max=MAGNITUDES[-1])
+
+
+def _encode(values_nw: Tensor, exponent_n: Tensor) -> Tensor:
+    """uint8 codes [n, 32] of values / 2^exponent."""
+    size = _round((values_nw.abs() * _power(-exponent_n)).clamp_(max=8.0))
+    # The magnitudes are evenly spaced in 0..2, 2..4 and 4..6, so a magnitude's index is the least of three lines.
+    index = torch.minimum(torch.minimum(2 * size, size + 2), size / 2 + 4)
+    return index.to(torch.uint8) | (torch.signbit(values_nw).to(torch.uint8) << 3)
+
+
+def _best_exponent(values_nw: Tensor, floor_n: Tensor, base_n: Tensor | None) -> Tensor:
+    """int32 [n]: the first of the base's exponent, the floor rule's and its neighbours with the least squared error."""
+    size_nw = values_nw.abs() * _power(-floor_n)
+    best_n, least_n = floor_n, torch.full(floor_n.shape, float("inf"), device=floor_n.device)
+    candidates = [floor_n, (floor_n - 1).clamp_(min=-BIAS), floor_n + 1]
+    for exponent_n in candidates if base_n is None else [base_n, *candidates]:
+        # Beyond 2^50 either way every weight saturates or vanishes, and the squares below would leave float32.
+        shift_n = (exponent_n - floor_n).clamp_(-50, 50)
+        scaled_nw = size_nw * _power(-shift_n)
+        rest_nw = scaled_nw.sub(_round(scaled_nw.clamp(max=8.0)))
+        error_n = rest_nw.square_().sum(dim=1) * _power(2 * shift_n)[:, 0]
+        better_n = error_n < least_n
+        best_n = torch.where(better_n, exponent_n, best_n)
+        least_n = torch.where(better_n, error_n, least_n)
+    return best_n

@@ -1,0 +1,163 @@
+"""Recipes: YAML files that fill the schema of `ossia.config`, and the code that reads them.
+
+A recipe is named (`tiny-demo`: one of the files beside this one) or a path. `--set section.key=value` goes on top. Every
+mistake is reported with the file and the line where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ossia.config import Recipe
+from ossia.errors import UserError, did_you_mean
+
+KeyPath = tuple[str, ...]
+
+
+def available() -> dict[str, Path]:
+    """Return the recipes that come with Ossia: name -> file."""
+    folder = Path(str(resources.files(__name__)))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(source: str) -> Path:
+    """Return the file of a recipe given by name or by path.
+
+    Raises:
+        UserError: there is neither such a file nor such a recipe.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    known = available()
+    if source in known:
+        return known[source]
+    close = did_you_mean(source, known)
+    raise UserError(
+        f"there is no recipe file and no recipe called {source!r}",
+        why=f"recipes that come with Ossia: {', '.join(known)}",
+        do=f"{close}" if close else "ossia recipes ls",
+    )
+
+
+def load(source: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and put `section.key=value` overrides on top.
+
+    Raises:
+        UserError: unreadable file, invalid YAML, an unknown key or a value outside its bounds; names file and line.
+    """
+    path = find(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe cannot be read ({error})", where=str(path)) from None
+    return parse(text, where=str(path), overrides=overrides)
+
+
+def parse(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Validate a recipe's YAML text. `where` names it in errors."""
+    try:
+        values = yaml.safe_load(text)
+        places = _lines(yaml.compose(text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"not valid YAML ({getattr(error, 'problem', error)})", where=f"{where}{line}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UserError("a recipe is a mapping of sections (model, data, lora, train, eval)", where=where)
+    origin = {key: f"{where}:{line}" for key, line in places.items()}
+    for override in overrides:
+        key = _apply(values, override)
+        origin |= {key[:n]: f"--set {override}" for n in range(1, len(key) + 1) if n == len(key) or key[:n] not in origin}
+    _reject_unknown(values, Recipe, (), origin, where)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _readable(error, origin, where) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the recipe as YAML with every setting spelled out, as it is stored in the run folder."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, for editors and for other programs."""
+    return Recipe.model_json_schema()
+
+
+def fields(section: type[BaseModel] = Recipe, prefix: KeyPath = ()) -> Iterable[tuple[str, Any, str]]:
+    """Yield (dotted key, default, documentation) of every setting, in the order of the schema."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, (*prefix, name))
+        else:
+            yield ".".join((*prefix, name)), field.get_default(call_default_factory=True), field.description or ""
+
+
+def _lines(node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, int]:
+    """Map each key path of a YAML document to the line (from 1) where the key stands."""
+    places: dict[KeyPath, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*prefix, str(key.value))
+            places[here] = key.start_mark.line + 1
+            places |= _lines(value, here)
+    return places
+
+
+def _apply(values: dict[str, Any], override: str) -> KeyPath:
+    """Put one `section.key=value` into `values`; the value is read as YAML. Returns the key path."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise UserError("an override has the form section.key=value", where=f"--set {override}")
+    here: Any = values
+    for part in path[:-1]:
+        here = here.setdefault(part, {})
+        if not isinstance(here, dict):
+            raise UserError(f"{part} is a value, not a section", where=f"--set {override}")
+    try:
+        here[path[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the value {text!r} is not valid YAML", where=f"--set {override}") from None
+    return path
+
+
+def _reject_unknown(
+    values: Mapping[str, Any], section: type[BaseModel], prefix: KeyPath, origin: Mapping[KeyPath, str], where: str
+) -> None:
+    known = section.model_fields
+    for key, value in values.items():
+        path = (*prefix, str(key))
+        if key not in known:
+            close = did_you_mean(str(key), known)
+            elsewhere = [name for name, _, _ in fields() if name.split(".")[-1] == str(key)]
+            remedy = close or (elsewhere[0] if elsewhere else None)
+            raise UserError(
+                f"{'.'.join(path)} is not a setting",
+                where=origin.get(path, where),
+                why=f"known here: {', '.join(known)}",
+                do=f"did you mean {remedy}?" if remedy else "ossia recipes fields  lists every setting",
+            )
+        annotation = known[key].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
+            _reject_unknown(value, annotation, path, origin, where)
+
+
+def _readable(error: ValidationError, origin: Mapping[KeyPath, str], where: str) -> UserError:
+    """Turn pydantic's first complaint into one sentence with its place."""
+    first = error.errors()[0]
+    path = tuple(str(part) for part in first["loc"])
+    place = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), where)
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if not path or isinstance(first.get("input"), dict) else f" (given: {first['input']!r})"
+    what = f"{'.'.join(path)}: {message[0].lower()}{message[1:]}{given}" if path else message
+    return UserError(what, where=place)

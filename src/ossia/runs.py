@@ -1,0 +1,230 @@
+"""A run is a folder. Everything later stages need lies in it, and nothing else remembers anything.
+
+    runs/2026-11-20_support-bot_7f3a/
+      recipe.yaml  environment.json     what ran, exactly
+      data/                             what the data check found
+      events.jsonl                      what happened (ossia.events)
+      checkpoints/step-000200/          adapter, optimiser, random states
+      evals/  exports/
+
+The index (runs/index.sqlite) only saves reading every events.jsonl for a listing. Delete it and it is rebuilt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import sqlite3
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ossia import events, recipes
+from ossia.config import Recipe
+from ossia.errors import UserError
+
+BEST = "best.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of `ossia runs ls`."""
+
+    id: str
+    path: str
+    created: float
+    status: str
+    model: str
+    step: int
+    total_steps: int
+    loss: float | None
+    best_validation: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def recipe(self) -> Recipe:
+        """Return the recipe as it ran."""
+        return recipes.load(str(self.path / "recipe.yaml"))
+
+    def log(self) -> events.EventLog:
+        return events.EventLog(self.path)
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a complete checkpoint, ascending."""
+        names = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
+        return sorted(int(path.name.removeprefix("step-")) for path in names if path.name[5:].isdigit())
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint, whether it exists or not."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def best_checkpoint(self) -> Path:
+        """Return the checkpoint with the lowest validation loss, or the newest if none was validated.
+
+        Raises:
+            UserError: the run has no checkpoint yet.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError("this run has no checkpoint yet", where=str(self.path), do=f"ossia train --resume {self.id}")
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            best = self.checkpoint(json.loads((self.checkpoints / BEST).read_text())["step"])
+            if best.is_dir():
+                return best
+        return self.checkpoint(steps[-1])
+
+    def summary(self) -> Summary:
+        """Read the events and say how the run stands."""
+        history = events.read(self.path)
+        steps = [event for event in history if isinstance(event, events.Step)]
+        started = [event for event in history if isinstance(event, events.Started)]
+        validations = [event.loss for event in history if isinstance(event, events.Validation)]
+        ends = (events.Started, events.Resumed, events.Finished)
+        last = next((event for event in reversed(history) if isinstance(event, ends)), None)
+        status = last.status if isinstance(last, events.Finished) else "no events"
+        if isinstance(last, events.Started | events.Resumed):
+            status = "running" if started and _is_alive(started[-1].pid) else "interrupted"
+        return Summary(
+            id=self.id,
+            path=str(self.path),
+            created=(self.path / "recipe.yaml").stat().st_mtime,
+            status=status,
+            model=self.recipe().model.path,
+            step=steps[-1].step if steps else 0,
+            total_steps=started[-1].total_steps if started else 0,
+            loss=steps[-1].loss if steps else None,
+            best_validation=min(validations, default=None),
+        )
+
+
+def root() -> Path:
+    """Return the folder of runs: $OSSIA_RUNS, or `runs` in the current folder."""
+    return Path(os.environ.get("OSSIA_RUNS", "runs"))
+
+
+def create(recipe: Recipe, command: str) -> Run:
+    """Make a new run folder with the recipe and the environment in it."""
+    name = f"{time.strftime('%Y-%m-%d')}_{recipe.name}_{secrets.token_hex(2)}"
+    path = root() / name
+    path.mkdir(parents=True)
+    write_atomically(path / "recipe.yaml", recipes.dump(recipe))
+    write_atomically(path / "environment.json", json.dumps(environment(command), indent=2))
+    return Run(path)
+
+
+def find(reference: str) -> Run:
+    """Return the run given by folder, by id, by the start or a part of its id, or as `last`.
+
+    Raises:
+        UserError: nothing or more than one run matches.
+    """
+    folder = Path(reference)
+    if (folder / "recipe.yaml").is_file():
+        return Run(folder)
+    everything = _folders()
+    if reference == "last" and everything:
+        return Run(max(everything, key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns))
+    matches = [path for path in everything if path.name == reference] or [p for p in everything if reference in p.name]
+    if len(matches) == 1:
+        return Run(matches[0])
+    found = ", ".join(path.name for path in matches) if matches else "none"
+    raise UserError(f"no single run matches {reference!r}", where=str(root()), why=f"found: {found}", do="ossia runs ls")
+
+
+def ls() -> list[Summary]:
+    """Return a summary of every run, newest first. Reads only runs that changed since the last listing."""
+    folders = _folders()
+    if not folders:
+        return []
+    try:
+        rows = _refresh(folders)
+    except sqlite3.DatabaseError:
+        (root() / "index.sqlite").unlink(missing_ok=True)
+        rows = _refresh(folders)
+    return sorted(rows, key=lambda row: row.created, reverse=True)
+
+
+def environment(command: str) -> dict[str, object]:
+    """Return what is needed to tell later why two runs differ: versions, platform, command."""
+    names = ("ossia", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "command": command,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader or a crash sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _folders() -> list[Path]:
+    return sorted(path.parent for path in root().glob("*/recipe.yaml"))
+
+
+def _refresh(folders: list[Path]) -> list[Summary]:
+    rows = []
+    with contextlib.closing(sqlite3.connect(root() / "index.sqlite", timeout=10)) as database, database:
+        database.execute("create table if not exists runs (path text primary key, stamp text, summary text)")
+        known = {path: (stamp, summary) for path, stamp, summary in database.execute("select * from runs")}
+        for folder in folders:
+            stamp = _stamp(folder)
+            old_stamp, old = known.pop(str(folder), (None, None))
+            summary = Summary(**json.loads(old)) if old and old_stamp == stamp else None
+            # A process can die without a trace in the events, so runs that seemed to be running are read again.
+            if summary is None or summary.status == "running":
+                summary = Run(folder).summary()
+                row = (str(folder), stamp, json.dumps(asdict(summary)))
+                database.execute("insert or replace into runs values (?, ?, ?)", row)
+            rows.append(summary)
+        database.executemany("delete from runs where path = ?", [(path,) for path in known])
+    return rows
+
+
+def _stamp(folder: Path) -> str:
+    path = folder / events.FILE
+    if not path.is_file():
+        return "none"
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,155 @@
+"""What happens between steps: events for those who watch, samples, early stopping, an orderly end on Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ossia import events
+from ossia.generate.engine import Sampling
+from ossia.generate.native import NativeEngine
+from ossia.harmony.parse import parse
+from ossia.runs import Run
+from ossia.train.steps import Trainable, prompt_of
+
+if TYPE_CHECKING:
+    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.train.trainer import OssiaTrainer
+
+Watch = Callable[[events.Event], None]
+
+
+class Reporter(TrainerCallback):
+    """Writes events, and asks Trainer to evaluate and save at the last step and at every new best."""
+
+    def __init__(self, run: Run, watch: Watch, patience: int | None) -> None:
+        self.log, self.watch, self.run, self.patience = run.log(), watch, run, patience
+        self.trainer: OssiaTrainer | None = None
+        self.reason = ""
+        """Why training ended before its last step; empty if it did not."""
+        self._began = time.perf_counter()
+
+    def emit(self, event: events.Event) -> None:
+        """Append an event to the run and show it to whoever watches."""
+        self.log.write(event)
+        self.watch(event)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if state.is_world_process_zero and "loss" in logs:
+            assert self.trainer is not None
+            self.emit(
+                events.Step(
+                    step=state.global_step,
+                    loss=logs["loss"],
+                    learning_rate=logs["learning_rate"],
+                    grad_norm=logs["grad_norm"],
+                    tokens=self.trainer.step_tokens,
+                    seconds=time.perf_counter() - self._began,
+                )
+            )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        loss = metrics["eval_loss"]
+        best = state.best_metric is None or loss < state.best_metric
+        if best:
+            control.should_save = True  # the best model must be on disk
+        if state.is_world_process_zero:
+            prefix = "eval_loss_"
+            channels = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+            self.emit(events.Validation(step=state.global_step, loss=loss, channels=channels, best=best))
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        if self.patience is not None and since_best >= self.patience:
+            self.reason = f"early stopping: {since_best} evaluations without a new best"
+            control.should_training_stop = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            path = str(self.run.checkpoint(state.global_step))
+            best = state.best_global_step == state.global_step
+            self.emit(events.Checkpoint(step=state.global_step, path=path, best=best))
+
+
+class Sampler(TrainerCallback):
+    """Answers a few validation prompts after each evaluation, greedily, so that one can watch the model change."""
+
+    def __init__(self, examples: Sequence[Trainable], vocabulary: Vocabulary, tokens: int, emit: Watch) -> None:
+        self.examples, self.vocabulary, self.tokens, self.emit = examples, vocabulary, tokens, emit
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
+    ) -> None:
+        if not (self.examples and state.is_world_process_zero):
+            return
+        engine = NativeEngine(model)
+        prompts = [prompt_of(example) for example in self.examples]
+        completions = engine.batch(prompts, Sampling(temperature=0.0, max_new_tokens=self.tokens))
+        for example, prompt, completion in zip(self.examples, prompts, completions, strict=True):
+            said = self._channels(completion.ids)
+            wanted = self._channels(example.ids[len(prompt) :])
+            self.emit(
+                events.Sample(
+                    step=state.global_step,
+                    prompt=self.vocabulary.decode(prompt),
+                    analysis=said["analysis"],
+                    final=said["final"],
+                    expected_final=wanted["final"],
+                )
+            )
+
+    def _channels(self, ids: Sequence[int]) -> dict[str, str]:
+        texts = {"analysis": "", "final": ""}
+        for message in parse(list(ids), self.vocabulary):
+            if message.channel in texts:
+                texts[message.channel] += message.content
+        return texts
+
+
+class Interruption(TrainerCallback):
+    """The first Ctrl-C ends the run after the present step with a checkpoint; the second one ends it at once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter, self.asked = reporter, False
+        self._before: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        try:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not the main thread: somebody else handles signals
+            self._before = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.asked:
+            self.reporter.reason = "interrupted by a person"
+            control.should_training_stop = control.should_save = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signal back to whoever had it."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.reporter.watch(events.Note(level="info", message="stopping after this step; Ctrl-C again stops at once"))

@@ -1,0 +1,62 @@
+"""Checkpoint folders of a run: `checkpoints/step-000200/`.
+
+A checkpoint is written under another name and renamed when it is complete, so a killed process never leaves one that
+looks usable. The newest few stay, and the best one, which `checkpoints/best.json` names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ossia.errors import OssiaError
+from ossia.runs import BEST, Run, write_atomically
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def writing(run: Run, step: int) -> Iterator[Path]:
+    """Yield a folder to write the step's checkpoint into; it becomes the checkpoint when the block ends well.
+
+    Raises:
+        OssiaError: the disk is full or not writable; older checkpoints are untouched.
+    """
+    final = run.checkpoint(step)
+    partial = final.with_name(final.name + PARTIAL)
+    try:
+        _remove_partial(run)
+        partial.mkdir(parents=True)
+        yield partial
+        if final.exists():  # a resumed run repeats a step it had already saved
+            shutil.rmtree(final)
+        partial.rename(final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OssiaError(
+            f"the checkpoint of step {step} could not be written ({error.strerror or error})",
+            where=str(final),
+            why="older checkpoints are complete",
+            do=f"free disk space, then: ossia train --resume {run.id}",
+        ) from error
+
+
+def remember_best(run: Run, step: int, loss: float) -> None:
+    """Name the checkpoint with the lowest validation loss."""
+    write_atomically(run.checkpoints / BEST, json.dumps({"step": step, "validation_loss": loss}))
+
+
+def prune(run: Run, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    best = run.best_checkpoint()
+    for step in run.steps()[:-keep]:
+        if run.checkpoint(step) != best:
+            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+
+
+def _remove_partial(run: Run) -> None:
+    for leftover in run.checkpoints.glob(f"*{PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,246 @@
+"""Supervised fine-tuning with LoRA: `train(recipe, run, examples, validation)`.
+
+The run folder must exist (`ossia.runs.create`). When it already holds checkpoints the run continues from the newest one:
+same data order, optimiser, schedule and random states, so that the loss goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from ossia import events, hardware
+from ossia.config import Recipe
+from ossia.errors import OssiaError, UserError
+from ossia.harmony.vocabulary import Vocabulary
+from ossia.model import lora
+from ossia.model.load import load_model, locate
+from ossia.runs import Run, write_atomically
+from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
+from ossia.train.steps import Collator, Trainable, fingerprint
+from ossia.train.trainer import OssiaTrainer
+
+DATA_FILE = "data/examples.json"
+
+
+def train(
+    recipe: Recipe,
+    run: Run,
+    examples: Sequence[Trainable],
+    validation: Sequence[Trainable],
+    *,
+    command: str = "",
+    watch: Watch = lambda event: None,
+) -> events.Finished:
+    """Fine-tune, or continue a run that was interrupted.
+
+    Args:
+        examples, validation: compiled training examples; validation may be empty.
+        command: what started this, for the record.
+        watch: called with every event as it is written.
+
+    Returns:
+        The last event, whose status is done or stopped.
+
+    Raises:
+        UserError: no examples, the data changed since the run began, or another process works on the run.
+        OssiaError: the loss is not finite, or a checkpoint could not be written.
+    """
+    if not examples:
+        raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
+    with _claimed(run):
+        _check_data(run, examples, validation)
+        return _train(recipe, run, examples, validation, command, watch)
+
+
+def total_steps(recipe: Recipe, examples: int) -> int:
+    """Return the number of optimiser steps that a recipe takes on so many examples."""
+    if recipe.train.steps is not None:
+        return recipe.train.steps
+    return math.ceil(math.ceil(examples / recipe.train.examples_per_step) * recipe.train.epochs)
+
+
+def _train(
+    recipe: Recipe,
+    run: Run,
+    examples: Sequence[Trainable],
+    validation: Sequence[Trainable],
+    command: str,
+    watch: Watch,
+) -> events.Finished:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    set_seed(recipe.train.seed)
+    folder = locate(recipe.model.path)
+    model = _model(recipe, folder)
+    reporter = Reporter(run, watch, recipe.train.early_stopping)
+    trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter)
+    newest = run.steps()[-1] if run.steps() else 0
+    reporter.emit(
+        events.Started(
+            command=command,
+            pid=os.getpid(),
+            total_steps=total_steps(recipe, len(examples)),
+            examples=len(examples),
+            validation_examples=len(validation),
+            trained_tokens=sum(sum(1 for weight in example.weights if weight) for example in examples),
+        )
+    )
+    if any(isinstance(event, events.Step) for event in events.read(run.path)):
+        reporter.emit(events.Resumed(step=newest))
+    try:
+        trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
+    except (Exception, KeyboardInterrupt) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reporter.emit(events.Finished(status="failed", reason=what, step=trainer.state.global_step))
+        raise
+    finally:
+        interruption.restore()
+        torch.use_deterministic_algorithms(False)
+    status = "stopped" if reporter.reason else "done"
+    last = events.Finished(status=status, reason=reporter.reason or "all steps done", step=trainer.state.global_step)
+    reporter.emit(last)
+    return last
+
+
+def _model(recipe: Recipe, folder: Path) -> Any:
+    base = load_model(folder, dtype=recipe.model.dtype, device=recipe.model.device)
+    base.name_or_path = recipe.model.path
+    base.config.use_cache = False
+    if recipe.lora.start_from:
+        model = lora.load(base, Path(recipe.lora.start_from), trainable=True)
+    else:
+        settings = recipe.lora
+        model = lora.attach(
+            base,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            expert_rank=settings.expert_rank,
+            expert_alpha=settings.expert_alpha,
+            targets=settings.targets,
+        )
+    if recipe.train.recompute:
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
+
+
+def _trainer(
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    examples: Sequence[Trainable],
+    validation: Sequence[Trainable],
+    folder: Path,
+    reporter: Reporter,
+) -> tuple[OssiaTrainer, Interruption]:
+    interruption = Interruption(reporter)
+    callbacks: list[Any] = [reporter, interruption]
+    if recipe.train.samples and validation:
+        vocabulary = Vocabulary.load(folder)
+        callbacks.append(
+            Sampler(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
+        )
+    with warnings.catch_warnings():
+        # Trainer asks PEFT whether layers are recomputed through a name that transformers has deprecated.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        trainer = OssiaTrainer(
+            model=model,
+            args=_arguments(recipe, run, len(examples), bool(validation)),
+            data_collator=Collator(recipe.train.tokens_per_pass),
+            train_dataset=list(examples),
+            eval_dataset=list(validation) or None,
+            callbacks=callbacks,
+            run=run,
+            keep_checkpoints=recipe.train.keep_checkpoints,
+        )
+    trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
+    reporter.trainer = trainer
+    return trainer, interruption
+
+
+def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> TrainingArguments:
+    settings = recipe.train
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.examples_per_step % world:
+        raise UserError(
+            f"train.examples_per_step ({settings.examples_per_step}) cannot be shared evenly by {world} processes"
+        )
+    steps = total_steps(recipe, examples)
+    schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
+    on_cpu = hardware.device(recipe.model.device).value == "cpu"
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True)
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        per_device_train_batch_size=settings.examples_per_step // world,
+        per_device_eval_batch_size=settings.examples_per_step,
+        max_steps=steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=schedule[settings.schedule],
+        lr_scheduler_kwargs={"min_lr_rate": 0.1} if settings.schedule == "cosine" else {},
+        warmup_steps=math.ceil(settings.warmup_share * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=settings.evaluate_every,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every,
+        metric_for_best_model="eval_loss" if validate else None,
+        greater_is_better=False if validate else None,
+        report_to=settings.report_to or "none",
+        run_name=run.id,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+    )
+
+
+@contextmanager
+def _claimed(run: Run) -> Iterator[None]:
+    """Hold the run's lock, so that no other process trains in this folder. The system lets go of it if we are killed."""
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    try:
+        with FileLock(run.path / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError("another process is training in this run", where=str(run.path)) from None
+
+
+def _check_data(run: Run, examples: Sequence[Trainable], validation: Sequence[Trainable]) -> None:
+    path = run.path / DATA_FILE
+    now = fingerprint(examples, validation)
+    if path.is_file():
+        before = json.loads(path.read_text()).get("sha256")
+        if before != now:
+            raise UserError(
+                "the training data are not those that this run began with",
+                where=str(path),
+                why="the loss would not continue where it stopped",
+                do="restore the data files, or start a new run",
+            )
+        return
+    if run.steps():
+        raise OssiaError("the run has checkpoints but no record of its data", where=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    summary = {"examples": len(examples), "validation": len(validation), "sha256": now}
+    write_atomically(path, json.dumps(summary, indent=2))

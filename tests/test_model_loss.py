@@ -1,0 +1,56 @@
+"""The chunked loss against torch's own cross-entropy on full logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ossia.model import loss
+from ossia.model.loss import Head, linear_cross_entropy
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_equals_cross_entropy_of_full_logits(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk * 31)
+    torch.manual_seed(chunk)
+    hidden = torch.randn(17, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(31, 8, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(31, (17,)), torch.rand(17)
+    total, nll = linear_cross_entropy(hidden, Head.of(weight), targets, weights)
+    truth = functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    torch.testing.assert_close(nll, truth.detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(total, (truth * weights).sum(), rtol=0, atol=1e-12)
+    mine = torch.autograd.grad(total * 3, (hidden, weight))
+    other = torch.autograd.grad((truth * weights).sum() * 3, (hidden, weight))
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_equal_rows_of_a_frozen_head_are_grouped_without_changing_the_loss() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 8, dtype=torch.float64)
+    shared = torch.randperm(40)[:30]
+    weight[shared] = weight[-1].clone()
+    weight[shared[0]] += 1e-9  # almost equal is not equal
+    weight[-1] = weight[shared[1]]
+    head = Head.of(weight)
+    assert head.log_count_V is not None and len(head.weight_VD) <= 12
+    hidden = torch.randn(64, 8, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(40, (64,)), torch.rand(64)
+    assert torch.isin(targets, shared).any()
+    total, nll = linear_cross_entropy(hidden, head, targets, weights)
+    truth = functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    # The logarithm of the count is kept in float32.
+    torch.testing.assert_close(nll, truth.detach(), rtol=0, atol=1e-6)
+    (mine,) = torch.autograd.grad(total, hidden)
+    (other,) = torch.autograd.grad((truth * weights).sum(), hidden)
+    torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+def test_a_head_of_different_rows_or_one_that_is_trained_is_left_alone() -> None:
+    assert Head.of(torch.randn(10, 4)).log_count_V is None
+    assert Head.of(torch.ones(10, 4).requires_grad_()).log_count_V is None
+    one_column_equal = torch.randn(10, 4)
+    one_column_equal[:, 0] = 1
+    assert Head.of(one_column_equal).log_count_V is None
