@@ -1,4 +1,4 @@
-"""Random conversations, the judge openai-harmony, and the bridge between the two. Shared by the Harmony and data tests."""
+"""Random conversations, the judge openai-harmony, and the bridge between them, for the Harmony and the data tests."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ossia.harmony.conversation import (
 from ossia.harmony.tokenizer_files import cache_folder, read_ranks
 
 WORDS = [
-    "the", "weather", "in", "Paris", "is", "4.5", "naïve", "日本語", "👩‍🚀", "\n\n", "  ", "\t", "{\"a\": 1}", "<|end|>",
-    "<|start|>assistant", "<|call|>", "<|channel|>final<|message|>", "<|return|>", "``", "\r\n", "مرحبا", "e\u0301", "I'll",
-    "functions.f", "to=user", "\u0000", "﻿", "1234567", "// note", "namespace x {", "don't",
+    "the", "weather", "in", "Paris", "is", "4.5", "naïve", "日本語", "👩‍🚀", "\n\n", "  ", "\t", '{"a": 1}', "``",
+    "<|end|>", "<|start|>assistant", "<|call|>", "<|channel|>final<|message|>", "<|return|>", "مرحبا", "e\u0301",
+    "functions.f", "to=user", "\u0000", "\ufeff", "1234567", "// note", "namespace x {", "don't", "I'll", "\r\n",
 ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def judge() -> Any:
         lines = (base64.b64encode(token) + b" %d\n" % rank for token, rank in read_ranks().items())
         draft = folder / f"draft-{os.getpid()}"
         draft.write_bytes(b"".join(lines))
-        os.replace(draft, path)
+        draft.replace(path)
     os.environ["TIKTOKEN_ENCODINGS_BASE"] = str(Path(folder))
     from openai_harmony import HarmonyEncodingName, load_harmony_encoding
 
@@ -90,17 +90,40 @@ def text(rng: random.Random, most: int = 8) -> str:
 
 
 def _noise(rng: random.Random) -> str:
-    planes = [(0x20, 0x7F), (0xA0, 0x250), (0x370, 0x600), (0x900, 0xDFF), (0x2000, 0x2BFF), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF)]
+    planes = [
+        (0x20, 0x7F),
+        (0xA0, 0x250),
+        (0x370, 0x600),
+        (0x900, 0xDFF),
+        (0x2000, 0x2BFF),
+        (0x4E00, 0x9FFF),
+        (0x1F300, 0x1FAFF),
+    ]
     low, high = rng.choice(planes)
     return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, 5)))
 
 
 def name(rng: random.Random) -> str:
-    return rng.choice(string.ascii_lowercase) + "".join(rng.choices(string.ascii_letters + string.digits + "_", k=rng.randint(1, 9)))
+    return rng.choice(string.ascii_lowercase) + "".join(
+        rng.choices(string.ascii_letters + string.digits + "_", k=rng.randint(1, 9))
+    )
 
 
 def schema(rng: random.Random, depth: int = 0) -> Any:
-    kinds = ["string", "number", "integer", "boolean", "array", "object", "null", "list", "oneOf", "anyOf", "none", "odd"]
+    kinds = [
+        "string",
+        "number",
+        "integer",
+        "boolean",
+        "array",
+        "object",
+        "null",
+        "list",
+        "oneOf",
+        "anyOf",
+        "none",
+        "odd",
+    ]
     kind = rng.choice(kinds if depth < 3 else kinds[:4])
     out: dict[str, Any] = {}
     if kind == "object":
@@ -112,14 +135,18 @@ def schema(rng: random.Random, depth: int = 0) -> Any:
     elif kind in ("oneOf", "anyOf"):
         out = {kind: [schema(rng, depth + 1) for _ in range(rng.randint(0, 3))]}
     elif kind == "odd":
-        out = rng.choice([{"$ref": "#/x"}, {"const": 3}, {"type": 5}, {"type": "string", "enum": [1, 2]}, {"oneOf": "x"}])
+        out = rng.choice(
+            [{"$ref": "#/x"}, {"const": 3}, {"type": 5}, {"type": "string", "enum": [1, 2]}, {"oneOf": "x"}]
+        )
     elif kind != "none":
         out = {"type": kind}
     if rng.random() < 0.25:
         out["enum"] = rng.choice([[], ["a", 'b"c', "d e"], [1, "x", None]])
     extras = {
         "description": lambda: rng.choice([text(rng, 4), "line one\nline two", 7]),
-        "default": lambda: rng.choice(["x", 'q"t', 1, -1.5, 1e-5, 2e16, 1e300, 123456789.25, True, None, [1, {"a": "é\n"}], {}, 2**70]),
+        "default": lambda: rng.choice(
+            ["x", 'q"t', 1, -1.5, 1e-5, 2e16, 1e300, 123456789.25, True, None, [1, {"a": "é\n"}], {}, 2**70]
+        ),
         "title": lambda: text(rng, 2),
         "examples": lambda: rng.choice([[], ["a", 'b"'], [1, "z"], "no"]),
         "nullable": lambda: rng.choice([True, False, "yes"]),
@@ -179,7 +206,9 @@ def turn(rng: random.Random, functions: list[str]) -> list[Message]:
         if rng.random() < 0.4:
             out.append(Message("assistant", text(rng), "commentary"))
         target = f"functions.{rng.choice(functions)}"
-        channel, kind = rng.choice([("commentary", JSON_CONTENT)] * 4 + [("analysis", "code"), ("commentary", "json"), ("commentary", None)])
+        channel, kind = rng.choice(
+            [("commentary", JSON_CONTENT)] * 4 + [("analysis", "code"), ("commentary", "json"), ("commentary", None)]
+        )
         out.append(Message("assistant", text(rng), channel, target, kind))
         out.append(Message("tool", text(rng), channel, "assistant", name=target))
     if rng.random() < 0.7:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-import harmony_samples as samples
 import pytest
 
+import harmony_samples as samples
 from ossia.harmony import conversation as c
 from ossia.harmony.render import message_parts, render_conversation, render_messages, render_prompt
 from ossia.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
@@ -38,7 +38,9 @@ def test_prompt_equals_openai_harmony_when_it_is_given_the_filtered_messages(voc
         conversation = samples.conversation(rng)
         last = max((i for i, m in enumerate(conversation.messages) if m.channel == "final"), default=-1)
         kept = tuple(m for i, m in enumerate(conversation.messages) if i > last or m.channel != "analysis")
-        filtered = samples.to_judge(c.Conversation(kept, conversation.system, conversation.instructions, conversation.tools))
+        filtered = samples.to_judge(
+            c.Conversation(kept, conversation.system, conversation.instructions, conversation.tools)
+        )
         theirs = judge.render_conversation_for_completion(filtered, oh.Role.ASSISTANT, keep_all)
         assert render_prompt(conversation, vocabulary, "recipient-first") == theirs
 
@@ -112,7 +114,14 @@ format?: "celsius" | "fahrenheit", // default: celsius
 
 
 def test_old_thoughts_go_and_those_of_a_running_turn_stay() -> None:
-    finished = (c.user("1"), c.thought("t1"), c.call("f", "{}"), c.tool_result("f", "r"), c.preamble("p"), c.answer("a1"))
+    finished = (
+        c.user("1"),
+        c.thought("t1"),
+        c.call("f", "{}"),
+        c.tool_result("f", "r"),
+        c.preamble("p"),
+        c.answer("a1"),
+    )
     running = (c.user("2"), c.thought("t2"), c.call("f", "{}"), c.tool_result("f", "r"), c.thought("t3"))
     kept = c.without_old_thoughts(finished + running)
     assert [m.content for m in kept] == ["1", "{}", "r", "p", "a1", "2", "t2", "{}", "r", "t3"]

@@ -28,7 +28,8 @@ def forests(draw: st.DrawFn) -> list[tuple[int | None, int]]:
     """Segments in order: (parent's index or None, length)."""
     count = draw(st.integers(1, 7))
     return [
-        (draw(st.one_of(st.none(), st.integers(0, i - 1))) if i else None, draw(st.integers(1, 9))) for i in range(count)
+        (draw(st.one_of(st.none(), st.integers(0, i - 1))) if i else None, draw(st.integers(1, 9)))
+        for i in range(count)
     ]
 
 

@@ -20,7 +20,6 @@ from ossia.model.tiny import MICRO, write_tiny
 
 REPO = "openai/gpt-oss-20b"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SHARDS = 5
 
 
 class Hub(ThreadingHTTPServer):
@@ -112,7 +111,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for extra in ("README.md", "original/model.safetensors", "metal/model.bin", "pytorch_model.bin"):
         (folder / extra).parent.mkdir(exist_ok=True)
         (folder / extra).write_bytes(b"not needed")
-    assert len(list(folder.glob("model*.safetensors"))) == SHARDS
+    assert len(list(folder.glob("model*.safetensors"))) >= 3
     return folder
 
 

@@ -142,13 +142,27 @@ def test_written_files_are_what_safetensors_reads(micro: Path) -> None:
 def test_files_that_safetensors_wrote_are_read(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    # An odd number of bytes first, so that what follows is not aligned for its dtype.
     stored = {"a": torch.arange(3, dtype=torch.uint8), "b": torch.randn(5).bfloat16(), "c": torch.randn(2, 0)}
     save_file(stored, tmp_path / "model.safetensors")
     reader = CheckpointReader(tmp_path)
     assert sorted(reader.names()) == ["a", "b", "c"]
     for name, tensor in stored.items():
         assert torch.equal(reader.get(name), tensor)
+
+
+def test_tensors_that_are_not_aligned_are_read(tmp_path: Path) -> None:
+    tensor = torch.randn(3, 2).bfloat16()
+    header = json.dumps(
+        {
+            "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+            "b": {"dtype": "BF16", "shape": [3, 2], "data_offsets": [1, 13]},
+        }
+    ).encode()
+    data = b"\x07" + tensor.view(torch.uint8).numpy().tobytes()
+    for padding in (b"", b" "):  # one of the two puts b at an odd place
+        text = header + padding
+        (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+        assert torch.equal(CheckpointReader(tmp_path).get("b"), tensor)
 
 
 def test_writing_to_a_mapped_tensor_leaves_the_file_alone(micro: Path) -> None:

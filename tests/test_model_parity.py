@@ -121,9 +121,7 @@ def test_labels_as_other_trainers_pass_them_give_the_same_loss(
         torch.testing.assert_close(padded, flat)
 
 
-def test_a_step_cut_into_passes_has_the_same_gradient(
-    folder: Path, rows: list[tuple[list[int], list[float]]]
-) -> None:
+def test_a_step_cut_into_passes_has_the_same_gradient(folder: Path, rows: list[tuple[list[int], list[float]]]) -> None:
     model = adapted(folder)
     whole = model(**from_rows(rows).inputs())
     whole.loss.backward()

@@ -92,32 +92,35 @@ class Problem:
             counted = ", ".join(f"{i} {days[(self.a + i) % 7]}" for i in range(1, self.b + 1))
             steps = [step["count"].format(a=days[self.a], b=self.b, days=counted)]
         elif self.kind == "weeks":
-            steps = [step["weeks"].format(a=self.a, d=7 * self.a), *_column_steps("add", 7 * self.a, self.b, step)]
+            weeks = step["weeks"].format(a=self.a, d=7 * self.a)
+            steps = [weeks, *_column_steps("add", 7 * self.a, self.b, step)]
+        elif self.kind == "compare":
+            opening = step["compare"].format(a=self.a, b=self.b, name=NAMES[self.name], other=NAMES[self.other])
+            steps = [opening, *_comparison_steps(self.a, self.b, step)]
         else:
             steps = _column_steps(self.kind, self.a, self.b, step)
         return " ".join([*steps, step["answer"].format(c=self.answer(language))])
 
 
 def _column_steps(kind: str, a: int, b: int, step: dict[str, str]) -> list[str]:
-    """Work digit by digit on two numbers below 100, as on paper. Subtraction must not need to borrow."""
+    """Add or subtract two numbers below 100 digit by digit, as on paper. Subtraction must not need to borrow."""
     (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
-    if kind == "compare":
-        sign = "<>"[a_tens > b_tens] if a_tens != b_tens else "="
-        steps = [step["compare_tens"].format(sum=f"{a_tens}{sign}{b_tens}")]
-        if sign == "=":
-            steps.append(step["compare_ones"].format(sum=f"{a_ones}{'<>'[a_ones > b_ones]}{b_ones}"))
-        return steps
     if kind == "subtract":
-        return [
-            step["subtract_ones"].format(sum=f"{a_ones}-{b_ones}={a_ones - b_ones}"),
-            step["subtract_tens"].format(sum=f"{a_tens}-{b_tens}={a_tens - b_tens}"),
-        ]
-    carry = (a_ones + b_ones) // 10
-    tens = f"{a_tens}+{b_tens}{'+1' if carry else ''}={a_tens + b_tens + carry}"
-    return [
-        step["add_ones"].format(sum=f"{a_ones}+{b_ones}={a_ones + b_ones}"),
-        step["add_tens"].format(sum=tens),
-    ]
+        ones, tens = f"{a_ones}-{b_ones}={a_ones - b_ones}", f"{a_tens}-{b_tens}={a_tens - b_tens}"
+    else:
+        carry = (a_ones + b_ones) // 10
+        ones = f"{a_ones}+{b_ones}={a_ones + b_ones}"
+        tens = f"{a_tens}+{b_tens}{'+1' if carry else ''}={a_tens + b_tens + carry}"
+    return [step[kind].format(a=a, b=b), step["ones"].format(sum=ones), step["tens"].format(sum=tens)]
+
+
+def _comparison_steps(a: int, b: int, step: dict[str, str]) -> list[str]:
+    """Compare two different numbers below 100 by their tens, and by their ones if the tens are equal."""
+    (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
+    if a_tens != b_tens:
+        return [step["tens"].format(sum=f"{a_tens}{'<>'[a_tens > b_tens]}{b_tens}")]
+    ones = f"{a_ones}{'<>'[a_ones > b_ones]}{b_ones}"
+    return [step["tens"].format(sum=f"{a_tens}={b_tens}"), step["ones"].format(sum=ones)]
 
 
 def is_heldout(kind: str, a: int, b: int) -> bool:
@@ -133,14 +136,13 @@ def _operands(kind: str, rng: random.Random) -> tuple[int, int]:
     if kind == "weeks":
         return rng.randint(2, 9), rng.randint(2, 6)
     if kind == "compare":
-        a = rng.randint(11, 98)
+        a = rng.randint(11, 69)
         near = rng.random() < 0.3  # equal tens, which chance alone would make too rare to learn
-        b = 10 * (a // 10) + rng.randrange(10) if near else rng.randint(11, 98)
+        b = 10 * (a // 10) + rng.randrange(10) if near else rng.randint(11, 69)
         return (a, b) if a != b else _operands(kind, rng)
     if kind == "add":
-        a, b = rng.randint(11, 77), rng.randint(11, 77)
-        return (a, b) if a + b < 100 else _operands(kind, rng)
-    a, b = rng.randint(21, 99), rng.randint(11, 88)
+        return rng.randint(11, 49), rng.randint(11, 49)
+    a, b = rng.randint(21, 89), rng.randint(11, 79)
     return (a, b) if a // 10 > b // 10 and a % 10 >= b % 10 else _operands(kind, rng)
 
 

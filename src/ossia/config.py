@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Effort = Literal["low", "medium", "high"]
+
+Sources = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""Files, folders or ids; a single one may be given without brackets."""
 
 
 class Section(BaseModel):
@@ -26,7 +29,7 @@ class ModelSection(Section):
     """A folder with a checkpoint in the published layout, or a hub id. Hub ids are looked up among fetched models."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Compute type of everything that is not four-bit. auto: bfloat16 where the hardware multiplies it fast, else float32."""
+    """Compute type of what is not four-bit. auto: bfloat16 where the hardware multiplies it fast, else float32."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: the first CUDA device, else the CPU."""
@@ -35,10 +38,10 @@ class ModelSection(Section):
 class DataSection(Section):
     """Which conversations to train on and how to render them."""
 
-    train: list[str] = []
-    """Files (jsonl, json, csv, parquet), folders of these, or hub data set ids. Relative to the folder of the command."""
+    train: Sources = []
+    """Files (jsonl, json, csv, parquet), folders, or hub data set ids. Relative to the folder of the command."""
 
-    validation: list[str] = []
+    validation: Sources = []
     """The same for validation. Empty: a share of the training conversations is held back."""
 
     validation_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
@@ -57,7 +60,7 @@ class DataSection(Section):
     """Reasoning effort written into the system message of rows that do not carry their own."""
 
     date: str | None = None
-    """Current date in the system message (YYYY-MM-DD). Not set: no date line, so that data do not change from day to day."""
+    """Current date in the system message (YYYY-MM-DD). Not set: no such line, so data are the same every day."""
 
     identity: str = "You are ChatGPT, a large language model trained by OpenAI."
     """First line of the system message."""
@@ -107,7 +110,7 @@ class TrainSection(Section):
     """Peak learning rate of AdamW."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up: to a tenth of the peak (cosine), to zero (linear), or not at all."""
+    """The learning rate after the warm-up: down to a tenth of the peak (cosine), to zero (linear), or constant."""
 
     warmup_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the steps over which the learning rate rises from zero."""
@@ -122,7 +125,7 @@ class TrainSection(Section):
     """Seeds the adapter, the data order and the sampling."""
 
     deterministic: bool = False
-    """Refuse algorithms whose result may differ from run to run. On a CPU a resumed run repeats the uninterrupted one anyway."""
+    """Refuse algorithms whose result may differ from run to run, so that a resumed run repeats an uninterrupted one."""
 
     recompute: bool = True
     """Keep only each layer's input and compute the rest again in the backward pass. Off: faster, more memory."""
@@ -152,7 +155,7 @@ class TrainSection(Section):
 class EvalSection(Section):
     """How `ossia eval` measures the tuned model against its base."""
 
-    data: list[str] = []
+    data: Sources = []
     """Held-out files, in the same formats as the training data."""
 
     limit: Annotated[int, Field(ge=1)] | None = None

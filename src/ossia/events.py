@@ -179,18 +179,24 @@ def read(folder: Path) -> list[Event]:
 
 
 def follow(folder: Path, *, poll_seconds: float = 0.5) -> Iterator[Event]:
-    """Yield the run's events as they come, from the first on, until a `Finished` of the newest process is read."""
-    path, offset = folder / FILE, 0
+    """Yield the run's events as they come, from the first on, until the newest process has finished."""
+    path, offset, finished = folder / FILE, 0, False
     while True:
-        data = path.read_bytes()[offset:] if path.is_file() else b""
+        data = b""
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         offset += len(complete)
         for line in complete.split(b"\n"):
             event = _parse(line, str(path)) if line.strip() else None
             if event is not None:
+                finished = isinstance(event, Finished) or (finished and not isinstance(event, Started | Resumed))
                 yield event
-                if isinstance(event, Finished) and path.stat().st_size == offset:
-                    return
+        # Looked at only when all that is written was read: a later process may have gone on after an earlier end.
+        if finished and len(complete) == len(data):
+            return
         time.sleep(poll_seconds)
 
 

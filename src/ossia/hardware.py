@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ossia.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -57,9 +59,9 @@ def memory() -> Answer[int]:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    limit = _cgroup_limit()
-    if limit is not None and limit < available:
-        return Answer(limit, "memory limit of the container")
+    left = _cgroup_left()
+    if left is not None and left < available:
+        return Answer(left, "what the container's memory limit leaves")
     return Answer(available, "available main memory")
 
 
@@ -94,10 +96,18 @@ def gpus() -> Answer[list[Gpu]]:
 
 
 def device(wanted: str = "auto") -> Answer[str]:
-    """Choose cpu or cuda. `wanted` is the recipe's model.device."""
-    if wanted != "auto":
-        return Answer(wanted, "set in the recipe")
+    """Choose cpu or cuda. `wanted` is the recipe's model.device.
+
+    Raises:
+        UserError: the recipe asks for a GPU that is not there.
+    """
+    if wanted == "cpu":
+        return Answer("cpu", "set in the recipe")
     found = gpus()
+    if wanted == "cuda" and not found.value:
+        raise UserError("there is no GPU to use", where="model.device", why=found.reason, do="--set model.device=cpu")
+    if wanted == "cuda":
+        return Answer("cuda", f"set in the recipe; {found.value[0].name}")
     return Answer("cuda", found.value[0].name) if found.value else Answer("cpu", found.reason)
 
 
@@ -129,12 +139,23 @@ def cpu_flags() -> set[str]:
     return set(line.partition(":")[2].split())
 
 
-def _cgroup_limit() -> int | None:
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+_CGROUPS = (
+    # version 2, then version 1: folder, limit, usage, the file cache in memory.stat
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "cache"),
+)
+
+
+def _cgroup_left() -> int | None:
+    """Bytes that the control group may still take; file cache counts as free, because it is given up on demand."""
+    for folder, limit_file, usage_file, cache_name in _CGROUPS:
         try:
-            text = Path(name).read_text().strip()
-        except OSError:
+            limit = Path(folder, limit_file).read_text().strip()
+            if not limit.isdigit() or int(limit) >= 1 << 60:
+                continue
+            usage = int(Path(folder, usage_file).read_text())
+            statistics = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
             continue
-        if text.isdigit() and int(text) < 1 << 60:
-            return int(text)
+        return max(0, int(limit) - usage + int(statistics.get(cache_name, 0)))
     return None

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from ossia import events, recipes
 from ossia.config import Recipe
-from ossia.errors import UserError
+from ossia.errors import OssiaError, UserError
 
 BEST = "best.json"
 
@@ -84,7 +84,9 @@ class Run:
         """
         steps = self.steps()
         if not steps:
-            raise UserError("this run has no checkpoint yet", where=str(self.path), do=f"ossia train --resume {self.id}")
+            raise UserError(
+                "this run has no checkpoint yet", where=str(self.path), do=f"ossia train --resume {self.id}"
+            )
         with contextlib.suppress(OSError, ValueError, KeyError):
             best = self.checkpoint(json.loads((self.checkpoints / BEST).read_text())["step"])
             if best.is_dir():
@@ -101,7 +103,7 @@ class Run:
         last = next((event for event in reversed(history) if isinstance(event, ends)), None)
         status = last.status if isinstance(last, events.Finished) else "no events"
         if isinstance(last, events.Started | events.Resumed):
-            status = "running" if started and _is_alive(started[-1].pid) else "interrupted"
+            status = "running" if started and _is_alive(started[-1]) else "interrupted"
         return Summary(
             id=self.id,
             path=str(self.path),
@@ -146,7 +148,9 @@ def find(reference: str) -> Run:
     if len(matches) == 1:
         return Run(matches[0])
     found = ", ".join(path.name for path in matches) if matches else "none"
-    raise UserError(f"no single run matches {reference!r}", where=str(root()), why=f"found: {found}", do="ossia runs ls")
+    raise UserError(
+        f"no single run matches {reference!r}", where=str(root()), why=f"found: {found}", do="ossia runs ls"
+    )
 
 
 def ls() -> list[Summary]:
@@ -156,9 +160,8 @@ def ls() -> list[Summary]:
         return []
     try:
         rows = _refresh(folders)
-    except sqlite3.DatabaseError:
-        (root() / "index.sqlite").unlink(missing_ok=True)
-        rows = _refresh(folders)
+    except sqlite3.Error:
+        rows = _rebuilt(folders)
     return sorted(rows, key=lambda row: row.created, reverse=True)
 
 
@@ -201,15 +204,41 @@ def _refresh(folders: list[Path]) -> list[Summary]:
         for folder in folders:
             stamp = _stamp(folder)
             old_stamp, old = known.pop(str(folder), (None, None))
-            summary = Summary(**json.loads(old)) if old and old_stamp == stamp else None
+            summary = _remembered(old) if old_stamp == stamp else None
             # A process can die without a trace in the events, so runs that seemed to be running are read again.
             if summary is None or summary.status == "running":
-                summary = Run(folder).summary()
+                summary = _summary(folder)
                 row = (str(folder), stamp, json.dumps(asdict(summary)))
                 database.execute("insert or replace into runs values (?, ?, ?)", row)
             rows.append(summary)
         database.executemany("delete from runs where path = ?", [(path,) for path in known])
     return rows
+
+
+def _rebuilt(folders: list[Path]) -> list[Summary]:
+    """Start the index anew; where it cannot be written, do without."""
+    try:
+        (root() / "index.sqlite").unlink(missing_ok=True)
+        return _refresh(folders)
+    except (sqlite3.Error, OSError):
+        return [_summary(folder) for folder in folders]
+
+
+def _summary(folder: Path) -> Summary:
+    """Summarise a run; one that cannot be read is listed as damaged and does not hide the others."""
+    try:
+        return Run(folder).summary()
+    except (OssiaError, OSError):
+        created = (folder / "recipe.yaml").stat().st_mtime
+        return Summary(folder.name, str(folder), created, "damaged", "", 0, 0, None, None)
+
+
+def _remembered(text: str | None) -> Summary | None:
+    """Read a row of the index; None when another version of Ossia wrote it."""
+    try:
+        return Summary(**json.loads(text)) if text else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _stamp(folder: Path) -> str:
@@ -220,11 +249,14 @@ def _stamp(folder: Path) -> str:
     return f"{stat.st_size}:{stat.st_mtime_ns}"
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(started: events.Started) -> bool:
+    """Whether the process that wrote this event still runs; a later process with the same number does not count."""
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(started.pid)
+        return process.create_time() <= started.time + 60 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,7 +36,7 @@ def err() -> Console:
     """The console for progress and remarks (stderr)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -67,25 +68,55 @@ def progress(title: str, total: int | None) -> Iterator[Advance]:
     if not console.is_terminal:
         yield _Lines(title, total).advance
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda units: bar.advance(task, units)
 
 
+@contextmanager
+def transfer(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar in megabytes for work that reports (bytes done, bytes in total, name)."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        shown = 0
+
+        def report(done: int, total: int, _name: str) -> None:
+            nonlocal advance, shown
+            if advance is None:
+                advance = stack.enter_context(progress(f"{title} (MB)", max(1, total // 10**6)))
+            advance(done // 10**6 - shown)
+            shown = done // 10**6
+
+        yield report
+
+
 class _Lines:
-    """Progress for log files: a line at every tenth."""
+    """Progress for log files: a line every ten seconds, so that short work prints nothing."""
 
     def __init__(self, title: str, total: int | None) -> None:
-        self.title, self.total, self.done, self.tenth = title, total, 0, 0
+        self.title, self.total, self.done, self.said = title, total, 0, time.monotonic()
 
     def advance(self, units: int) -> None:
         self.done += units
-        if self.total and self.done * 10 // self.total > self.tenth:
-            self.tenth = self.done * 10 // self.total
-            err().print(f"{self.title}: {self.done}/{self.total}")
+        if time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            err().print(f"{self.title}: {self.done}{f'/{self.total}' if self.total else ''}")
 
 
 def size(count: float) -> str:
@@ -99,8 +130,9 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -47,7 +47,7 @@ def proportion(outcomes: Iterable[bool]) -> Proportion:
 
 
 def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927; method 3 of Newcombe, Stat Med 17:857, 1998). (0, 1) without data."""
+    """Score interval of a proportion (Wilson 1927; Newcombe, Stat Med 17:857, 1998, method 3)."""
     if total == 0:
         return 0.0, 1.0
     p = count / total
@@ -61,8 +61,8 @@ def paired_difference(pairs: Iterable[tuple[bool, bool]]) -> Difference:
     """Compare (before, after) outcomes of the same questions.
 
     The interval is Newcombe's method 10 for paired proportions (Stat Med 17:2635, 1998): the two Wilson intervals,
-    combined with the correlation of the pairs, which is corrected for continuity when positive. The p-value is the exact
-    McNemar test.
+    combined with the correlation of the pairs, which is corrected for continuity when positive. The p-value is the
+    exact McNemar test.
     """
     outcomes = list(pairs)
     n = len(outcomes)
@@ -94,7 +94,7 @@ def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:
         return 0.0
-    product = both * neither - gained * lost
+    product = float(both * neither - gained * lost)
     if product > 0:
         product = max(0.0, product - (both + gained + lost + neither) / 2)
     return product / math.sqrt(margins)

@@ -31,18 +31,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ossia.errors import UserError
+from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE
 from ossia.model.layout import Shape, expert_matrices, tensors
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _EXPERTS = re.compile(r"(model\.layers\.\d+\.mlp\.experts)(\.base_layer)?")
-_PROJECTIONS = ("gate_up_proj", "down_proj")
 #: These start by taking something out of the base weights, so the update alone does not describe the tuned model.
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_REFUSED = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
+#: Settings that make the update something else than scale * B A.
+_REFUSED = (
+    "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication",
+    "trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config",
+    "monteclora_config",
+)  # fmt: skip
 
 Pair = tuple[Tensor, Tensor]
+"""lora_A and lora_B."""
+Places = dict[str, Pair]
+"""An experts module's updates: ".base_layer" and "", or only "" when one parameter was targeted."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,14 @@ class Delta:
     def matrix(self, expert: int | None = None, device: str = "cpu") -> Tensor:
         """float32 [O, I]. Raises UserError when it is not finite."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
-        product = self.scale * (b.to(device, torch.float32) @ a.to(device, torch.float32))
-        if not bool(torch.isfinite(product).all()):
+        a, b = a.to(device, torch.float32), b.to(device, torch.float32)
+        if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
             raise UserError(
                 f"the update of {self.name} holds NaN or infinite values",
                 why="training diverged",
                 do="export an earlier checkpoint (--checkpoint STEP)",
             )
-        return product
+        return (self.scale * b) @ a
 
     def is_zero(self, expert: int | None = None) -> bool:
         """Whether this update changes nothing, as that of an expert no training token was routed to."""
@@ -77,7 +83,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`deltas` maps names of the layout's float tensors (`...q_proj.weight`, `...experts.down_proj`) to their updates."""
+    """`deltas` maps the layout's float tensors (`...q_proj.weight`, `...experts.down_proj`) to their updates."""
 
     folder: Path
     config: dict[str, Any]
@@ -96,9 +102,10 @@ def read(folder: Path, shape: Shape) -> Adapter:
             nothing that can be merged; or experts whose convention the shapes do not tell.
     """
     config = _read_config(folder)
-    experts: dict[str, dict[str, Pair]] = {}
+    experts: dict[str, Places] = {}
     deltas: list[Delta] = []
-    matrices = {spec.name: spec for spec in tensors(shape) if spec.kind in ("attention", "head") and len(spec.shape) == 2}
+    kinds = ("attention", "head")
+    matrices = {spec.name: spec for spec in tensors(shape) if spec.kind in kinds and len(spec.shape) == 2}
     for module, (a, b) in _pairs(folder).items():
         match, spec = _EXPERTS.fullmatch(module), matrices.get(f"{module}.weight")
         if match:
@@ -113,62 +120,53 @@ def read(folder: Path, shape: Shape) -> Adapter:
             raise _misshapen(folder, module, a, b, f"{list(spec.shape)} (outputs, inputs)")
         else:
             deltas.append(Delta(spec.name, a, b, _scale(config, module, len(a), folder)))
-    deltas += _expert_deltas(folder, config, experts, shape)
+    if experts:
+        names, transposed = _reading(folder, config, experts, shape)
+        deltas += [
+            _expert_delta(f"{module}.{names[place]}", pair, transposed, shape.experts, config, folder)
+            for module, places in experts.items()
+            for place, pair in places.items()
+        ]
     return Adapter(folder, config, {delta.name: delta for delta in deltas})
 
 
-def _expert_deltas(folder: Path, config: dict[str, Any], found: dict[str, dict[str, Pair]], shape: Shape) -> list[Delta]:
-    """Find the one way in which every layer's pairs fit the two projections."""
-    for layer, pairs in found.items():
-        for place, (a, b) in pairs.items():
-            if len(a) % shape.experts or b.shape[1] != len(a):
-                raise _misshapen(folder, f"{layer}{place}", a, b, f"[{shape.experts} * R, ...] and [..., R * {shape.experts}]")
-    places = sorted({place for pairs in found.values() for place in pairs}, reverse=True)  # .base_layer first
-    if not places:
-        return []
-    if len(places) > 2 or any(set(pairs) != set(places) for pairs in found.values()):
+def _reading(
+    folder: Path, config: Mapping[str, Any], experts: Mapping[str, Places], shape: Shape
+) -> tuple[dict[str, str], bool]:
+    """The one reading under which all experts fit: (place in the key -> projection, whether PEFT saw `is_transposed`).
+
+    Raises UserError when no reading fits, or more than one.
+    """
+    first = next(iter(experts.values()))
+    if any(set(places) != set(first) for places in experts.values()):
         raise UserError("not every layer's experts have the same updates", where=str(folder / WEIGHTS_FILE))
-    targeted = _targeted(config)
-    readings = [
-        (dict(zip(places, names, strict=True)), transposed)
-        for names in itertools.permutations(_PROJECTIONS, len(places))
-        for transposed in (True, False)
-        if set(names) <= targeted
-    ]
-    fitting = [
-        reading
-        for reading in readings
-        if all(_fits(pair, reading[0][place], reading[1], shape) for pairs in found.values() for place, pair in pairs.items())
-    ]
-    if len(fitting) > 1:
+    pairs = [(module + place, place, a, b) for module, places in experts.items() for place, (a, b) in places.items()]
+    for name, _, a, b in pairs:
+        if len(a) % shape.experts or b.shape[1] != len(a) or not len(a):
+            raise _misshapen(folder, name, a, b, f"[R * {shape.experts}, ...] and [..., R * {shape.experts}]")
+    sizes = {name: (inputs, outputs) for name, outputs, inputs in expert_matrices(shape)}
+    named = {str(name).rpartition(".")[2] for name in config.get("target_parameters") or []} & sizes.keys()
+    fitting = []
+    for names in itertools.permutations(named or sizes, len(first)):
+        projection = dict(zip(first, names, strict=True))
+        found = {(sizes[projection[place]], (a.shape[1], b.shape[0])) for _, place, a, b in pairs}
+        fitting += [(projection, True)] if all(size == real for size, real in found) else []
+        fitting += [(projection, False)] if all(size[::-1] == real for size, real in found) else []
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        changed = " and ".join(fitting[0][0].values())
         raise UserError(
             "the shapes do not tell how the experts' update is to be read",
             where=str(folder / WEIGHTS_FILE),
-            why="it changes down_proj only, which is square, and PEFT's two conventions differ by a transpose there",
-            do="train gate_up_proj as well, or save the adapter again with transformers 5 and both projections",
+            why=f"it changes only {changed}, where PEFT's two conventions differ by a transpose",
+            do="train both projections of the experts: their shapes together tell the convention",
         )
-    if not fitting:
-        layer, pairs = next(iter(found.items()))
-        a, b = pairs[places[0]]
-        wanted = "; ".join(f"{name} [{I} -> {O}]" for name, O, I in expert_matrices(shape))
-        raise _misshapen(folder, f"{layer}{places[0]}", a, b, f"for {shape.experts} experts of {wanted}")
-    names, transposed = fitting[0]
-    return [
-        _expert_delta(f"{layer}.{names[place]}", pair, transposed, shape.experts, config, folder)
-        for layer, pairs in found.items()
-        for place, pair in pairs.items()
-    ]
+    wanted = " and ".join(f"{name} (inputs, outputs) {size}" for name, size in sizes.items())
+    raise _misshapen(folder, pairs[0][0], *pairs[0][2:], f"{shape.experts} experts with {wanted}")
 
 
-def _fits(pair: Pair, projection: str, transposed: bool, shape: Shape) -> bool:
-    outputs, inputs = next((O, I) for name, O, I in expert_matrices(shape) if name == projection)
-    wanted = (inputs, outputs) if transposed else (outputs, inputs)
-    return (pair[0].shape[1], pair[1].shape[0]) == wanted
-
-
-def _expert_delta(
-    name: str, pair: Pair, transposed: bool, experts: int, config: dict[str, Any], folder: Path
-) -> Delta:
+def _expert_delta(name: str, pair: Pair, transposed: bool, experts: int, config: dict[str, Any], folder: Path) -> Delta:
     """Bring a pair to [E, R, I] and [E, O, R]. Without `transposed` A stands on the outputs and B on the inputs."""
     a, b = pair
     R = len(a) // experts
@@ -178,12 +176,6 @@ def _expert_delta(
     if transposed:
         return Delta(name, a_ERx, b_ExR, scale)
     return Delta(name, b_ExR.transpose(1, 2), a_ERx.transpose(1, 2), scale)
-
-
-def _targeted(config: Mapping[str, Any]) -> set[str]:
-    """The expert projections that the configuration names; both when it names none."""
-    named = {str(name).rpartition(".")[2] for name in config.get("target_parameters") or []}
-    return named & set(_PROJECTIONS) or set(_PROJECTIONS)
 
 
 def _scale(config: Mapping[str, Any], key: str, rank: int, folder: Path) -> float:

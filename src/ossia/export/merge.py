@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ossia.export.adapter import Adapter, Delta
-from ossia.export.survival import Survival
+from ossia.export.survival import Survival, total
 from ossia.model import mxfp4
 from ossia.model.checkpoint import CheckpointReader, CheckpointWriter
 from ossia.model.layout import TensorSpec, tensors
@@ -33,9 +33,10 @@ class Merged:
     copied: set[str] = field(default_factory=set)
     survival: list[Survival] = field(default_factory=list)
 
-    @property
-    def experts(self) -> list[Survival]:
-        return [part for part in self.survival if ".mlp.experts." in part.name]
+    def total(self, name: str) -> Survival:
+        """The sums of all changed "experts", or of everything else that changed ("attention", lm_head included)."""
+        parts = [part for part in self.survival if (".mlp.experts." in part.name) == (name == "experts")]
+        return total(name, parts)
 
 
 def write(
@@ -57,7 +58,9 @@ def write(
     return merged
 
 
-def sample(source: CheckpointReader, adapter: Adapter, *, device: str, experts: int, advance: Advance) -> list[Survival]:
+def sample(
+    source: CheckpointReader, adapter: Adapter, *, device: str, experts: int, advance: Advance
+) -> list[Survival]:
     """Measure what four bits would keep, on a few experts of each tensor that the adapter changes, spread evenly.
 
     `advance` is told the tensors done.
@@ -92,9 +95,9 @@ class _Tensor:
         if spec.kind == "scales" and delta is not None:
             return  # written together with the blocks
         if spec.kind == "blocks" and delta is not None:
-            self._experts(delta, [f"{name}_blocks", f"{name}_scales"], self._packed(delta))
+            self._experts([f"{name}_blocks", f"{name}_scales"], self._packed(delta))
         elif spec.kind == "experts" and (delta is not None or self.source.is_mxfp4):
-            self._experts(delta, [name], self._floats(name, delta))
+            self._experts([name], self._floats(name, delta))
         elif delta is not None:
             self._matrix(spec.name, delta)
         else:
@@ -118,7 +121,7 @@ class _Tensor:
         self.writer.add(name, result)
         self.merged.digests[name] = digest(result)
 
-    def _experts(self, delta: Delta | None, names: list[str], parts: Iterator[tuple[Tensor, ...]]) -> None:
+    def _experts(self, names: list[str], parts: Iterator[tuple[Tensor, ...]]) -> None:
         """Write one expert after the other into the tensors of these names."""
         hashes = [hashlib.sha256() for _ in names]
         for expert, values in enumerate(parts):

@@ -11,7 +11,8 @@ from ossia import events, runs
 from ossia.config import Recipe
 from ossia.errors import UserError
 
-_CONFIG_FILE = "adapter_config.json"
+#: The two files of an adapter in PEFT's layout.
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def resolve(reference: str, model: str | None = None, step: int | None = None) -
         UserError: no such run, checkpoint or adapter, or an adapter whose base model is not known.
     """
     folder = Path(reference)
-    if (folder / _CONFIG_FILE).is_file():
+    if (folder / CONFIG_FILE).is_file():
         if step is not None:
             raise UserError("--checkpoint belongs to a run, and this is an adapter folder", where=reference)
         return Source(folder, model or _base(folder))
@@ -60,14 +61,14 @@ def resolve(reference: str, model: str | None = None, step: int | None = None) -
         if step not in run.steps():
             steps = ", ".join(str(number) for number in run.steps()) or "none"
             raise UserError(f"there is no checkpoint of step {step}", where=str(run.path), why=f"there are: {steps}")
-    if not (checkpoint / _CONFIG_FILE).is_file():
+    if not (checkpoint / CONFIG_FILE).is_file():
         raise UserError("the checkpoint holds no adapter", where=str(checkpoint), do="export another --checkpoint STEP")
     return Source(checkpoint, model or run.recipe().model.path, run)
 
 
 def _base(folder: Path) -> str:
     try:
-        base = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
     if not base:

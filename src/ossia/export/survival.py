@@ -1,8 +1,8 @@
 """How much of an update is left once the merged weights are rounded to what the file can hold.
 
-Published expert weights lie exactly on the four-bit lattice, so an update smaller than half a step of it rounds back to
-nothing, and one near half a step turns into noise. Both are invisible in the files. So each merge is measured, with Q
-the rounding, W the base and D the update, over all weights of a tensor:
+Published weights lie exactly on the lattice of their format. An update smaller than half a step of it rounds back to
+nothing, and one near half a step turns into noise; neither shows in the files. So each merge is measured, with Q the
+rounding, W the base and D the update, over all weights of a tensor:
 
     rho   = |D| / |W|                             size of the update
     keep  = <Q(W + D) - W, D> / <D, D>            1: all of it arrived, 0: none
@@ -18,9 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Four bits are good enough when the update arrives to this share and brings at most this much noise. Noise of half
-#: the update's size means a signal-to-noise ratio of 2 in the weights; plain LoRA updates of a few per cent of the
-#: weights have 0.1 or less.
+#: A format is good enough when it keeps this share of the update and adds at most this much noise (half the update's
+#: size is a signal-to-noise ratio of 2 in the weights). For normally distributed weights and a rank of 16:
+#:
+#:     rho                      0.1 %  0.3 %    1 %    3 %   10 %   20 %   30 %
+#:     MXFP4        keep         0.00   0.00   0.00   0.03   0.69   0.92   0.97
+#:                  error        1.00   1.00   1.00   1.00   0.76   0.51   0.37
+#:     bfloat16     keep         0.53   0.93   1.00   1.00   1.00   1.00   1.00
+#:                  error        0.79   0.48   0.17   0.06   0.02   0.01   0.01
 KEEP_BETWEEN = (0.9, 1.1)
 MOST_ERROR = 0.5
 

@@ -98,10 +98,16 @@ def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: st
 
 
 def _log_probabilities(model: Any, prompts: list[Tensor], device: str) -> Tensor:
-    """float32 [tokens of all prompts, vocabulary] on the CPU."""
+    """float32 [tokens of all prompts, vocabulary] on the CPU.
+
+    One pass for all prompts, since it dequantises every expert once. They are padded on the right, where a causal model
+    does not look.
+    """
+    ids_BT = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)
     with torch.no_grad():
-        logits = [model(input_ids=ids.to(device), use_cache=False).logits[0].float().cpu() for ids in prompts]
-    return torch.cat(logits).log_softmax(-1)
+        logits = model(input_ids=ids_BT, use_cache=False).logits
+    rows = [logits[row, : len(ids)].float().cpu() for row, ids in enumerate(prompts)]
+    return torch.cat(rows).log_softmax(-1)
 
 
 def _kl(left: Tensor, right: Tensor) -> Tensor:
@@ -110,15 +116,15 @@ def _kl(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _prompts(folder: Path, vocabulary: int) -> list[Tensor]:
-    """int64 [1, T] each: questions in Harmony, or fixed random ids for a model without a tokenizer."""
+    """int64 [T] each: questions in Harmony, or fixed random ids for a model without a tokenizer."""
     file = folder / "tokenizer.json"
     if file.is_file():
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(file))
-        return [torch.tensor([tokenizer.encode(_PROMPT.format(question)).ids]) for question in _QUESTIONS]
+        return [torch.tensor(tokenizer.encode(_PROMPT.format(question)).ids) for question in _QUESTIONS]
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, vocabulary, (1, 24), generator=generator) for _ in _QUESTIONS]
+    return [torch.randint(0, vocabulary, (24 + 8 * number,), generator=generator) for number in range(len(_QUESTIONS))]
 
 
 def _too_large(base: Path, folder: Path, device: str) -> str | None:

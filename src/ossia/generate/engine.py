@@ -48,7 +48,7 @@ class Completion:
 
 
 OnCompletion = Callable[[int, Completion], None]
-"""Told the index of a prompt and its completion as soon as it is there, in any order."""
+"""Told the index of every prompt and its completion as soon as it is there, in any order."""
 
 
 class Engine(Protocol):

@@ -1,8 +1,8 @@
 """The engine in this process: an Ossia model, with or without its adapter, and transformers' `generate`.
 
 A batch goes through `generate` in parts of similar length, padded on the left. A stream is its own short loop of a
-prefill and single steps, so that nothing runs on in a thread when the reader stops reading. Both ask only for the logits
-of the last position: [B, 201088] and never [B, T, 201088].
+prefill and single steps, so that nothing runs on in a thread when the reader stops reading. Both ask only for the
+logits of the last position: [B, 201088] and never [B, T, 201088].
 """
 
 from __future__ import annotations

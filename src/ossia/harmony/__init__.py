@@ -1,0 +1,52 @@
+"""Harmony, the message format of gpt-oss: one renderer and one parser for data, training, chat, serving and export.
+
+    vocabulary      text <-> token ids          conversation    what a conversation is
+    chat            OpenAI's JSON messages in   render          conversation -> ids
+    parse           ids -> messages, total      preview         ids for the eye
+    chat_template   the same rendering as a Jinja template, for other programs
+
+No torch in here.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from ossia.harmony.chat import conversation_from_chat, tools_from_chat
+from ossia.harmony.conversation import Conversation, Message, SystemSettings, ToolDescription, without_old_thoughts
+from ossia.harmony.parse import ParsedMessage, Parser, parse
+from ossia.harmony.problem import Problem
+from ossia.harmony.render import Rendering, render_conversation, render_message, render_messages, render_prompt
+from ossia.harmony.vocabulary import VOCABULARY_SIZE, Vocabulary, offline_tokenizer_folder
+
+__all__ = [
+    "VOCABULARY_SIZE",
+    "Conversation",
+    "Message",
+    "ParsedMessage",
+    "Parser",
+    "Problem",
+    "Rendering",
+    "SystemSettings",
+    "ToolDescription",
+    "Vocabulary",
+    "chat_template",
+    "conversation_from_chat",
+    "offline_tokenizer_folder",
+    "parse",
+    "render_conversation",
+    "render_message",
+    "render_messages",
+    "render_prompt",
+    "tools_from_chat",
+    "without_old_thoughts",
+]
+
+
+def chat_template() -> str:
+    """The text of chat_template.jinja, to be exported with a model.
+
+    It renders what `render_prompt` renders, except that control tokens spelt out in a text become control tokens: the
+    programs that use templates cannot tell the two apart.
+    """
+    return files(__name__).joinpath("chat_template.jinja").read_text(encoding="utf-8")

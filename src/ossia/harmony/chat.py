@@ -21,6 +21,7 @@ from typing import Any
 from ossia.errors import did_you_mean
 from ossia.harmony.conversation import (
     CHANNELS,
+    DEFAULT_SYSTEM,
     Conversation,
     Message,
     SystemSettings,
@@ -42,7 +43,7 @@ def conversation_from_chat(
     messages: Sequence[Any],
     tools: object = None,
     *,
-    system: SystemSettings | None = SystemSettings(),
+    system: SystemSettings | None = DEFAULT_SYSTEM,
     source: str = "",
     extra: Mapping[str, Any] | None = None,
     report: Report = raise_errors,
@@ -120,19 +121,23 @@ class _Reader:
 
     def read(self, path: str, message: object) -> None:
         if not isinstance(message, Mapping):
-            return self._problem("error", "not-an-object", "a message is not an object", path)
+            self._problem("error", "not-an-object", "a message is not an object", path)
+            return
         role = message.get("role")
         if role not in CHAT_ROLES:
             guess = did_you_mean(str(role), CHAT_ROLES)
             known = f'did you mean "{guess}"?' if guess else f"roles are {', '.join(CHAT_ROLES)}"
-            return self._problem("error", "unknown-role", f"unknown role {role!r}", f"{path}.role", known)
+            self._problem("error", "unknown-role", f"unknown role {role!r}", f"{path}.role", known)
+            return
         text = text_of(message.get("content"))
         if text is None and role not in ("tool", "function"):
             what = "content is neither text nor a list of text parts"
-            return self._problem("error", "not-text", what, f"{path}.content", "gpt-oss reads text only")
+            self._problem("error", "not-text", what, f"{path}.content", "gpt-oss reads text only")
+            return
         if role in ("tool", "function"):
             value = message.get("content")
-            return self._read_result(path, message, text if text is not None else json.dumps(value, ensure_ascii=False))
+            self._read_result(path, message, text if text is not None else json.dumps(value, ensure_ascii=False))
+            return
         self.settle_calls()
         if role in ("system", "developer"):
             self._read_instructions(text or "")
@@ -161,7 +166,8 @@ class _Reader:
     def _read_assistant(self, path: str, message: Mapping[str, Any], text: str) -> None:
         weight = self._weight(path, message)
         if (channel := message.get("channel")) is not None:
-            return self._read_harmony(path, message, text, channel, weight)
+            self._read_harmony(path, message, text, channel, weight)
+            return
         for key in THOUGHT_KEYS:
             if (thinking := message.get(key)) and isinstance(thinking, str):
                 self.messages.append(thought(thinking, weight))
@@ -180,7 +186,8 @@ class _Reader:
         self, path: str, message: Mapping[str, Any], text: str, channel: object, weight: float | None
     ) -> None:
         if channel not in CHANNELS:
-            return self._problem("error", "unknown-channel", f"unknown channel {channel!r}", f"{path}.channel")
+            self._problem("error", "unknown-channel", f"unknown channel {channel!r}", f"{path}.channel")
+            return
         fields = {key: message.get(key) for key in ("recipient", "content_type")}
         texts = {key: value if isinstance(value, str) else None for key, value in fields.items()}
         made = Message("assistant", text, str(channel), texts["recipient"], texts["content_type"], weight=weight)
@@ -227,7 +234,8 @@ class _Reader:
         if found is None:
             what = "a tool result without a call before it"
             do = "put it after the assistant message whose tool_calls has its id"
-            return self._problem("error", "result-without-call", what, path, do)
+            self._problem("error", "result-without-call", what, path, do)
+            return
         self._waiting.remove(found)
         recipient, channel = found.message.recipient, found.message.channel
         self.messages += [found.message, Message("tool", text, channel, "assistant", name=recipient)]

@@ -75,12 +75,15 @@ class SystemSettings:
     channels: tuple[str, ...] = CHANNELS
 
 
+DEFAULT_SYSTEM = SystemSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages and what stands before them. `source` names the row it came from, as in `data.jsonl:17`."""
 
     messages: tuple[Message, ...]
-    system: SystemSettings | None = SystemSettings()
+    system: SystemSettings | None = DEFAULT_SYSTEM
     instructions: str | None = None
     tools: tuple[ToolDescription, ...] = ()
     source: str = ""

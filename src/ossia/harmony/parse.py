@@ -3,10 +3,10 @@
 On well-formed streams the messages are those of openai-harmony's strict parser. On all others three promises hold:
 
 * nothing raises, whatever comes;
-* no text is lost: every token that is not a control token is in some message's `content`, or in its `header`;
+* no text is lost: every token that is not a control token is in the `content` or `header` of some message;
 * no thought leaks: text that the model wrote under `analysis` never appears in a message on another channel.
 
-Whatever had to be mended is named in `ParsedMessage.repairs`. How text without a proper header is filed: under a channel
+Whatever had to be mended is named in `ParsedMessage.repairs`. Text without a proper header is filed under a channel
 if one was named; else under the channel of the message before it (it is a continuation); else, at the very start of the
 model's turn, as the answer, because models that were tuned without thoughts begin like that.
 
@@ -91,7 +91,7 @@ class Parser:
         return self.messages[-1] if self._open else None
 
     def push(self, id: int) -> list[Delta]:
-        """Take one token and return the text it added: usually one piece or none, more where a broken header is mended."""
+        """Take one token and return the text it added: one piece or none, more where a broken header is mended."""
         if self._open:
             return self._push_content(id)
         if self._header is None:
@@ -168,7 +168,7 @@ class Parser:
         """A header that never came to `<|message|>`. With something to tell it becomes a message, else a note."""
         header = self._read_header(closed=False)
         self._repairs.append(repair)
-        if not (header.rest or header.channel or header.recipient):
+        if not (header.rest or header.channel or header.recipient or header.content_type or header.name):
             return []
         self._start(header)
         self._open = True

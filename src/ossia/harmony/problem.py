@@ -1,5 +1,7 @@
-"""A fault in somebody's conversation: what, where in the row, and what to do. Collected, not raised, so that one bad row
-does not hide the next."""
+"""A fault in somebody's conversation: what, where in the row, and what to do.
+
+Collected, not raised, so that one bad row does not hide the next.
+"""
 
 from __future__ import annotations
 

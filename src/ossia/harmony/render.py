@@ -100,16 +100,14 @@ def message_parts(
     start = (START, *encode(str(message.name) if message.role == "tool" else author))
     channel = () if message.channel is None else (CHANNEL, *encode(message.channel))
     recipient = () if message.recipient in (None, "all") else encode(f" to={message.recipient}")
-    if order == "channel-first" and message.role == "assistant":
-        header = channel + recipient
-    else:
-        header = recipient + channel
+    channel_first = order == "channel-first" and message.role == "assistant"
+    header = channel + recipient if channel_first else recipient + channel
     end = CALL if message.role == "assistant" and message.recipient is not None else END
     return start, header + _content_type(message, vocabulary) + (MESSAGE,), encode(message.content), end
 
 
 def render_message(message: Message, vocabulary: Vocabulary, order: HeaderOrder = "channel-first") -> list[int]:
-    """The ids of one message, closed by `<|call|>` if it is the assistant's and addressed to somebody, else `<|end|>`."""
+    """The ids of one message, closed by `<|call|>` if the assistant addresses somebody, else by `<|end|>`."""
     start, header, content, end = message_parts(message, vocabulary, order)
     return [*start, *header, *content, end]
 
@@ -145,7 +143,7 @@ def render_messages(
 def render_conversation(
     conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
 ) -> list[int]:
-    """The whole conversation with its system and developer messages, nothing dropped, the last answer ended by `<|end|>`."""
+    """The whole conversation with system and developer message, nothing dropped, every answer ended by `<|end|>`."""
     return render_messages(prologue(conversation) + conversation.messages, vocabulary, order).ids
 
 

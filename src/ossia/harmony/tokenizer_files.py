@@ -96,7 +96,7 @@ def offline_tokenizer_folder() -> Path:
                     why="another version of the `tokenizers` package may write the file differently",
                     do="give Ossia a checkpoint folder that has a tokenizer.json",
                 )
-            os.replace(scratch / name, folder / name)
+            (scratch / name).replace(folder / name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -1,8 +1,8 @@
 """Tools as the model reads them: JSON Schema turned into TypeScript types, as openai-harmony 0.0.8 writes them.
 
-The model was trained on this exact notation, so its oddities are part of the format and kept: comments of properties are
-not re-indented, only string enums are shown, `anyOf`, `$ref` and unknown types become `any`. Checked token for token
-against openai-harmony on random schemas (tests/test_harmony_render.py).
+The model was trained on this exact notation, so its oddities are part of the format and kept: comments of properties
+are not re-indented, only string enums are shown, `anyOf`, `$ref` and unknown types become `any`. Checked token for
+token against openai-harmony on random schemas (tests/test_harmony_render.py).
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _alternatives(label: str, schema: Schema, indent: str) -> str:
     text += f"{indent}{label}:\n"
     for number, variant in enumerate(variants):
         own = variant.get("description") if isinstance(variant, Mapping) else None
-        silent = not isinstance(own, str) or own == description or (number == 0 and described)
-        comments = [*([] if silent else [own]), *filter(None, [_default(variant)])]
+        told = isinstance(own, str) and own != description and not (number == 0 and described)
+        comments = ([str(own)] if told else []) + list(filter(None, [_default(variant)]))
         comment = f" // {' '.join(comments)}" if comments else ""
         text += f"{indent} | {_nullable(variant, f'{indent}   ')}{comment}\n"
     return f"{text}{indent},\n"

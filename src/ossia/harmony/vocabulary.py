@@ -1,7 +1,7 @@
 """Text to token ids and back, for the vocabulary `o200k_harmony` of gpt-oss.
 
-Text never turns into control tokens here: `encode("<|end|>")` gives the ids of those seven characters, so a user, a tool
-or a data set cannot end a message or open a channel. Control tokens are placed by the renderer, by id.
+Text never turns into control tokens here: `encode("<|end|>")` gives the ids of those seven characters, so a user, a
+tool or a data set cannot end a message or open a channel. Control tokens are placed by the renderer, by id.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CALL = 200012  # a tool call is over, the model waits for the result
 ENDOFPROMPT = 200018
 
 VOCABULARY_SIZE = 201_088
-"""Rows of the embedding and of the output layer: ids 0..201087. Ids above 200018 are reserved and never occur in text."""
+"""Rows of the embedding and the output layer: ids 0..201087. Those above 200018 are reserved, never in text."""
 
 STOP_TOKENS = frozenset({RETURN, CALL, ENDOFTEXT})
 """Sampling stops here (the published generation_config.json)."""
@@ -144,7 +144,7 @@ class Vocabulary:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, modified_ns: int, size: int) -> Vocabulary:
+def _load(path: str, _modified_ns: int, _size: int) -> Vocabulary:
     """The vocabulary in the file `path`; the other arguments only tell one state of the file from the next."""
     from tokenizers import Tokenizer
 

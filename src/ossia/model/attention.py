@@ -24,7 +24,14 @@ NAME = "ossia"
 
 
 def attend(
-    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, segments: Segments, *, scale: float, window: int | None
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    sinks_H: Tensor,
+    segments: Segments,
+    *,
+    scale: float,
+    window: int | None,
 ) -> Tensor:
     """Return the attention output [T, H, D] of a flat batch.
 
@@ -120,9 +127,7 @@ def attention_forward(
     assert dropout == 0.0, "gpt-oss has no attention dropout"
     sinks_H = s_aux if s_aux is not None else module.sinks
     if isinstance(attention_mask, Segments):
-        out_THD = attend(
-            query[0], key[0], value[0], sinks_H, attention_mask, scale=scaling, window=sliding_window
-        )
+        out_THD = attend(query[0], key[0], value[0], sinks_H, attention_mask, scale=scaling, window=sliding_window)
         return out_THD[None], None
     Q, C = query.shape[-2], key.shape[-2]
     if attention_mask is None:

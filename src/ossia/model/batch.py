@@ -1,8 +1,8 @@
 """The batch that every part of Ossia trains, evaluates and measures with: flat, without padding.
 
 A batch is a list of tokens and a forest over them. A *segment* is a stretch of consecutive tokens (its query range). A
-token sees the earlier tokens of its own segment and every token of the segment's *ancestors*, which are given as further
-key ranges. A plain row is a tree with one segment and no ancestors; a conversation whose turns share a prefix is a tree
+token sees the earlier tokens of its own segment and every token of the segment's *ancestors*, given as further key
+ranges. A plain row is a tree with one segment and no ancestors; a conversation whose turns share a prefix is a tree
 with branches. Positions count along each path from the root, so rotary embeddings and the sliding window see each path
 as the sequence it stands for.
 
@@ -15,6 +15,7 @@ Shapes: T tokens, N segments, M ancestor ranges, S supervised triples.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,8 +61,8 @@ def from_rows(rows: Iterable[tuple[Sequence[int], Sequence[float]]]) -> FlatBatc
     """Lay plain rows end to end, each its own one-segment tree.
 
     Args:
-        rows: (ids, weights) pairs of equal length; weights[i] is the weight of predicting ids[i] from ids[:i]. The first
-            weight is ignored: nothing comes before it.
+        rows: (ids, weights) pairs of equal length; weights[i] is the weight of predicting ids[i] from ids[:i]. The
+            first weight is ignored: nothing comes before it.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -87,6 +88,24 @@ def from_rows(rows: Iterable[tuple[Sequence[int], Sequence[float]]]) -> FlatBatc
         targets_S=torch.tensor(targets, dtype=torch.int64),
         weights_S=torch.tensor(weights, dtype=torch.float32),
     )
+
+
+def from_branches(rows: Sequence[tuple[Sequence[int], Sequence[float]]], trunk: int) -> FlatBatch:
+    """Lay rows out as branches of one trunk: their first `trunk` ids, which must be equal and carry no weight.
+
+    Gives the loss of `from_rows` on the same rows, with the trunk computed once. `trunk` must leave at least one
+    unsupervised token in each branch before the first supervised one, so that every source row lies in its branch.
+    """
+    if trunk <= 0:
+        return from_rows(rows)
+    ids, weights = rows[0]
+    assert all(list(row[:trunk]) == list(ids[:trunk]) for row, _ in rows) and not any(weights[: trunk + 1])
+    batch = from_rows([(ids[:trunk], [0.0] * trunk), *((row[trunk:], weight[trunk:]) for row, weight in rows)])
+    positions_T = batch.positions_T.clone()
+    positions_T[trunk:] += trunk
+    branches_B = torch.arange(1, len(rows) + 1)
+    ancestors_B3 = torch.stack([branches_B, torch.zeros_like(branches_B), torch.full_like(branches_B, trunk)], dim=1)
+    return dataclasses.replace(batch, positions_T=positions_T, ancestors_M3=ancestors_B3)
 
 
 def from_padded(input_ids_BT: Tensor, attention_mask_BT: Tensor | None, labels_BT: Tensor) -> FlatBatch:

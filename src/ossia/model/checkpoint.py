@@ -27,14 +27,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: Files beside the weights that a checkpoint is used with; whichever exist are copied along.
 SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "LICENSE",
-    "USAGE_POLICY",
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "chat_template.jinja", "LICENSE", "USAGE_POLICY"),
 )
 _HEADER_LIMIT = 100 * 2**20  # the format's own limit
 _TORCH_DTYPES = {"U8": "uint8", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -138,6 +132,7 @@ class CheckpointReader:
 
 
 def not_mxfp4(where: str) -> UserError:
+    """The refusal of a checkpoint whose experts are in another format."""
     return UserError(
         "the experts of this checkpoint are not packed MXFP4",
         where=where,
@@ -161,9 +156,9 @@ def read_header(file: Path) -> dict[str, Stored]:
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
                 raise UserError("this is not a safetensors file, or its beginning is cut off", **damaged)
             header = json.loads(stream.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
         found = {}
-        for name, entry in entries.items():
+        for name, entry in header.items():
             start, end = (8 + length + offset for offset in entry["data_offsets"])
             found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start, end)
     except OSError as error:
@@ -262,7 +257,7 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if kind is None:
             self.close()
             return
@@ -374,9 +369,7 @@ def _shard_files(folder: Path) -> list[Path]:
 
 
 def _listed(word: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    return [f"{len(names)} {word}, such as {names[0]}" if len(names) > 1 else f"{names[0]} is {word}"]
+    return [f"{len(names)} {word}, such as {names[0]}"] if names else []
 
 
 def _plan(specs: list[TensorSpec], max_shard_bytes: int) -> dict[str, list[TensorSpec]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ossia.model.mxfp4 import dequantise
+from ossia.model.mxfp4 import dequantise, fake_quantise
 
 
 class LowRank(NamedTuple):
@@ -46,8 +46,11 @@ class PackedLinear(torch.autograd.Function):
         return grad_NO @ dequantise(blocks_OG16, scales_OG, grad_NO.dtype), None, None
 
 
-class PackedExperts(nn.Module):
-    """Replaces transformers' GptOssExperts on a checkpoint whose experts are MXFP4."""
+class Experts(nn.Module):
+    """What all forms of the experts share: grouping tokens by expert, the gate, biases, LoRA. Subclasses hold weights.
+
+    Parameters gate_up_proj_bias [E, 2F] and down_proj_bias [E, D] are here, matrices in the subclass.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -55,16 +58,8 @@ class PackedExperts(nn.Module):
         self.num_experts, self.hidden_size, self.intermediate_size = experts, hidden, inner
         # config.swiglu_alpha came with later versions of transformers; the published value is fixed.
         self.alpha, self.limit = getattr(config, "swiglu_alpha", 1.702), config.swiglu_limit
-
-        def codes(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape, dtype=torch.uint8), requires_grad=False)
-
-        self.gate_up_proj_blocks = codes(experts, 2 * inner, hidden // 32, 16)
-        self.gate_up_proj_scales = codes(experts, 2 * inner, hidden // 32)
-        self.gate_up_proj_bias = nn.Parameter(torch.zeros(experts, 2 * inner), requires_grad=False)
-        self.down_proj_blocks = codes(experts, hidden, inner // 32, 16)
-        self.down_proj_scales = codes(experts, hidden, inner // 32)
-        self.down_proj_bias = nn.Parameter(torch.zeros(experts, hidden), requires_grad=False)
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(experts, 2 * inner))
+        self.down_proj_bias = nn.Parameter(torch.zeros(experts, hidden))
 
     def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
         """Return [T, D]. hidden_states [T, D], router_indices [T, K] int64, routing_weights [T, K]."""
@@ -87,15 +82,62 @@ class PackedExperts(nn.Module):
         y_TKD = torch.cat(outputs)[back].reshape(T, K, -1)
         return (y_TKD * weights_TK[..., None].to(y_TKD.dtype)).sum(1)
 
+    def project(self, name: str, expert: int, x_NI: Tensor) -> Tensor:
+        """Multiply with one expert's matrix, [N, in] -> [N, out]. `name` is gate_up_proj or down_proj."""
+        raise NotImplementedError
+
     def _expert(self, expert: int, x_ND: Tensor, gate_up: LowRank | None, down: LowRank | None) -> Tensor:
-        h = PackedLinear.apply(x_ND, self.gate_up_proj_blocks[expert], self.gate_up_proj_scales[expert])
-        h = h + self.gate_up_proj_bias[expert].to(h.dtype)
+        h = self.project("gate_up_proj", expert, x_ND) + self.gate_up_proj_bias[expert].to(x_ND.dtype)
         if gate_up is not None:
             h = h + gate_up.of(expert, x_ND)
         a_NF = swiglu(h, self.alpha, self.limit)
-        y = PackedLinear.apply(a_NF, self.down_proj_blocks[expert], self.down_proj_scales[expert])
-        y = y + self.down_proj_bias[expert].to(y.dtype)
+        y = self.project("down_proj", expert, a_NF) + self.down_proj_bias[expert].to(x_ND.dtype)
         return y if down is None else y + down.of(expert, a_NF)
+
+
+class PackedExperts(Experts):
+    """Replaces transformers' GptOssExperts on a checkpoint whose experts are MXFP4. Nothing in it is trained."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        experts, hidden, inner = self.num_experts, self.hidden_size, self.intermediate_size
+
+        def codes(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape, dtype=torch.uint8), requires_grad=False)
+
+        self.gate_up_proj_blocks = codes(experts, 2 * inner, hidden // 32, 16)
+        self.gate_up_proj_scales = codes(experts, 2 * inner, hidden // 32)
+        self.down_proj_blocks = codes(experts, hidden, inner // 32, 16)
+        self.down_proj_scales = codes(experts, hidden, inner // 32)
+        self.requires_grad_(False)
+
+    def project(self, name: str, expert: int, x_NI: Tensor) -> Tensor:
+        blocks, scales = getattr(self, f"{name}_blocks"), getattr(self, f"{name}_scales")
+        return PackedLinear.apply(x_NI, blocks[expert], scales[expert])
+
+
+class QuantisationAwareExperts(Experts):
+    """Experts in floating point that are trained as the MXFP4 they will be packed to (straight-through gradients).
+
+    For making small models from scratch. Parameters gate_up_proj [E, 2F, D] and down_proj [E, D, F].
+    """
+
+    def __init__(self, config: Any, std: float = 0.02) -> None:
+        super().__init__(config)
+        experts, hidden, inner = self.num_experts, self.hidden_size, self.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, 2 * inner, hidden) * std)
+        self.down_proj = nn.Parameter(torch.randn(experts, hidden, inner) * std)
+        self._rounded: dict[str, Tensor] = {}
+
+    def run(self, *args: Any) -> Tensor:
+        self._rounded = {name: fake_quantise(getattr(self, name), "floor") for name in ("gate_up_proj", "down_proj")}
+        try:
+            return super().run(*args)
+        finally:
+            self._rounded = {}
+
+    def project(self, name: str, expert: int, x_NI: Tensor) -> Tensor:
+        return x_NI @ self._rounded[name][expert].T
 
 
 def swiglu(h: Tensor, alpha: float, limit: float) -> Tensor:

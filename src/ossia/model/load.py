@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ossia import hardware
-from ossia.errors import UserError
 from ossia.model.checkpoint import CheckpointReader
 from ossia.model.layout import Shape
+from ossia.model.locate import locate
+from ossia.model.mxfp4 import check_scales
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,38 +51,23 @@ def load(
     return lora.load(model, Path(adapter)).eval(), tokenizer
 
 
-def locate(path: str | Path) -> Path:
-    """Return the folder of a checkpoint given as a folder or as a hub id among the fetched models."""
-    folder = Path(path)
-    if (folder / "config.json").is_file():
-        return folder
-    from ossia.model import hub
-
-    fetched = hub.local(str(path))
-    if fetched is not None:
-        return fetched
-    if folder.is_dir():
-        raise UserError("there is no config.json in this folder", where=str(folder), do="ossia fetch gpt-oss-20b")
-    raise UserError(
-        f"there is no folder {str(path)!r} and no fetched model of that name", do=f"ossia fetch {path}"
-    )
-
-
 def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> OssiaForCausalLM:
     """Return the model alone. See `load`."""
     from transformers import GptOssConfig
 
-    from ossia.model.modeling import empty
+    from ossia.model.modeling import empty, is_packed
 
     on = hardware.device(device).value
     kind = getattr(torch, hardware.dtype(dtype, on).value)
     reader = CheckpointReader(folder)
     config = GptOssConfig.from_pretrained(str(folder))
-    reader.check(Shape.from_config(reader.config()))
+    reader.check(Shape.from_config(reader.config()), mxfp4=is_packed(config))
     model = empty(config, kind)
     tensors = {}
     for name in reader.names():
         tensor = reader.get(name)
+        if name.endswith("_scales"):
+            check_scales(tensor, f"{folder} {name}")
         tensors[name] = tensor.to(on) if tensor.dtype == torch.uint8 else tensor.to(on, kind)
     model.load_state_dict(tensors, strict=True, assign=True)
     model.model.rotary_emb.to(on)

@@ -1,7 +1,7 @@
 """LoRA on attention and on packed experts: PEFT in memory, PEFT's format on disk.
 
-Attention projections get PEFT's own LoRA layers. Packed experts get `ExpertsLora` through PEFT's hook for custom modules,
-because PEFT can only target floating-point parameters. On disk an adapter is always what stock PEFT writes for
+Attention projections get PEFT's own LoRA layers. Packed experts get `ExpertsLora` through PEFT's hook for custom
+modules, because PEFT can only target floating-point parameters. On disk an adapter is always what stock PEFT writes for
 `target_modules` (attention) and `target_parameters` (experts), so that it loads on stock transformers without Ossia:
 
 * lora_A of a 3-D parameter is [R * E, in], experts first; lora_B is [out, R * E], ranks first (PEFT 0.21 ParamWrapper);
@@ -120,6 +120,8 @@ def attach(
     with warnings.catch_warnings():
         # PEFT asks for a property under the name that transformers 5.23 has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # PEFT 0.21 looks for the patterns among target_modules only, and says that it ignores those it honours.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         return get_peft_model(model, config)
 
 
@@ -222,10 +224,10 @@ def _slots(model: PeftModel) -> Iterator[tuple[str, nn.Parameter, Any]]:
     for prefix, layer in _expert_layers(model):
         for update, place in zip(layer.updates(), (f"{prefix}.base_layer", prefix), strict=True):
             a_ERI, b_EOR, _ = update
-            E, R, O = *a_ERI.shape[:2], b_EOR.shape[1]  # noqa: E741 (shape letters)
+            (E, R), out = a_ERI.shape[:2], b_EOR.shape[1]
             a_name, b_name = f"{place}.lora_A.weight", f"{place}.lora_B.weight"
-            yield a_name, a_ERI, lambda t, n=a_name, E=E, R=R: _reshaped(t, n, E, R, -1)
-            yield b_name, b_EOR, lambda t, n=b_name, E=E, R=R, O=O: _reshaped(t, n, O, R, E).permute(2, 0, 1)  # noqa: E741
+            yield a_name, a_ERI, lambda t, n=a_name, s=(E, R, -1): _reshaped(t, n, *s)
+            yield b_name, b_EOR, lambda t, n=b_name, s=(out, R, E): _reshaped(t, n, *s).permute(2, 0, 1)
     for name, parameter in model.named_parameters():
         if ".lora_" in name and not re.search(r"lora_(gate_up|down)_", name):
             disk = name.replace(f".{ADAPTER}.", ".")

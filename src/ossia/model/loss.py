@@ -1,8 +1,8 @@
 """Cross-entropy from hidden states, in chunks, never as full logits.
 
-With 201,088 words in the vocabulary the logits of 4,096 tokens take 3.3 GB in float32, and two or three times that with
-their gradient. Here a chunk of supervised rows goes through the head at a time, and the gradient of the hidden states is
-made in the same pass, so a chunk's logits are gone before the next one starts.
+With 201,088 words in the vocabulary the logits of 4,096 tokens take 3.3 GB in float32, and two or three times that
+with their gradient. Here a chunk of supervised rows goes through the head at a time, and the gradient of the hidden
+states is made in the same pass, so a chunk's logits are gone before the next one starts.
 
 Shapes: S supervised rows, D hidden size, V rows of the head, C rows of one chunk.
 """

@@ -26,10 +26,14 @@ attention.register()
 
 @dataclass
 class SupervisedOutput(ModelOutput):
-    """loss: scalar, the weighted sum over the triples divided by the step's denominator. nll: [S] per triple, detached."""
+    """loss: scalar, the weighted sum over the triples divided by the denominator. nll: [S] per triple, detached.
+
+    Without triples there is neither, but hidden: [T, D], what the output layer would take.
+    """
 
     loss: Tensor | None = None
     nll: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 class OssiaForCausalLM(GptOssForCausalLM):
@@ -61,16 +65,18 @@ class OssiaForCausalLM(GptOssForCausalLM):
         weights: Tensor | None = None,
         denominator: Tensor | float | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """Take a flat batch (`FlatBatch.inputs()` and a denominator), or what transformers' models take.
 
         Args:
             input_ids, position_ids: [1, T] of a flat batch, or [B, T] as usual.
-            labels: [B, T], -100 where not supervised; converted to a flat batch, so that other trainers get the same loss.
+            labels: [B, T], -100 where not supervised; made a flat batch, so that other trainers get the same loss.
             segments, ancestors, rows, targets, weights: see `FlatBatch`.
             denominator: what the weighted sum is divided by. Default: the sum of the weights.
             num_items_in_batch: the denominator as transformers' Trainer names it.
+            logits_to_keep: how many last positions `generate` wants logits of; 0 means all.
 
         Returns:
             `SupervisedOutput` for a flat batch or with labels; else what GptOssForCausalLM returns (logits).
@@ -82,7 +88,11 @@ class OssiaForCausalLM(GptOssForCausalLM):
             return self.forward(**flat.inputs(), denominator=denominator)
         if segments is None:
             return super().forward(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
             )
         assert position_ids is not None and ancestors is not None
         forest = batch.Segments.of(segments, ancestors, position_ids[0])
@@ -93,7 +103,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
             use_cache=False,
         ).last_hidden_state[0]
         if rows is None:
-            return SupervisedOutput()
+            return SupervisedOutput(hidden=hidden_TD)
         assert targets is not None and weights is not None
         total, nll_S = linear_cross_entropy(hidden_TD[rows], self.head(), targets, weights)
         return SupervisedOutput(loss=total / (weights.sum() if denominator is None else denominator), nll=nll_S)

@@ -24,7 +24,7 @@ TINY = Shape(
 )  # fmt: skip
 #: For unit tests: a vocabulary of 512 and a window of 16, so that short sequences reach beyond it.
 MICRO = Shape(
-    layers=2, hidden=64, intermediate=96, experts=8, experts_per_token=4, heads=4, kv_heads=2, head_dim=32,
+    layers=2, hidden=64, intermediate=96, experts=8, experts_per_token=4, heads=8, kv_heads=2, head_dim=16,
     vocabulary=512, sliding_window=16,
 )  # fmt: skip
 

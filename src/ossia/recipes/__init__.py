@@ -1,11 +1,12 @@
 """Recipes: YAML files that fill the schema of `ossia.config`, and the code that reads them.
 
-A recipe is named (`tiny-demo`: one of the files beside this one) or a path. `--set section.key=value` goes on top. Every
-mistake is reported with the file and the line where it stands.
+A recipe is named (`tiny-demo`: one of the files beside this one) or a path. `--set section.key=value` goes on top.
+Every mistake is reported with the file and the line where it stands.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -63,24 +64,46 @@ def load(source: str, overrides: Iterable[str] = ()) -> Recipe:
 def parse(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
     """Validate a recipe's YAML text. `where` names it in errors."""
     try:
-        values = yaml.safe_load(text)
-        places = _lines(yaml.compose(text))
+        node = yaml.compose(text, Loader=_Loader)
+        places = _lines(node, where)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"not valid YAML ({getattr(error, 'problem', error)})", where=f"{where}{line}") from None
     values = {} if values is None else values
+    if isinstance(values, dict):  # a section whose lines are all commented out
+        values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of sections (model, data, lora, train, eval)", where=where)
     origin = {key: f"{where}:{line}" for key, line in places.items()}
     for override in overrides:
         key = _apply(values, override)
-        origin |= {key[:n]: f"--set {override}" for n in range(1, len(key) + 1) if n == len(key) or key[:n] not in origin}
+        origin |= {
+            key[:n]: f"--set {override}" for n in range(1, len(key) + 1) if n == len(key) or key[:n] not in origin
+        }
     _reject_unknown(values, Recipe, (), origin, where)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise _readable(error, origin, where) from None
+
+
+def copy(source: str, to: Path, *, force: bool = False) -> Path:
+    """Copy a recipe's file, comments included, to a file or into a folder; return the new file.
+
+    Raises:
+        UserError: there is such a file already and `force` is not set, or it cannot be written.
+    """
+    path = find(source)
+    target = to / path.name if to.is_dir() else to
+    if target.exists() and not force:
+        raise UserError("the file exists already", where=str(target), do="--force replaces it")
+    try:
+        target.write_bytes(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"the recipe cannot be written ({error.strerror})", where=str(target)) from None
+    return target
 
 
 def dump(recipe: Recipe) -> str:
@@ -102,14 +125,36 @@ def fields(section: type[BaseModel] = Recipe, prefix: KeyPath = ()) -> Iterable[
             yield ".".join((*prefix, name)), field.get_default(call_default_factory=True), field.description or ""
 
 
-def _lines(node: yaml.Node | None, prefix: KeyPath = ()) -> dict[KeyPath, int]:
-    """Map each key path of a YAML document to the line (from 1) where the key stands."""
+class _Loader(yaml.SafeLoader):
+    """YAML without two traps of its version 1.1: 1e-5 is a number, and 2026-11-20 stays text, as settings expect it."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+_SECTIONS = {name for name, field in Recipe.model_fields.items() if isinstance(field.default, BaseModel)}
+
+
+def _lines(node: yaml.Node | None, where: str, prefix: KeyPath = ()) -> dict[KeyPath, int]:
+    """Map each key path of a YAML document to the line (from 1) where the key stands.
+
+    Raises:
+        UserError: a key stands there twice; YAML would silently keep the last.
+    """
     places: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            here = (*prefix, str(key.value))
-            places[here] = key.start_mark.line + 1
-            places |= _lines(value, here)
+            here, line = (*prefix, str(key.value)), key.start_mark.line + 1
+            if here in places:
+                what = f"{'.'.join(here)} is set twice, first in line {places[here]}"
+                raise UserError(what, where=f"{where}:{line}", do="remove one of them")
+            places[here] = line
+            places |= _lines(value, where, here)
     return places
 
 
@@ -125,7 +170,7 @@ def _apply(values: dict[str, Any], override: str) -> KeyPath:
         if not isinstance(here, dict):
             raise UserError(f"{part} is a value, not a section", where=f"--set {override}")
     try:
-        here[path[-1]] = yaml.safe_load(text)
+        here[path[-1]] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         raise UserError(f"the value {text!r} is not valid YAML", where=f"--set {override}") from None
     return path

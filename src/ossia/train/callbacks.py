@@ -44,7 +44,8 @@ class Reporter(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

@@ -1,6 +1,6 @@
 """Supervised fine-tuning with LoRA: `train(recipe, run, examples, validation)`.
 
-The run folder must exist (`ossia.runs.create`). When it already holds checkpoints the run continues from the newest one:
+The run folder must exist (`ossia.runs.create`). When it already holds checkpoints the run continues from the newest:
 same data order, optimiser, schedule and random states, so that the loss goes on as if nothing had happened.
 """
 
@@ -215,7 +215,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
 
 @contextmanager
 def _claimed(run: Run) -> Iterator[None]:
-    """Hold the run's lock, so that no other process trains in this folder. The system lets go of it if we are killed."""
+    """Hold the run's lock, so that no other process trains here. The system lets go of it if we are killed."""
     if int(os.environ.get("RANK", "0")):
         yield
         return

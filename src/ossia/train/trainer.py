@@ -36,12 +36,17 @@ class OssiaTrainer(Trainer):
         """Tokens processed in the last step, over all devices."""
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None  # noqa: ARG002
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices."""
         model.train()
         passes = self._prepare_inputs(inputs["passes"])
-        sums = torch.stack([torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())]) for p in passes])
+        sums = torch.stack(
+            [torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())]) for p in passes]
+        )
         denominator, tokens = self.accelerator.reduce(sums.sum(0)).tolist()
         self.step_tokens = int(tokens)
         if not denominator:
@@ -64,9 +69,14 @@ class OssiaTrainer(Trainer):
         return total
 
     def evaluation_loop(
-        self, dataloader: DataLoader, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any  # noqa: ARG002
+        self,
+        dataloader: DataLoader,
+        description: str,
+        *_: Any,
+        metric_key_prefix: str = "eval",
+        **__: Any,
     ) -> EvalLoopOutput:
-        """Return the mean negative log-likelihood over all supervised tokens, and per channel, of the validation set."""
+        """Return the validation set's mean negative log-likelihood over all supervised tokens, and per channel."""
         model = self.model
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -86,7 +96,7 @@ class OssiaTrainer(Trainer):
         mine = data[self.accelerator.process_index :: self.accelerator.num_processes]
         return DataLoader(mine, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate counts frozen experts that a token never meets; Ossia reports tokens instead."""
         return 0
 
@@ -104,7 +114,7 @@ class OssiaTrainer(Trainer):
 
     # Trainer's hooks for reading and writing checkpoints.
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
         with checkpoints.writing(self.run, step) if self.args.should_save else contextlib.nullcontext(None) as folder:
             self._save(str(folder))
@@ -118,7 +128,7 @@ class OssiaTrainer(Trainer):
             checkpoints.prune(self.run, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:  # noqa: ARG002
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.args.should_save:
             lora.save(self.accelerator.unwrap_model(self.model), Path(str(output_dir)))
 

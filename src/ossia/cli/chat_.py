@@ -1,0 +1,215 @@
+"""ossia chat RUN_OR_MODEL"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ossia.cli import output
+from ossia.cli.app import verb
+from ossia.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ossia.generate.engine import Sampling
+    from ossia.generate.session import Piece, Session
+    from ossia.generate.subject import Subject
+
+app = verb("Talk to a model or a run in the terminal.")
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+COMMANDS = {
+    "/new": "start a new conversation",
+    "/effort": "low, medium or high: how long to think",
+    "/system": "TEXT: instructions that stand before the conversation; without TEXT: none",
+    "/help": "this list",
+    "/quit": "leave (or Ctrl-D)",
+}
+
+
+class Effort(StrEnum):
+    """How long to think."""
+
+    low = "low"
+    medium = "medium"
+    high = "high"
+
+
+class Against(StrEnum):
+    """Who else answers."""
+
+    base = "base"
+    none = "none"
+
+
+@app.command()
+def chat(
+    who: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run (folder, id, part of it, `last`) or a model.")
+    ],
+    question: Annotated[str | None, typer.Option("--question", "-q", help="Ask this, print the answer, leave.")] = None,
+    effort: Annotated[Effort | None, typer.Option(help="Reasoning effort. Default: the run's.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", "--developer", help="Instructions that stand before the conversation.")
+    ] = None,
+    vs: Annotated[Against, typer.Option(help="`base`: the base model answers first.")] = Against.none,
+    checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest turn in tokens, thoughts included.")] = 4096,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token each time.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Repeats a conversation. Default: a new one each time.")] = None,
+    hide_thoughts: Annotated[bool, typer.Option("--hide-thoughts", help="Do not print the chain of thought.")] = False,
+    set_: output.Set = None,
+) -> None:
+    """Talk to a run's checkpoint or to a model. Thoughts are dim; when stdout is a pipe they go to stderr."""
+    if question is None and not sys.stdin.isatty():
+        raise UserError("chat needs a terminal to read from", do='--question "..." asks once and leaves')
+    from ossia.generate import subject as subjects
+    from ossia.generate.engine import Sampling
+
+    subject = subjects.find(who, checkpoint=checkpoint, overrides=set_ or ())
+    sessions = _sessions(subject, both=vs is Against.base)
+    for session in sessions.values():
+        session.set_instructions(system)
+        if effort is not None:
+            session.set_effort(effort.value)
+    seed = secrets.randbits(31) if seed is None else seed
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    if question is not None:
+        if not _answer(question, sessions, sampling, hide_thoughts):
+            raise KeyboardInterrupt
+        return
+    output.err().print(f"{subject.name}, seed {seed}. /help lists the commands.", markup=False)
+    _loop(sessions, sampling, hide_thoughts)
+    output.next_step("ossia eval " + who if subject.run is None else "ossia export " + who)
+
+
+def _sessions(subject: Subject, both: bool) -> dict[str, Session]:
+    """One session per answerer; the name is empty when there is only one."""
+    if both and subject.run is None:
+        raise UserError("only a run can be compared with its base", where=subject.name, do="leave --vs base out")
+    from ossia.generate.native import NativeEngine
+    from ossia.generate.session import Session
+
+    vocabulary = subject.vocabulary()
+    with output.err().status("loading the model"):
+        model = subject.model()
+    sessions = {"": Session(NativeEngine(model), vocabulary, system=subject.system())}
+    if both:
+        base = Session(NativeEngine(model, adapter=False), vocabulary, system=subject.system())
+        sessions = {"base": base, "tuned": sessions[""]}
+    return sessions
+
+
+def _loop(sessions: dict[str, Session], sampling: Sampling, hide_thoughts: bool) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives input() a history and editing keys)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            output.err().print("\n/quit leaves")
+            continue
+        if line == "/quit":
+            return
+        if line.startswith("/"):
+            _command(line, sessions)
+        elif line:
+            _answer(line, sessions, sampling, hide_thoughts)
+
+
+def _command(line: str, sessions: dict[str, Session]) -> None:
+    word, _, rest = line.partition(" ")
+    rest, remarks = rest.strip(), output.err()
+    if word == "/new":
+        for session in sessions.values():
+            session.restart()
+        remarks.print("a new conversation")
+    elif word == "/system":
+        for session in sessions.values():
+            session.set_instructions(rest or None)
+        remarks.print("instructions set" if rest else "no instructions")
+    elif word == "/effort" and rest in list(Effort):
+        for session in sessions.values():
+            session.set_effort(Effort(rest).value)
+        remarks.print(f"effort {rest}")
+    elif word == "/effort":
+        remarks.print("/effort low, /effort medium or /effort high")
+    elif word == "/help":
+        for command, text in COMMANDS.items():
+            remarks.print(f"{command:<8} {text}", markup=False)
+    else:
+        close = did_you_mean(word, COMMANDS)
+        remarks.print(f"there is no command {word}; {f'did you mean {close}?' if close else '/help'}", markup=False)
+
+
+def _answer(text: str, sessions: dict[str, Session], sampling: Sampling, hide_thoughts: bool) -> bool:
+    """Print every session's turn as it comes. Returns False when Ctrl-C stopped it."""
+    for name, session in sessions.items():
+        printer = _Printer(hide_thoughts)
+        if name:
+            printer.out.print(f"[bold]{name}[/bold]")
+        pieces = session.say(text, sampling)
+        try:
+            for piece in pieces:
+                printer.show(piece)
+        except KeyboardInterrupt:
+            pieces.close()
+        printer.end()
+        reply = session.reply
+        if reply is None or reply.finish is None:
+            kept = reply is not None and reply.kept
+            output.err().print("stopped; what was said is kept" if kept else "stopped; the turn is forgotten")
+            return False
+        if reply.finish == "length":
+            output.err().print(f"cut off after {reply.tokens} tokens (--max-new-tokens)")
+        if any(message.repairs for message in reply.messages):
+            output.err().print("the model's Harmony was malformed and has been mended")
+    return True
+
+
+class _Printer:
+    """Prints pieces as they come: answers on stdout, thoughts dim on a terminal and on stderr otherwise."""
+
+    def __init__(self, hide_thoughts: bool) -> None:
+        self.out = output.out()
+        self.aside = self.out if self.out.is_terminal else output.err()
+        self.hide_thoughts = hide_thoughts
+        self.used: Console | None = None
+
+    def show(self, piece: Piece) -> None:
+        if piece.kind == "thought" and self.hide_thoughts:
+            return
+        console = self.aside if piece.kind == "thought" else self.out
+        if piece.first:
+            self.end()
+        if piece.first and piece.kind == "call":
+            self._write(console, f"calls {piece.recipient}: ", "cyan")
+        style = {"thought": "dim", "preamble": "italic", "call": "cyan"}.get(piece.kind)
+        self._write(console, piece.text, style)
+        self.used = console
+
+    def _write(self, console: Console, text: str, style: str | None) -> None:
+        """Write a text as it is (rich would expand its tabs) but for control sequences, which a model must not send."""
+        from rich.style import Style
+
+        text = _CONTROL.sub("", text)
+        plain = style is None or not console.is_terminal or console.no_color
+        console.file.write(text if plain else Style.parse(str(style)).render(text))
+        console.file.flush()
+
+    def end(self) -> None:
+        """Finish the line that is being printed."""
+        if self.used is not None:
+            self.used.print()
+        self.used = None

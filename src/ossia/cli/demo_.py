@@ -1,0 +1,120 @@
+"""ossia demo: the commands of the whole line, one after the other, as a person would type them."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+import typer
+
+from ossia.cli import output
+from ossia.cli.app import build, verb
+
+RECIPE = "tiny-demo"
+DATA = "example:multilingual/train.jsonl"
+DEVELOPER = "reasoning language: German\n\nSolve the problem step by step."
+
+app = verb("The whole line on a tiny gpt-oss: data, train, eval, chat, export.")
+
+
+@app.command()
+def demo(set_: output.Set = None) -> None:
+    """Check data, fine-tune a tiny gpt-oss, measure it against its base, ask it a question and export it.
+
+    Takes a few minutes on two cores. Every step is a command that works the same way on gpt-oss-20b. An interrupted
+    demo continues where it stopped.
+    """
+    began, console = time.monotonic(), output.out()
+    overrides = [part for override in set_ or [] for part in ("--set", override)]
+    console.print(_INTRODUCTION)
+    _say(1, "The conversations, checked row by row.")
+    _run("data", "check", DATA)
+    _say(2, "One of them as the model sees it. Only what the model itself has to write is trained.")
+    _run("data", "show", DATA, "--row", "3")
+    _say(3, "What the fine-tune will need on this machine.")
+    _run("plan", RECIPE, *overrides)
+    _say(4, "The fine-tune: LoRA on attention and experts, through the four-bit weights.")
+    run = _train(overrides)
+    _curve(run)
+    _say(5, "Held-out questions, asked to the base and to the tuned model.")
+    _run("eval", run.id, "--vs", "base")
+    _say(6, "One question to both. The base thinks in English whatever is asked of it.")
+    _run("chat", run.id, "--vs", "base", "--developer", DEVELOPER, "--question", _question())
+    _say(7, "A checkpoint with the fine-tune merged in, for every program that reads gpt-oss.")
+    _run("export", run.id, "--to", "hf")
+    console.print(f"\nDone in {output.duration(time.monotonic() - began)}. Everything is in {run.path}:", markup=False)
+    for name, what in _FILES.items():
+        console.print(f"  {name:<18} {what}", markup=False)
+    console.print(_OUTLOOK)
+
+
+def _say(number: int, text: str) -> None:
+    output.out().print(f"\n[bold]{number}/7  {text}[/bold]")
+
+
+def _run(*arguments: str) -> None:
+    """Print a command and run it in this process."""
+    output.out().print(f"[cyan]$ ossia {shlex.join(arguments)}[/cyan]", highlight=False)
+    try:
+        build()(list(arguments), standalone_mode=False)
+    except typer.Exit as finished:
+        if finished.exit_code:
+            raise
+
+
+def _train(overrides: list[str]) -> Any:
+    """Train, or go on with the newest demo run if it was stopped; return the run."""
+    from ossia import runs
+
+    for summary in runs.ls():
+        if f"_{RECIPE}_" in summary.id:
+            if summary.status in ("interrupted", "stopped", "failed") and not overrides:
+                _run("train", "--resume", summary.id)
+                return runs.find(summary.id)
+            break
+    _run("train", RECIPE, *overrides)
+    return runs.find("last")
+
+
+def _curve(run: Any) -> None:
+    from ossia import events
+    from ossia.cli.runs_ import sparkline
+
+    losses = [event.loss for event in events.read(run.path) if isinstance(event, events.Step)]
+    if losses:
+        output.out().print(f"loss {sparkline(losses)}  {losses[0]:.3f} -> {losses[-1]:.3f}")
+
+
+def _question() -> str:
+    """A held-out question in another language than the thought that is asked for."""
+    import json
+    from pathlib import Path
+
+    from ossia.recipes.examples import resolve
+
+    rows = map(json.loads, Path(resolve("example:multilingual/heldout.jsonl")).read_text(encoding="utf-8").splitlines())
+    chosen = next(row for row in rows if row["reasoning_language"] == "German" and row["language"] == "French")
+    return str(chosen["user"])
+
+
+_INTRODUCTION = """[bold]Ossia in a few minutes, on a tiny gpt-oss[/bold]
+
+The model is a gpt-oss of four layers with everything the big ones have: MXFP4 experts, attention sinks, alternating
+windows, the full vocabulary. It solves small problems in five languages and always thinks in English. It will learn to
+think in the language that the developer message asks for."""
+
+_FILES = {
+    "recipe.yaml": "every setting of the run",
+    "events.jsonl": "what happened, step by step",
+    "checkpoints/": "the adapter in PEFT's format, and what resuming needs",
+    "evals/": "every question, answer and verdict",
+    "exports/": "the merged checkpoint",
+}
+
+_OUTLOOK = """
+The same on gpt-oss-20b, with your own conversations:
+
+  [bold]ossia fetch gpt-oss-20b[/bold]
+  [bold]ossia train gpt-oss-20b-lora --set data.train=conversations.jsonl[/bold]
+  [bold]ossia eval last --vs base --data held_out.jsonl[/bold]"""

@@ -1,0 +1,77 @@
+"""ossia eval RUN_OR_MODEL"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from ossia.cli import output
+from ossia.cli.app import verb
+
+app = verb("Measure a run on held-out questions, against its base.")
+
+
+class Against(StrEnum):
+    """What a run is compared with."""
+
+    base = "base"
+    none = "none"
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run (folder, id, part of it, `last`) or a model.")],
+    vs: Annotated[Against, typer.Option(help="Ask the base model the same questions.")] = Against.base,
+    data: Annotated[list[str] | None, typer.Option(help="Held-out file. May be repeated. Default: eval.data.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most questions; a random part of the data.")] = None,
+    checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
+    set_: output.Set = None,
+    json: output.Json = False,
+) -> None:
+    """Ask held-out questions and print every measure before and after, with 95 % intervals.
+
+    Writes questions, answers and verdicts to the run's folder evals/. Ctrl-C keeps what has been answered.
+    """
+    from ossia.data import load_conversations
+    from ossia.data.prepare import settings_of
+    from ossia.errors import UserError
+    from ossia.evaluate import report as figures
+    from ossia.evaluate import runner
+    from ossia.generate import subject as subjects
+
+    overrides = [*(set_ or []), *([f"eval.limit={limit}"] if limit else [])]
+    subject = subjects.find(run, checkpoint=checkpoint, overrides=overrides)
+    files = data or subject.recipe.eval.data
+    if not files:
+        raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
+    loaded = load_conversations(files, settings_of(subject.recipe.data))
+    if loaded.errors:
+        output.err().print(
+            f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them", markup=False
+        )
+    arms = 2 if subject.run is not None and vs is Against.base else 1
+    count = min(subject.recipe.eval.limit or len(loaded.conversations), len(loaded.conversations))
+    output.err().print(
+        f"{subject.name}: {count} questions{', each also to the base' if arms == 2 else ''}", markup=False
+    )
+    with output.progress("answers", count * arms) as advance:
+        report = runner.evaluate(
+            subject, loaded.conversations, vs_base=vs is Against.base, data=files, on_progress=advance
+        )
+    summary = report.summary()
+    if json:
+        output.print_json({"path": str(report.path), "complete": report.complete, **summary.to_json()})
+    else:
+        for columns, rows in (figures.table(summary), figures.group_table(summary)):
+            if rows:
+                output.table(columns, rows, right=columns[1:])
+                output.out().print()
+    for remark in figures.remarks(summary):
+        output.err().print(remark, markup=False)
+    output.err().print(f"written to {report.path}", markup=False)
+    if not report.complete:
+        output.err().print(f"interrupted after {summary.questions} of {len(report.questions)} questions", markup=False)
+        raise typer.Exit(130)
+    output.next_step(f"ossia chat {run}" if subject.run is None else f"ossia chat {run} --vs base")

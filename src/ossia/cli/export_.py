@@ -1,0 +1,69 @@
+"""ossia export RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ossia.cli import output
+from ossia.cli.app import verb
+from ossia.export import Experts, Target
+
+app = verb("Merge the adapter and write a checkpoint that others load.")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run (folder, id, part of the id, or `last`), or an adapter folder.")],
+    to: Annotated[
+        Target, typer.Option(help="hf: a checkpoint with the adapter merged in. adapter: the adapter and a card.")
+    ] = "hf",
+    out: Annotated[Path | None, typer.Option(help="New folder to write. Default: in the run's exports.")] = None,
+    experts: Annotated[
+        Experts,
+        typer.Option(help="Experts of the merged model. auto: four bits where they hold the fine-tune, else bf16."),
+    ] = "auto",
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the best one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model of an adapter folder: folder or hub id.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")] = False,
+    json: output.Json = False,
+) -> None:
+    """Write a tuned model for other programs, verify it, and say what became of the fine-tune."""
+    from ossia.export import source
+    from ossia.export.job import export as run_export
+
+    found = source.resolve(run, model, checkpoint)
+    done = run_export(found, to, out, experts=experts, overwrite=overwrite, progress=output.progress)
+    for warning in done.warnings:
+        output.err().print(f"warning: {warning}", markup=False)
+    if json:
+        output.print_json({"path": str(done.path), "warnings": done.warnings, **done.report})
+    else:
+        for label, text in _facts(done.path, done.report):
+            output.out().print(f"{label:<20} {text}", markup=False)
+    if to == "hf":
+        output.next_step(f"ossia chat {done.path}")
+    elif found.run is not None:
+        output.next_step(f"ossia chat {found.run.id}")
+
+
+def _facts(path: Path, report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("written", str(path)), ("base", report["base"])]
+    if report["target"] == "adapter":
+        return [*rows, ("files", ", ".join(report["sha256"]))]
+    experts, update, verified = report["experts"], report["update"], report["verified"]
+    rows.append(("experts", f"{experts['layout']}: {experts['reason']}"))
+    text = "{rho:.2%} of the weights, {keep:.0%} kept, noise {error:.2f} times the update"
+    for name in ("attention", "experts"):
+        if update[name]["rho"]:
+            rows.append((f"update of {name}", text.format(**update[name])))
+    text = "{tensors} tensors verified, {identical_to_source} identical to the base's"
+    rows.append(("bytes", text.format(**verified["bytes"])))
+    logits = verified["logits"]
+    if "skipped" in logits:
+        return [*rows, ("logits", f"not compared: {logits['skipped']}")]
+    text = "KL to base + adapter: mean {mean_kl:.2g}, max {max_kl:.2g} nats per token; likeliest token equal {top1:.1%}"
+    rows.append(("logits", text.format(**logits)))
+    return [*rows, ("", f"(the tuning itself changed the base by {logits['effect_kl']:.2g} nats per token)")]

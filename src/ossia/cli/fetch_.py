@@ -1,0 +1,39 @@
+"""ossia fetch MODEL"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ossia.cli import output
+from ossia.cli.app import verb
+
+app = verb("Download gpt-oss from the hub: only the files needed, resumable.")
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="gpt-oss-20b, gpt-oss-120b, or OWNER/NAME on the hub.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Folder. Default: Ossia's cache ($OSSIA_CACHE).")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", help="Default: $HF_TOKEN or the saved login. gpt-oss needs none.", show_default=False),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    json: output.Json = False,
+) -> None:
+    """Download a model, continuing an earlier attempt, and check it."""
+    from ossia.model import hub
+    from ossia.model.checkpoint import CheckpointReader
+
+    with output.transfer(f"fetching {model}") as report:
+        folder = hub.fetch(model, to, revision=revision, token=token, offline=offline or None, progress=report)
+    size = CheckpointReader(folder).bytes
+    if json:
+        output.print_json({"model": hub.repo_id(model), "folder": str(folder), "bytes": size})
+        return
+    output.out().print(f"{folder}  ({output.size(size)}, complete)", markup=False)
+    output.next_step(f"ossia chat {folder if to else hub.repo_id(model)}")

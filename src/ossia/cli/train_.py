@@ -1,0 +1,148 @@
+"""ossia train RECIPE | ossia train --resume RUN"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ossia import events
+from ossia.cli import output
+from ossia.cli.app import verb
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+app = verb("Fine-tune with LoRA.")
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file, or the name of a recipe that comes with Ossia.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Continue a run: its folder, id, a part of it, or `last`."),
+    ] = None,
+    set_: output.Set = None,
+    json: output.Json = False,
+) -> None:
+    """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
+    from ossia import recipes, runs
+    from ossia.data.prepare import prepare
+    from ossia.errors import UserError
+    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.model.locate import locate
+
+    if (recipe is None) == (resume is None):
+        raise UserError("name a recipe, or a run with --resume", do="ossia train tiny-demo")
+    if resume is not None and set_:
+        raise UserError(
+            "a resumed run keeps its settings",
+            why="the loss would not continue where it stopped",
+            do="a new run: ossia train <recipe> --set ...",
+        )
+    run = runs.find(resume) if resume is not None else None
+    settings = run.recipe() if run else recipes.load(str(recipe), set_ or [])
+    with output.progress("compiling conversations", None):
+        vocabulary = Vocabulary.load(locate(settings.model.path))
+        prepared = prepare(settings.data, vocabulary, settings.train.seed)
+    for line in prepared.remarks():
+        output.err().print(line, markup=False)
+    command = " ".join(["ossia", *sys.argv[1:]])
+    run = run or runs.create(settings, command)
+    screen = Screen(output.err(), json)
+    screen.header(run.id, settings, prepared)
+    from ossia.train.supervised import train as run_training
+
+    with screen:
+        last = run_training(settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch)
+    summary = run.summary()
+    if json:
+        output.print_json({"run": run.id, "path": str(run.path), "status": last.status, "reason": last.reason,
+                           "step": last.step, "loss": summary.loss, "best_validation": summary.best_validation,
+                           "best_checkpoint": str(run.best_checkpoint())})  # fmt: skip
+    else:
+        best = "" if summary.best_validation is None else f", best validation loss {summary.best_validation:.4f}"
+        output.out().print(
+            f"{last.status} at step {last.step}: loss {summary.loss or float('nan'):.4f}{best}", markup=False
+        )
+        output.out().print(f"run folder: {run.path}", markup=False)
+    follow = f"ossia eval {run.id} --vs base" if last.status == "done" else f"ossia train --resume {run.id}"
+    output.next_step(follow)
+
+
+class Screen:
+    """Draws a run from its events: a bar with loss, speed and remaining time, and a line for whatever is worth one."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.total = 0
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self._recent: list[tuple[int, float]] = []
+        self._last_line = 0.0
+
+    def header(self, run: str, recipe: Any, prepared: Any) -> None:
+        """Say what is about to be trained on what."""
+        self.console.print(f"[bold]{run}[/bold]  {recipe.description}")
+        lora = recipe.lora
+        ranks = [f"attention rank {lora.rank}"] if "attention" in lora.targets else []
+        ranks += [f"experts rank {lora.expert_rank}"] if "experts" in lora.targets else []
+        self.console.print(f"model {recipe.model.path}; LoRA on {', '.join(ranks)}", markup=False)
+        tokens = sum(len(example.ids) for example in prepared.train)
+        trained = sum(1 for example in prepared.train for weight in example.weights if weight)
+        self.console.print(
+            f"{len(prepared.train)} examples, {tokens:,} tokens, {trained:,} of them trained "
+            f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
+        )
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+                TimeRemainingColumn(), console=self.console, transient=True,
+            )  # fmt: skip
+            self.task = self.bar.add_task("loading the model", total=None)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def watch(self, event: events.Event) -> None:
+        """Show one event."""
+        if isinstance(event, events.Started):
+            self.total = event.total_steps
+        elif isinstance(event, events.Resumed):
+            self._line(f"resumed from step {event.step}")
+        elif isinstance(event, events.Step):
+            self._step(event)
+        elif isinstance(event, events.Validation):
+            parts = ", ".join(f"{name} {loss:.3f}" for name, loss in event.channels.items())
+            self._line(f"step {event.step}: validation loss {event.loss:.4f} ({parts}){'  best so far' * event.best}")
+        elif isinstance(event, events.Sample):
+            self._line(f"  thinks: {event.analysis or '(nothing)'}\n  answers: {event.final or '(nothing)'}")
+        elif isinstance(event, events.Note):
+            self._line(f"{event.level}: {event.message}")
+
+    def _step(self, event: events.Step) -> None:
+        self._recent = [*self._recent[-19:], (event.tokens, event.seconds)]
+        speed = sum(tokens for tokens, _ in self._recent) / max(sum(seconds for _, seconds in self._recent), 1e-9)
+        text = f"loss {event.loss:.4f}  {speed:,.0f} tokens/s  learning rate {event.learning_rate:.1e}"
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, description=text, completed=event.step, total=self.total)
+        elif time.monotonic() - self._last_line > 10 or event.step in (1, self.total):
+            self._last_line = time.monotonic()
+            remaining = (self.total - event.step) * sum(s for _, s in self._recent) / len(self._recent)
+            self._line(f"step {event.step}/{self.total}  {text}  {output.duration(remaining)} left")
+
+    def _line(self, text: str) -> None:
+        (self.bar.console if self.bar is not None else self.console).print(text, markup=False, highlight=False)

@@ -1,0 +1,214 @@
+"""Asks the questions, before and after, and writes down everything that came back.
+
+The base is the same model with the adapter switched off, so both answer the same prompts on the same weights with the
+same settings. Questions are asked in shuffled order and a few batches at a time, before and after in turns, and the
+file is written after each such round: a stopped evaluation leaves a fair, paired part of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ossia import events, runs
+from ossia.config import EvalSection
+from ossia.errors import UserError
+from ossia.evaluate.language import code
+from ossia.evaluate.report import Summary, summarise
+from ossia.evaluate.tasks import Answer, Question, languages, questions, read
+from ossia.generate.engine import Completion, Engine, Sampling
+from ossia.generate.subject import Subject
+from ossia.harmony.conversation import Conversation
+from ossia.harmony.vocabulary import Vocabulary
+
+BASE, TUNED, MODEL = "base", "tuned", "model"
+ROUND = 4
+"""Batches per round."""
+
+OnAnswers = Callable[[int], None]
+"""Told how many more answers there are."""
+
+
+@dataclass
+class Report:
+    """An evaluation. `answers` maps each arm (base and tuned, or model) to the answers by question number."""
+
+    subject: str
+    arms: tuple[str, ...]
+    questions: list[Question]
+    """Those that are to be asked, in the order of asking."""
+    settings: EvalSection
+    answers: dict[str, dict[int, Answer]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    """Where it came from: model, checkpoint, data files."""
+    seconds: float = 0.0
+    path: Path | None = None
+    """Where it was written."""
+
+    @property
+    def asked(self) -> list[Question]:
+        """The questions that every arm has answered, in the order of the data."""
+        answered = [q for q in self.questions if all(q.number in self.answers.get(arm, {}) for arm in self.arms)]
+        return sorted(answered, key=lambda question: question.number)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.asked) == len(self.questions)
+
+    def summary(self) -> Summary:
+        """Counts, intervals and differences over the questions that every arm has answered."""
+        return summarise(self.asked, {arm: self.answers.get(arm, {}) for arm in self.arms})
+
+
+def evaluate(
+    subject: Subject,
+    conversations: Sequence[Conversation],
+    *,
+    vs_base: bool = True,
+    data: Sequence[str] = (),
+    on_progress: OnAnswers | None = None,
+) -> Report:
+    """Load what is to be evaluated, ask, write the report beside the run (`evals/`) and tell the run's events.
+
+    Ctrl-C ends it early with what there is; the report then is not `complete`.
+
+    Args:
+        subject: its recipe's section `eval` says how many questions and how to sample. A model folder has no base.
+        data: names of the files, for the report.
+
+    Raises:
+        UserError: there is no question, or one names a language that cannot be judged; see also `Subject.model`.
+    """
+    from ossia.generate.native import NativeEngine
+
+    settings, run, vocabulary = subject.recipe.eval, subject.run, subject.vocabulary()
+    order = choose(questions(conversations, vocabulary), settings)
+    model = subject.model()
+    engines: dict[str, Engine] = {MODEL: NativeEngine(model, batch_size=settings.batch_size)}
+    if run is not None:
+        base = {BASE: NativeEngine(model, batch_size=settings.batch_size, adapter=False)} if vs_base else {}
+        engines = {**base, TUNED: engines[MODEL]}
+    report = Report(
+        subject=subject.name,
+        arms=tuple(engines),
+        questions=order,
+        settings=settings,
+        details={
+            "model": subject.recipe.model.path,
+            "run": run.id if run else None,
+            "checkpoint": str(subject.checkpoint) if subject.checkpoint else None,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "data": list(data),
+            "environment": runs.environment("eval"),
+        },
+        path=new_file((run.path if run else runs.root()) / "evals"),
+    )
+    ask(report, engines, vocabulary, on_progress)
+    if run is not None and report.asked:
+        run.log().write(events.Evaluated(path=str(report.path), summary=report.summary().brief()))
+    return report
+
+
+def choose(everything: Sequence[Question], settings: EvalSection) -> list[Question]:
+    """Return the questions to ask, at most `settings.limit`, drawn and ordered by the seed.
+
+    Raises:
+        UserError: there is no question, or one names a language that cannot be judged.
+    """
+    if not everything:
+        raise UserError("there is nothing to ask: no usable row in the data", do="ossia data check FILE")
+    for language in languages(everything):
+        code(language)
+    count = min(settings.limit or len(everything), len(everything))
+    return random.Random(settings.seed).sample(everything, count)
+
+
+def ask(
+    report: Report, engines: Mapping[str, Engine], vocabulary: Vocabulary, on_progress: OnAnswers | None = None
+) -> None:
+    """Fill `report.answers` with each engine's answers, saving after each round and when interrupted by Ctrl-C."""
+    settings, began = report.settings, time.monotonic()
+    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens)
+    among = languages(report.questions)
+    size = ROUND * settings.batch_size
+    try:
+        for start in range(0, len(report.questions), size):
+            part = report.questions[start : start + size]
+            for arm, engine in engines.items():
+                given = report.answers.setdefault(arm, {})
+
+                def hear(
+                    index: int,
+                    completion: Completion,
+                    given: dict[int, Answer] = given,
+                    part: list[Question] = part,
+                ) -> None:
+                    given[part[index].number] = read(part[index], completion, vocabulary, among)
+                    if on_progress is not None:
+                        on_progress(1)
+
+                # Prompts of different rounds must not share their random streams.
+                engine.batch([q.prompt for q in part], replace(sampling, seed=settings.seed + start), hear)
+            report.seconds = time.monotonic() - began
+            save(report, vocabulary)
+    except KeyboardInterrupt:
+        report.seconds = time.monotonic() - began
+        save(report, vocabulary)
+
+
+def save(report: Report, vocabulary: Vocabulary) -> None:
+    """Write the report to its file, atomically: every question, prompt, completion and verdict, and the summary."""
+    assert report.path is not None
+    value = {
+        "format": 1,
+        "subject": report.subject,
+        **report.details,
+        "complete": report.complete,
+        "asked": len(report.asked),
+        "of": len(report.questions),
+        "seconds": round(report.seconds, 1),
+        "settings": report.settings.model_dump(),
+        "summary": report.summary().to_json(),
+        "questions": [_question_json(question, report, vocabulary) for question in report.asked],
+    }
+    runs.write_atomically(report.path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _question_json(question: Question, report: Report, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "number": question.number,
+        "source": question.source,
+        "kind": question.kind,
+        "requested": question.requested,
+        "language": question.language,
+        "answer": question.answer,
+        "prompt": vocabulary.decode(question.prompt),
+        "expected": [{"channel": m.channel, "recipient": m.recipient, "content": m.content} for m in question.expected],
+        **{arm: _answer_json(report.answers[arm][question.number], vocabulary) for arm in report.arms},
+    }
+
+
+def _answer_json(answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "verdicts": answer.verdicts,
+        "thought_language": answer.thought_language,
+        "thought_share": answer.thought_share,
+        "final_language": answer.final_language,
+        "finish": answer.completion.finish,
+        "ids": list(answer.completion.ids),
+        "raw": vocabulary.decode(answer.completion.ids),
+        "messages": [asdict(message) for message in answer.messages],
+    }
+
+
+def new_file(folder: Path) -> Path:
+    """A file name that no other evaluation has, not even one that started in the same second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{secrets.token_hex(2)}.json"

@@ -1,0 +1,195 @@
+"""What is asked of a model, and what is measured in its answer.
+
+A question is a conversation up to its last step, which is what the model should do next. Every measure reads the
+channels of the parsed completion, never the raw text, so a word inside a thought is not an answer.
+
+    thought language    every sentence of the thought is in the language that was asked for
+    answer              the expected answer occurs in the final message as a whole token
+    answer language     the final message is in the language of the question
+    exact match         the final message is the row's own but for case and spacing (rows without an expected answer)
+    call                the row's own tool call: the same function with the same arguments (rows that end with a call)
+    well-formed         Harmony without repairs, one final message, ended by <|return|> (or a tool call by <|call|>)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ossia.evaluate.language import judge
+from ossia.generate.engine import Completion
+from ossia.harmony.conversation import Conversation, Message
+from ossia.harmony.parse import ParsedMessage, parse
+from ossia.harmony.render import render_prompt
+from ossia.harmony.vocabulary import CALL, RETURN, Vocabulary
+
+MEASURES = ("thought language", "answer", "answer language", "exact match", "call", "well-formed")
+
+_REQUEST = re.compile(r"^reasoning language: *(.+?) *$", re.IGNORECASE | re.MULTILINE)
+_NUMBER = re.compile(r"(?<!\w)[-−]?\d+(?:[.,]\d+)*(?!\w)")
+_GROUPED = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−]?\d{1,3}(?:\.\d{3})+(?:,\d+)?")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out row. What it does not say is None and not measured."""
+
+    number: int
+    """Its place in the data, from 1."""
+    source: str
+    conversation: Conversation
+    """Up to the step that is asked for."""
+    prompt: tuple[int, ...]
+    expected: tuple[Message, ...]
+    """The row's own last step."""
+    requested: str | None = None
+    """The language that the thought should be in."""
+    answer: str | None = None
+    language: str | None = None
+    """The language that the answer should be in."""
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion, read and judged. `thought_language`, `thought_share`: see `language.Verdict`."""
+
+    completion: Completion
+    messages: tuple[ParsedMessage, ...]
+    verdicts: dict[str, bool]
+    thought_language: str | None = None
+    thought_share: float | None = None
+    final_language: str | None = None
+
+
+def questions(conversations: Iterable[Conversation], vocabulary: Vocabulary) -> list[Question]:
+    """Cut each conversation before its last step and render what stands before it, as in training.
+
+    The keys `reasoning_language` (or the line "reasoning language: ..." in the instructions), `answer`, `language` and
+    `kind` of a row become what is measured and the groups of the report.
+    """
+    made = []
+    for number, conversation in enumerate(conversations, start=1):
+        others = [index for index, message in enumerate(conversation.messages) if message.role != "assistant"]
+        cut = others[-1] + 1 if others else 0
+        asked = Conversation(
+            conversation.messages[:cut],
+            conversation.system,
+            conversation.instructions,
+            conversation.tools,
+            conversation.source,
+            conversation.extra,
+        )
+        extra = conversation.extra
+        in_instructions = _REQUEST.search(conversation.instructions or "")
+        made.append(
+            Question(
+                number=number,
+                source=conversation.source,
+                conversation=asked,
+                prompt=tuple(render_prompt(asked, vocabulary)),
+                expected=conversation.messages[cut:],
+                requested=_text(extra, "reasoning_language") or (in_instructions and in_instructions.group(1)),
+                answer=_text(extra, "answer"),
+                language=_text(extra, "language"),
+                kind=_text(extra, "kind"),
+            )
+        )
+    return made
+
+
+def languages(asked: Iterable[Question]) -> tuple[str, ...]:
+    """The languages to judge among: all that the questions name, and English, into which thoughts fall back."""
+    named = {name for question in asked for name in (question.requested, question.language) if name}
+    return tuple(sorted(named | {"English"})) if named else ()
+
+
+def read(question: Question, completion: Completion, vocabulary: Vocabulary, among: Sequence[str]) -> Answer:
+    """Parse a completion and apply every measure that the question allows. `among`: see `languages`."""
+    messages = parse(completion.ids, vocabulary)
+    thought, final = text_of(messages, "analysis"), text_of(messages, "final")
+    verdicts: dict[str, bool] = {}
+    thought_verdict = final_verdict = None
+    if question.requested is not None:
+        thought_verdict = judge(thought, question.requested, among)
+        verdicts["thought language"] = thought_verdict.ok
+    if question.answer is not None:
+        verdicts["answer"] = contains(final, question.answer)
+    if question.language is not None:
+        final_verdict = judge(final, question.language, among)
+        # A bare "84." is in no language, and right in any.
+        verdicts["answer language"] = final_verdict.ok or (bool(final.strip()) and final_verdict.language is None)
+    expected_final = next((message.content for message in question.expected if message.channel == "final"), None)
+    expected_call = next((message for message in question.expected if message.recipient is not None), None)
+    if expected_call is not None:
+        call = next((message for message in messages if message.recipient is not None), None)
+        verdicts["call"] = call is not None and _same_call(call.to_message(), expected_call)
+    elif question.answer is None and expected_final is not None:
+        verdicts["exact match"] = normalise(final) == normalise(expected_final)
+    verdicts["well-formed"] = is_well_formed(messages, calls=bool(question.conversation.tools))
+    return Answer(
+        completion=completion,
+        messages=tuple(messages),
+        verdicts=verdicts,
+        thought_language=thought_verdict.language if thought_verdict else None,
+        thought_share=thought_verdict.share if thought_verdict else None,
+        final_language=final_verdict.language if final_verdict else None,
+    )
+
+
+def text_of(messages: Iterable[ParsedMessage], channel: str) -> str:
+    """What the assistant wrote on a channel."""
+    return "\n".join(m.content for m in messages if m.channel == channel and m.role == "assistant" and not m.recipient)
+
+
+def is_well_formed(messages: Sequence[ParsedMessage], *, calls: bool = False) -> bool:
+    """Whether a completion is Harmony as trained. `calls`: a tool call may end it as well."""
+    if not messages or any(m.repairs or not m.complete or m.role != "assistant" for m in messages):
+        return False
+    *before, last = messages
+    if any(m.channel == "final" for m in before):
+        return False
+    if calls and last.recipient is not None:
+        return last.stop == CALL
+    return last.channel == "final" and last.recipient is None and last.stop == RETURN
+
+
+def contains(text: str, answer: str) -> bool:
+    """Whether `answer` occurs in `text` as a whole token: 84 does in "84 Äpfel.", not in "184", "84.5" or "-84".
+
+    Numbers may group their thousands: 1084 is found in "1,084".
+    """
+    wanted = normalise(answer)
+    if _NUMBER.fullmatch(wanted):
+        return _plain_number(wanted) in map(_plain_number, _NUMBER.findall(normalise(text)))
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", normalise(text)) is not None
+
+
+def normalise(text: str) -> str:
+    """Compatibility forms unified (NFKC), case folded, runs of white space made one space."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _plain_number(number: str) -> str:
+    if _GROUPED.fullmatch(number):
+        decimal = "." if "," in number and (number.rfind(".") > number.rfind(",") or "." not in number) else ","
+        number = number.replace("," if decimal == "." else ".", "").replace(decimal, ".")
+    return number.replace("−", "-").replace(",", ".")
+
+
+def _same_call(call: Message, expected: Message) -> bool:
+    if call.recipient != expected.recipient:
+        return False
+    try:
+        return bool(json.loads(call.content) == json.loads(expected.content))
+    except ValueError:
+        return call.content == expected.content
+
+
+def _text(extra: Any, key: str) -> str | None:
+    value = extra.get(key)
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,106 @@
+"""README.md of an export: what it was made from and how, how it was measured, and how others load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ossia.export.source import Source
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+_LOAD_MERGED = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
+```
+
+Or talk to it in a terminal: `ossia chat {name}`."""
+
+_LOAD_ADAPTER = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, Mxfp4Config
+
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained(
+    "{base}", quantization_config=Mxfp4Config(dequantize=True), dtype="auto", device_map="auto"
+)
+model = PeftModel.from_pretrained(base, "{name}")
+```
+
+PEFT adapts experts in floating point, 16 bits a weight; Ossia puts the adapter on the four-bit weights themselves."""
+
+
+def write(source: Source, name: str, *, merged: bool, experts: str = "") -> str:
+    """Return the card's text. `name` is the export's folder name; `experts` says what became of the experts."""
+    lines = [*_front_matter(source, merged), "", f"# {name}", ""]
+    kind = "merged into its base" if merged else "as a LoRA adapter in PEFT's layout"
+    lines += [f"A fine-tune of {_shown(source.base)} made with Ossia, {kind}."]
+    lines += ["", f"Experts: {experts}."] if experts else []
+    recipe = source.recipe()
+    if recipe is not None and recipe.description:
+        lines += ["", recipe.description]
+    example = _LOAD_MERGED if merged else _LOAD_ADAPTER
+    lines += ["", "## Use", "", example.format(name=name, base=_shown(source.base))]
+    lines += ["", "Conversations are rendered with the chat template of the base model (Harmony)."]
+    lines += _training(source)
+    evaluation = source.evaluation()
+    if evaluation:
+        lines += ["", "## Evaluation", "", *_table(_flat(evaluation))]
+    return "\n".join(lines) + "\n"
+
+
+def _front_matter(source: Source, merged: bool) -> list[str]:
+    """The hub's metadata (huggingface.co/docs/hub/model-cards). A local base has no address and is left out."""
+    lines = ["---", f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
+    if _is_hub_id(source.base):
+        lines.append(f"base_model: {source.base}")
+        lines.append(f"base_model_relation: {'finetune' if merged else 'adapter'}")
+    if source.base.startswith("openai/gpt-oss"):
+        lines.append("license: apache-2.0")
+    return [*lines, "tags:", "- gpt-oss", "- lora", "- ossia", "---"]
+
+
+def _training(source: Source) -> list[str]:
+    recipe = source.recipe()
+    if recipe is None:
+        return []
+    lora, train = recipe.lora, recipe.train
+    rows = [
+        ("data", ", ".join(Path(name).name for name in recipe.data.train) or "none named"),
+        ("checkpoint", source.adapter.name),
+        ("adapted", " and ".join(lora.targets)),
+        ("attention's rank and alpha", f"{lora.rank} and {lora.alpha:g}"),
+        ("experts' rank and alpha", f"{lora.expert_rank} and {lora.expert_alpha:g}"),
+        ("examples per step", train.examples_per_step),
+        ("learning rate", f"{train.learning_rate:g}, {train.schedule}"),
+        ("seed", train.seed),
+    ]
+    return ["", "## Training", "", *_table((key, str(value)) for key, value in rows)]
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The numbers and short texts of a nested summary, with dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | str):
+            yield f"{prefix}{key}", str(value)
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", f"{value:.4g}"
+
+
+def _is_hub_id(base: str) -> bool:
+    return bool(_HUB_ID.fullmatch(base)) and not Path(base).exists()
+
+
+def _shown(base: str) -> str:
+    """A hub id as it is, a folder by its last name: the rest of the path is nobody's business."""
+    return base if _is_hub_id(base) else Path(base).name

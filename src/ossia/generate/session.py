@@ -1,0 +1,115 @@
+"""A conversation with an engine: what the person says goes in, what the model says comes out piece by piece.
+
+The history is kept as Harmony messages and rendered anew for each turn by the renderer of the training data, which
+drops the thoughts of finished turns. Text is told apart by channel as it arrives, with the same parser as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ossia.generate.engine import Engine, Finish, Sampling
+from ossia.harmony.conversation import Conversation, Effort, Message, SystemSettings, user
+from ossia.harmony.parse import Delta, ParsedMessage, Parser
+from ossia.harmony.render import render_prompt
+from ossia.harmony.vocabulary import Vocabulary
+
+Kind = Literal["thought", "preamble", "call", "answer"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text as it arrives. `recipient`: of a call. `first`: a new message begins with it."""
+
+    kind: Kind
+    text: str
+    first: bool
+    recipient: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """How a turn went. `finish` is None when it was interrupted; `kept`: it joined the history."""
+
+    messages: tuple[ParsedMessage, ...]
+    tokens: int
+    finish: Finish | None
+    kept: bool
+
+
+class Session:
+    """A conversation in progress."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        *,
+        system: SystemSettings | None = None,
+        instructions: str | None = None,
+    ) -> None:
+        self.conversation = Conversation((), system or SystemSettings(), instructions)
+        self.reply: Reply | None = None
+        """The last turn."""
+        self._engine, self._vocabulary, self._turn = engine, vocabulary, 0
+
+    def restart(self) -> None:
+        """Forget what was said; the system message and the instructions stay."""
+        self.conversation = replace(self.conversation, messages=())
+
+    def set_effort(self, effort: Effort) -> None:
+        assert self.conversation.system is not None
+        self.conversation = replace(self.conversation, system=replace(self.conversation.system, effort=effort))
+
+    def set_instructions(self, text: str | None) -> None:
+        """Set the developer message, which stands before everything that was said. None: no such message."""
+        self.conversation = replace(self.conversation, instructions=text)
+
+    def say(self, text: str, sampling: Sampling) -> Generator[Piece, None, None]:
+        """Yield the model's turn as it is made.
+
+        A turn that came to an answer or to a call joins the history, also when the reader stops early (closes the
+        iterator) in the middle of the answer. A turn without either is forgotten together with the question.
+        """
+        asked = (*self.conversation.messages, user(text))
+        prompt = render_prompt(replace(self.conversation, messages=asked), self._vocabulary)
+        parser, tokens = Parser(self._vocabulary), 0
+        finish: Finish | None = None
+        sampling = replace(sampling, seed=sampling.seed + self._turn)  # the same words may get another answer next time
+        self._turn += 1
+        begun: set[int] = set()
+        try:
+            for token in self._engine.stream(prompt, sampling):
+                tokens += 1
+                yield from _pieces(parser, parser.push(token), begun)
+                finish = "stop" if token in sampling.stop else None
+            finish = finish or "length"
+            yield from _pieces(parser, parser.finish(), begun)
+        finally:
+            parser.finish()
+            # Only what the reader has seen: finishing may have made a message of half a header.
+            seen = (parser.messages[index] for index in sorted(begun))
+            said = tuple(m.to_message() for m in seen if m.role == "assistant" and m.content)
+            kept = any(kind_of(message) in ("answer", "call") for message in said)
+            self.reply = Reply(tuple(parser.messages), tokens, finish, kept)
+            if kept:
+                self.conversation = replace(self.conversation, messages=asked + said)
+
+
+def kind_of(message: ParsedMessage | Message) -> Kind:
+    """What a message of the model is to a reader."""
+    if message.recipient is not None:
+        return "call"
+    if message.channel == "analysis":
+        return "thought"
+    return "answer" if message.channel == "final" else "preamble"
+
+
+def _pieces(parser: Parser, deltas: list[Delta], begun: set[int]) -> Iterator[Piece]:
+    for delta in deltas:
+        message = parser.messages[delta.message]
+        first = delta.message not in begun
+        begun.add(delta.message)
+        yield Piece(kind_of(message), delta.text, first, message.recipient)

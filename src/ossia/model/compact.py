@@ -1,0 +1,90 @@
+"""A tiny checkpoint in one small file: what the embedded base model of the demo is kept in.
+
+A model of width 128 is small, but a vocabulary of 201,088 is not: 103 MB of its checkpoint are embedding and head, and
+nearly all of their rows are equal, because the model never saw those words. The file holds each different row once. Its
+other tensors are the checkpoint's own bytes. Expanding it gives a checkpoint in the published layout, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ossia.errors import UserError
+from ossia.harmony.tokenizer_files import cache_folder
+from ossia.model.checkpoint import CheckpointReader, CheckpointWriter
+from ossia.model.layout import Shape, tensors
+from ossia.model.tiny import write_side_files
+
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+IDS = "vocabulary_ids"
+"""int32 [U]: the token of each row; the last row of embedding and head, number U, is that of all other tokens."""
+
+
+def compress(folder: Path, file: Path) -> None:
+    """Write the checkpoint of a folder into one file. The rows that equal the last one are kept once."""
+    reader = CheckpointReader(folder)
+    kept = {name: reader.get(name) for name in reader.names()}
+    own = torch.zeros(len(kept[VOCABULARY[0]]), dtype=torch.bool)
+    for name in VOCABULARY:
+        own |= (kept[name] != kept[name][-1]).any(1)
+    ids = own.nonzero()[:, 0]
+    for name in VOCABULARY:
+        kept[name] = torch.cat([kept[name][ids], kept[name][-1:]])
+    kept[IDS] = ids.to(torch.int32)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in kept.items()}, file, {"config": json.dumps(reader.config())}
+    )
+
+
+def expand(file: Path) -> Path:
+    """Return the folder of the checkpoint in a file made by `compress`; it is kept per user and made only once.
+
+    Raises:
+        UserError: the file is not one of these.
+    """
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    folder = cache_folder() / "models" / f"{file.stem}-{digest}"
+    if (folder / "config.json").is_file():
+        return folder
+    kept, config = _read(file)
+    shape = Shape.from_config(config, where=str(file))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as parent:
+        made = Path(parent) / "checkpoint"
+        with CheckpointWriter(made, tensors(shape)) as writer:
+            for spec in tensors(shape):
+                tensor = kept[spec.name]
+                writer.add(spec.name, _full(tensor, kept[IDS], shape.vocabulary) if spec.name in VOCABULARY else tensor)
+        write_side_files(made, shape)
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            made.rename(folder)
+        except OSError:  # another process was faster
+            if not (folder / "config.json").is_file():
+                raise
+    return folder
+
+
+def _full(rows: Tensor, ids: Tensor, vocabulary: int) -> Tensor:
+    full = rows[-1].expand(vocabulary, -1).clone()
+    full[ids.long()] = rows[:-1]
+    return full
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            names = stored.keys()
+            return {name: stored.get_tensor(name) for name in names}, json.loads(stored.metadata()["config"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"not a compact checkpoint ({error})", where=str(file)) from None

@@ -1,0 +1,216 @@
+"""The plan of one recipe on one machine: what it needs, whether it fits, and what to change if it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ossia.config import Recipe
+from ossia.errors import DoesNotFitError
+from ossia.model.layout import bytes_of
+from ossia.plan import adapter, memory
+from ossia.plan.machine import Machine
+from ossia.plan.memory import Line
+from ossia.plan.model import Found
+from ossia.plan.speed import Speed
+from ossia.plan.work import FASTER, SLOWER, Examples, Work, flops_per_token, seconds, work
+
+Verdict = Literal["fits", "tight", "does not fit"]
+COMFORTABLE = 0.9
+"""Share of the free memory that an estimate may fill and still be called comfortable."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All figures of an estimate. Bytes and seconds; `verdict` with its reasons and, if it does not fit, changes."""
+
+    recipe: Recipe
+    machine: Machine
+    examples: Examples
+    memory: list[Line]
+    disk: list[Line]
+    downloads: list[Line]
+    """What goes to the disk of the models, because it is not here yet."""
+    work: Work
+    trained_parameters: int
+    flops_per_token: float
+    seconds: dict[str, float] | None
+    """Per part of the work; None when nothing was measured."""
+    verdict: Verdict = "fits"
+    reasons: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    """`--set` arguments with which it would fit."""
+
+    @property
+    def memory_needed(self) -> int:
+        return sum(line.bytes for line in self.memory)
+
+    @property
+    def memory_unmapped(self) -> int:
+        """Bytes that cannot be dropped and read again."""
+        return sum(line.bytes for line in self.memory if not line.mapped)
+
+    @property
+    def disk_needed(self) -> int:
+        return sum(line.bytes for line in self.disk)
+
+    @property
+    def time_range(self) -> tuple[float, float] | None:
+        """Seconds from and to."""
+        if self.seconds is None:
+            return None
+        total = sum(self.seconds.values())
+        return total * FASTER, total * SLOWER
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        plain = dataclasses.asdict(dataclasses.replace(self, recipe=None))  # type: ignore[arg-type]
+        plain["recipe"] = self.recipe.model_dump(mode="json")
+        totals = {
+            "memory_needed": self.memory_needed,
+            "memory_unmapped": self.memory_unmapped,
+            "disk_needed": self.disk_needed,
+            "time_range": self.time_range,
+        }
+        return plain | totals
+
+    def require_fit(self) -> None:
+        """Raise DoesNotFitError when the verdict is that it does not fit."""
+        if self.verdict == "does not fit":
+            do = "--set " + " --set ".join(self.changes) if self.changes else "another machine, or a smaller model"
+            raise DoesNotFitError(f"the recipe {self.recipe.name} does not fit", why="; ".join(self.reasons), do=do)
+
+
+def estimate(recipe: Recipe, model: Found, examples: Examples, machine: Machine, *, speed: Speed | None = None) -> Plan:
+    """Work out a recipe's needs and judge them.
+
+    Args:
+        model: its figures; if its weights are not on this machine, their download counts.
+        examples: what is known of the data.
+        speed: from `speed.measure`; without it the plan has no time.
+    """
+    plan = _figures(recipe, model, examples, machine, speed)
+    if plan.verdict != "does not fit":
+        return plan
+    changes = _changes(plan, model)
+    return dataclasses.replace(plan, changes=tuple(f"{key}={_yaml(value)}" for key, value in changes.items()))
+
+
+def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine, speed: Speed | None) -> Plan:
+    shape = model.shape
+    longest = min(examples.longest, recipe.data.max_tokens)
+    share = examples.trained / max(1, examples.tokens)
+    plan = Plan(
+        recipe=recipe,
+        machine=machine,
+        examples=examples,
+        memory=memory.lines(recipe, model, longest, machine.device, machine.dtype),
+        disk=memory.disk_lines(recipe, shape),
+        downloads=[] if model.folder else [Line("model", bytes_of(shape), f"download of {recipe.model.path}")],
+        work=work(recipe, examples),
+        trained_parameters=adapter.parameters(shape, recipe.lora),
+        flops_per_token=flops_per_token(shape, recompute=recipe.train.recompute, supervised=share)["training"],
+        seconds=None if speed is None else seconds(recipe, model, examples, speed),
+    )
+    verdict, reasons = _judge(plan)
+    return dataclasses.replace(plan, verdict=verdict, reasons=reasons)
+
+
+def _judge(plan: Plan) -> tuple[Verdict, tuple[str, ...]]:
+    machine, need = plan.machine, plan.memory_needed
+    have = f"{machine.memory / 1e9:.1f} GB ({machine.memory_reason})"
+    failures = list(_disk_failures(plan))
+    if plan.memory_unmapped > COMFORTABLE * machine.memory and need > machine.memory:
+        failures.insert(0, f"it needs {need / 1e9:.1f} GB of memory and there are {have}")
+    if failures:
+        return "does not fit", tuple(failures)
+    if need <= COMFORTABLE * machine.memory:
+        return "fits", (f"it needs {need / 1e9:.1f} GB of {have}",)
+    if need <= machine.memory:
+        return "tight", (f"it needs {need / 1e9:.1f} GB of {have}; close other programs",)
+    mapped = need - plan.memory_unmapped
+    reason = (
+        f"{mapped / 1e9:.1f} GB of weights do not all stay in {have}, so every pass reads part of them from disk; "
+        "no time is counted for that"
+    )
+    return "tight", (reason,)
+
+
+def _disk_failures(plan: Plan) -> Iterator[str]:
+    runs, models = plan.machine.runs, plan.machine.models
+    download = sum(line.bytes for line in plan.downloads)
+    shared = runs.volume == models.volume
+    need = plan.disk_needed + (download if shared else 0)
+    if need > runs.free:
+        yield f"it needs {need / 1e9:.1f} GB of disk for {runs.folder} and {runs.free / 1e9:.1f} GB are free"
+    if not shared and download > models.free:
+        yield f"it needs {download / 1e9:.1f} GB of disk for {models.folder} and {models.free / 1e9:.1f} GB are free"
+
+
+def _changes(plan: Plan, model: Found) -> dict[str, Any]:
+    """Find settings with which the recipe fits: the mildest first, none that is not needed. Empty: there are none."""
+    recipe = plan.recipe
+
+    def fits(changes: dict[str, Any]) -> bool:
+        changed = _with(recipe, changes)
+        return _figures(changed, model, plan.examples, plan.machine, None).verdict != "does not fit"
+
+    changes: dict[str, Any] = {}
+    for change in _milder(recipe):
+        changes |= change
+        if fits(changes):
+            break
+    else:
+        return {}
+    for key in list(changes):
+        fewer = {name: value for name, value in changes.items() if name != key}
+        if _is_valid(recipe, fewer) and fits(fewer):
+            changes = fewer
+    return changes
+
+
+def _milder(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Changes that save memory, from those that cost only time to those that cost quality."""
+    if not recipe.train.recompute:
+        yield {"train.recompute": True}
+    tokens, longest = recipe.train.tokens_per_pass, recipe.data.max_tokens
+    while tokens > longest:
+        tokens = max(longest, tokens // 2)
+        yield {"train.tokens_per_pass": tokens}
+    while longest > 256:
+        longest = max(256, longest // 2)
+        yield {"train.tokens_per_pass": longest, "data.max_tokens": longest}
+    rank, alpha = recipe.lora.expert_rank, recipe.lora.expert_alpha
+    if "experts" in recipe.lora.targets and recipe.lora.start_from is None:
+        while rank > 2:
+            rank, alpha = rank // 2, alpha / 2
+            yield {"lora.expert_rank": rank, "lora.expert_alpha": alpha}
+        yield {"lora.targets": ["attention"]}
+    if recipe.train.keep_checkpoints > 1:
+        yield {"train.keep_checkpoints": 1}
+
+
+def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    values = recipe.model_dump()
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        values[section][name] = value
+    return Recipe.model_validate(values)
+
+
+def _is_valid(recipe: Recipe, changes: dict[str, Any]) -> bool:
+    try:
+        _with(recipe, changes)
+    except ValueError:
+        return False
+    return True
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)

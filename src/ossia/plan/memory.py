@@ -1,0 +1,147 @@
+"""Bytes that training needs at its peak, line by line, each with the formula in words.
+
+The formulas of the working sets count the tensors that the present attention, experts and loss keep for the backward
+pass; tests/test_plan.py holds them against the measured peak of real passes, so that they move when the code moves.
+
+Letters: T tokens of a pass, C longest example, D hidden size, F intermediate size, E experts, K experts per token,
+H heads, A heads * head size, b bytes of the compute type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ossia.config import Recipe
+from ossia.model.layout import Shape, bytes_of, expert_matrices
+from ossia.plan import adapter
+from ossia.plan.model import Found
+
+FLOAT = 4
+SCORE_SAVED = {2: 6, 4: 8}
+"""Bytes that a layer keeps per attention score for its backward pass: exp in float32 and the weights in b bytes."""
+SCORE_PEAK = 24.2
+"""Bytes alive per attention score in the middle of that layer's backward pass."""
+LOGITS = 1 << 25
+"""Logits of one chunk of the loss: `ossia.model.loss.CHUNK_LOGITS`, repeated because that module loads torch."""
+LOGIT_BYTES = 8
+"""Bytes alive per logit of a chunk: the float32 value and its exponential."""
+RUNTIME = {"cpu": 700_000_000, "cuda": 1_200_000_000}
+"""Python with torch, transformers and PEFT; on a GPU the CUDA context and the libraries' workspaces. Assumed."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One entry of the estimate. `mapped`: pages of a file, which the system may drop and read again."""
+
+    name: str
+    bytes: int
+    how: str
+    mapped: bool = False
+
+
+def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -> list[Line]:
+    """All entries whose sum is the peak of device memory (of main memory on a CPU).
+
+    Args:
+        longest: tokens of the longest example.
+        device: cpu or cuda. dtype: bfloat16 or float32.
+    """
+    b = 2 if dtype == "bfloat16" else FLOAT
+    shape = model.shape
+    tokens = min(recipe.train.tokens_per_pass, recipe.train.examples_per_step * longest)
+    trained = adapter.parameters(shape, recipe.lora)
+    return [
+        *_weights(shape, b, device),
+        Line("adapter", FLOAT * trained, f"{trained:,} parameters in float32"),
+        Line("gradients", FLOAT * trained, "of the adapter, float32"),
+        Line("AdamW", 2 * FLOAT * trained, "two moments per parameter, float32"),
+        _kept(recipe, shape, tokens, longest, b),
+        _largest(model, tokens, longest, b, trained if device == "cuda" else 0),
+        Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
+    ]
+
+
+def _weights(shape: Shape, b: int, device: str) -> list[Line]:
+    packed = bytes_of(shape, "blocks", "scales")
+    rest = bytes_of(shape) - packed
+    mapped = device == "cpu"
+    mapped_rest = mapped and b == 2
+    where = "memory-mapped from the checkpoint" if mapped else "on the GPU"
+    rest_how = f"attention, router, embedding, head in {'bfloat16' if b == 2 else 'float32'}"
+    return [
+        Line("experts", packed, f"packed MXFP4 with its scales, {where}", mapped),
+        Line("other weights", rest * b // 2, rest_how + (", memory-mapped" if mapped_rest else ""), mapped_rest),
+    ]
+
+
+def layer_saved(shape: Shape, tokens: int, longest: int, b: int) -> int:
+    """Bytes that one layer keeps between its forward and its backward pass."""
+    scores = SCORE_SAVED[b] * shape.heads * tokens * longest
+    return scores + tokens * (_expert_saved(shape, b) + _rest_saved(shape, b))
+
+
+def layer_peak(shape: Shape, tokens: int, longest: int, b: int) -> int:
+    """Bytes alive at the worst moment of one layer's backward pass, its kept tensors among them.
+
+    Two moments compete: the start, when everything is kept and the experts' outputs get their gradients, and the
+    middle of attention, when the experts' tensors are gone.
+    """
+    D, K = shape.hidden, shape.experts_per_token
+    start = layer_saved(shape, tokens, longest, b) + tokens * 2 * b * K * D
+    middle = int(SCORE_PEAK * shape.heads * tokens * longest) + tokens * _rest_saved(shape, b)
+    return max(start, middle) + _one_expert(shape, b)
+
+
+def _expert_saved(shape: Shape, b: int) -> int:
+    """Per token: inputs and outputs of its experts (2 D), and gate, up and what the activation is made of (7 F)."""
+    return b * shape.experts_per_token * (2 * shape.hidden + 7 * shape.intermediate)
+
+
+def _rest_saved(shape: Shape, b: int) -> int:
+    """Per token: two norms (in float32), queries before and after the rotation, keys and values."""
+    A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    norms = 20 if b == 2 else 12
+    return norms * shape.hidden + b * ((3 if b == 2 else 2) * A + 2 * keys)
+
+
+def _one_expert(shape: Shape, b: int) -> int:
+    return max(rows * columns for _, rows, columns in expert_matrices(shape)) * b
+
+
+def _kept(recipe: Recipe, shape: Shape, tokens: int, longest: int, b: int) -> Line:
+    """What lies between the passes through the layers: their inputs with recompute, else everything they keep."""
+    end = tokens * shape.hidden * (b + FLOAT)
+    if recipe.train.recompute:
+        bytes_ = shape.layers * shape.hidden * b * tokens + end
+        how = f"the input of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
+        return Line("kept activations", bytes_, how)
+    bytes_ = (shape.layers - 1) * layer_saved(shape, tokens, longest, b) + end
+    how = f"all that {shape.layers - 1} layers keep of {tokens:,} tokens (the last one is counted below)"
+    return Line("kept activations", bytes_, how)
+
+
+def _largest(model: Found, tokens: int, longest: int, b: int, stepped: int) -> Line:
+    """The largest of what is never alive together: a layer's work, a chunk of logits, the optimiser's temporaries."""
+    shape = model.shape
+    scores = f"{shape.heads} heads x {tokens:,} x {longest:,} attention scores, experts, one expert in floating point"
+    rivals = {
+        f"one layer: {scores}": layer_peak(shape, tokens, longest, b),
+        "a chunk of logits": _logits(model.head_rows, tokens) * LOGIT_BYTES + 2 * tokens * shape.hidden * b,
+        "the optimiser's temporaries": FLOAT * stepped,
+    }
+    how, bytes_ = max(rivals.items(), key=lambda item: item[1])
+    return Line("working memory", bytes_, how)
+
+
+def _logits(words: int, tokens: int) -> int:
+    """Logits of the largest chunk: of as many tokens as LOGITS holds, but at least one."""
+    return words * min(tokens, max(1, LOGITS // words))
+
+
+def disk_lines(recipe: Recipe, shape: Shape) -> list[Line]:
+    """Bytes of a run's checkpoints."""
+    trained = adapter.parameters(shape, recipe.lora)
+    count = recipe.train.keep_checkpoints + 2
+    one = 3 * FLOAT * trained
+    how = f"{count} of {one / 1e6:,.1f} MB (adapter, AdamW): the newest {count - 2}, the best, one being written"
+    return [Line("checkpoints", count * one, how)]

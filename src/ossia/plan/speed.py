@@ -1,0 +1,168 @@
+"""How fast this machine does the work of training: a second or two of measuring with the code that does it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from ossia import hardware
+from ossia.model.layout import GROUP, Shape
+
+REPEATS = 3
+FEW, MANY = 16, 128
+"""Tokens of the expert in the two measurements that tell its fixed cost (unpacking) from the cost per token."""
+LENGTH = 512
+"""Tokens of the row that attention is measured on."""
+THINNER = 8
+"""The measured expert has an eighth of the intermediate size, so that a plan takes a second and not ten."""
+
+RANK = 8
+"""LoRA rank of the measured expert."""
+BUSY = 0.5
+"""Load per core from which other programs are said to disturb the measurement."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds, measured. `flops`: operations per second of a large matrix product in the compute type."""
+
+    flops: float
+    expert_forward: float
+    expert_backward: float
+    token_forward: float
+    token_backward: float
+    score_forward: float
+    score_backward: float
+    note: str
+    """How it was measured, and what disturbed it."""
+
+
+def measure(shape: Shape, device: str, dtype: str) -> Speed:
+    """Time one thin expert with LoRA at two loads, one row of attention, and a matrix product. Loads torch."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    bench = _Bench(device, kind, torch.Generator().manual_seed(0))
+    few, many = bench.expert(shape, FEW), bench.expert(shape, MANY)
+    # On a busy machine the smaller load can take longer; a token costs at least nothing.
+    per_token = [max(0.0, (b - a) / (MANY - FEW)) for a, b in zip(few, many, strict=True)]
+    fixed = [max(0.0, a - FEW * s) for a, s in zip(few, per_token, strict=True)]
+    score = bench.attention(shape)
+    return Speed(
+        flops=bench.flops(shape),
+        expert_forward=fixed[0],
+        expert_backward=fixed[1],
+        token_forward=per_token[0],
+        token_backward=per_token[1],
+        score_forward=score[0],
+        score_backward=score[1],
+        note=_note(device),
+    )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    device: str
+    kind: Any
+    generator: Any
+
+    def expert(self, shape: Shape, count: int) -> tuple[float, float]:
+        """Seconds of one expert's forward and backward pass with `count` tokens."""
+        import torch
+
+        from ossia.model.experts import LowRank, PackedExperts
+
+        inner = max(GROUP, shape.intermediate // THINNER // GROUP * GROUP)
+        config = SimpleNamespace(
+            num_local_experts=1,
+            hidden_size=shape.hidden,
+            intermediate_size=inner,
+            swiglu_limit=shape.swiglu_limit,
+        )
+        experts = PackedExperts(config)
+        for name, parameter in experts.named_parameters():
+            if name.endswith("blocks"):
+                parameter.data = torch.randint(0, 256, parameter.shape, dtype=torch.uint8, generator=self.generator)
+            elif name.endswith("scales"):
+                parameter.data.fill_(120)
+        experts = experts.to(self.device)
+
+        def update(inputs: int, outputs: int) -> LowRank:
+            a, b = torch.zeros(1, RANK, inputs), torch.zeros(1, outputs, RANK)
+            return LowRank(a.to(self.device).requires_grad_(), b.to(self.device).requires_grad_(), 1.0)
+
+        gate_up, down = update(shape.hidden, 2 * inner), update(inner, shape.hidden)
+        x = self._random(count, shape.hidden)
+        chosen = torch.zeros(count, 1, dtype=torch.int64, device=self.device)
+        weights = torch.ones(count, 1, device=self.device, dtype=self.kind)
+        times = self._time(lambda: experts.run(x, chosen, weights, gate_up, down))
+        scale = shape.intermediate / inner
+        return times[0] * scale, times[1] * scale
+
+    def attention(self, shape: Shape) -> tuple[float, float]:
+        """Seconds per attention score, forward and backward, of one group of heads over one row of LENGTH tokens."""
+        import torch
+
+        from ossia.model.attention import attend
+        from ossia.model.batch import Segments
+
+        heads = shape.heads // shape.kv_heads
+        q, k, v = (self._random(count, LENGTH, shape.head_dim) for count in (heads, 1, 1))
+        sinks = torch.zeros(heads, device=self.device, dtype=self.kind)
+        row = Segments(((0, LENGTH),), ((),), torch.arange(LENGTH, device=self.device))
+        times = self._time(lambda: attend(q, k, v, sinks, row, scale=shape.head_dim**-0.5, window=None))
+        return times[0] / (heads * LENGTH**2), times[1] / (heads * LENGTH**2)
+
+    def flops(self, shape: Shape) -> float:
+        """Operations per second of a product [512, D] x [D, D]."""
+        x, w = self._random(512, shape.hidden).detach(), self._random(shape.hidden, shape.hidden).detach()
+        x @ w
+        self._wait()
+        start, runs = time.perf_counter(), 0
+        while time.perf_counter() - start < 0.1:
+            x @ w
+            runs += 1
+            self._wait()
+        return float(2 * runs * len(x) * shape.hidden**2 / (time.perf_counter() - start))
+
+    def _random(self, *size: int) -> Any:
+        import torch
+
+        return torch.randn(*size, generator=self.generator).to(self.device, self.kind).requires_grad_()
+
+    def _time(self, forward: Callable[[], Any]) -> tuple[float, float]:
+        """The least seconds of a forward and of a backward pass, over REPEATS and one before them to warm up.
+
+        The least, because other programs only ever make it longer.
+        """
+        forwards, backwards = [], []
+        for _ in range(1 + REPEATS):
+            self._wait()
+            start = time.perf_counter()
+            y = forward()
+            self._wait()
+            middle = time.perf_counter()
+            y.backward(y.detach())
+            self._wait()
+            forwards.append(middle - start)
+            backwards.append(time.perf_counter() - middle)
+        return min(forwards[1:]), min(backwards[1:])
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def _note(device: str) -> str:
+    note = f"measured just now on this machine ({device})"
+    if device == "cpu" and hasattr(os, "getloadavg"):
+        load, cores = os.getloadavg()[0], hardware.cores().value
+        if load > BUSY * cores:
+            note += f", which was busy with other things (load {load:.1f} on {cores} cores), so it may be too slow"
+    return note

@@ -1,0 +1,131 @@
+"""How much a recipe computes: steps, passes, arithmetic and, with measured speeds, seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ossia.config import Recipe
+from ossia.model.layout import Shape
+from ossia.plan.model import Found
+from ossia.plan.speed import Speed
+
+SLOWER, FASTER = 1.6, 0.7
+"""The range of a time estimate: warm caches and busy machines move it that far, in our experience on CPUs."""
+
+
+class Tokens(Protocol):
+    """What is counted of a compiled example: its tokens, and the weight of each."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def weights(self) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the plan knows of the data. Lengths in tokens; `trained` are the supervised ones among all tokens."""
+
+    count: int
+    tokens: int
+    trained: int
+    longest: int
+    validation_tokens: int
+    source: str
+    """Where the figures come from; an assumption says so."""
+
+    @staticmethod
+    def counted(train: Sequence[Tokens], validation: Sequence[Tokens]) -> Examples:
+        """Count compiled training examples."""
+        lengths = [len(example.ids) for example in train]
+        trained = sum(sum(1 for weight in example.weights if weight) for example in train)
+        held_back = sum(len(example.ids) for example in validation)
+        source = f"counted: {len(train):,} examples, {len(validation):,} for validation"
+        return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source)
+
+    @staticmethod
+    def assumed(recipe: Recipe, why: str = "no data are given") -> Examples:
+        """Stand-in for data that cannot be counted yet."""
+        count, mean = 1000, min(1024, recipe.data.max_tokens)
+        held_back = round(count * (0.05 if recipe.data.validation else recipe.data.validation_share))
+        return Examples(
+            count=count,
+            tokens=count * mean,
+            trained=count * mean // 2,
+            longest=recipe.data.max_tokens,
+            validation_tokens=held_back * mean,
+            source=f"assumed, because {why}: {count:,} examples of {mean:,} tokens, half of them supervised",
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps, forward and backward passes, tokens over the whole training, and validations."""
+
+    steps: int
+    passes: int
+    tokens: int
+    validations: int
+
+
+def work(recipe: Recipe, examples: Examples) -> Work:
+    """Count what a recipe does with its examples. A step is cut into passes of at most train.tokens_per_pass tokens."""
+    settings = recipe.train
+    steps = settings.steps or math.ceil(math.ceil(examples.count / settings.examples_per_step) * settings.epochs)
+    mean = examples.tokens / max(1, examples.count)
+    per_step = mean * min(settings.examples_per_step, examples.count)
+    passes = steps * math.ceil(per_step / settings.tokens_per_pass)
+    validations = math.ceil(steps / settings.evaluate_every) if examples.validation_tokens else 0
+    return Work(steps, passes, round(steps * per_step), validations)
+
+
+def layer_parameters(shape: Shape) -> int:
+    """Parameters that multiply each token in one layer: attention, router and the chosen experts."""
+    A, keys, D = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
+    attention = 2 * D * A + 2 * D * keys
+    return attention + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
+
+
+def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float = 1.0) -> dict[str, float]:
+    """Arithmetic per token of LoRA training, two operations per multiplied parameter, attention scores not counted.
+
+    Frozen weights take a forward and a backward product for the input's gradient, none for their own. The loss makes
+    its gradient in the forward pass, so the head is never recomputed, and only supervised tokens meet it.
+    """
+    layers, head = 2 * shape.layers * layer_parameters(shape), 2 * shape.hidden * shape.vocabulary * supervised
+    return {
+        "forward": layers + head,
+        "training": layers * (3 if recompute else 2) + 2 * head,
+    }
+
+
+def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> dict[str, float]:
+    """Seconds of each part of the training, from speeds measured with the code that does the work."""
+    shape, todo = model.shape, work(recipe, examples)
+    forwards = 2 if recipe.train.recompute else 1
+    share = examples.trained / max(1, examples.tokens)
+    checked = todo.validations * examples.validation_tokens
+    checks = math.ceil(checked / recipe.train.tokens_per_pass)
+    A, keys, D, K = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden, shape.experts_per_token
+    # Rows of a pass are padded to the longest in it; similar lengths go together, so the mean is near.
+    context = examples.tokens / max(1, examples.count)
+    projections = 2 * (2 * D * A + 2 * D * keys) * shape.layers
+    head = 2 * D * model.head_rows * share
+
+    def pass_cost(forward: int, backward: int, passes: int, tokens: int) -> dict[str, float]:
+        experts_met = passes * min(shape.experts, tokens * K // max(1, passes)) * shape.layers
+        scores = tokens * context * shape.heads * shape.layers
+        return {
+            "experts": experts_met * (forward * speed.expert_forward + backward * speed.expert_backward)
+            + tokens * K * shape.layers * (forward * speed.token_forward + backward * speed.token_backward),
+            "attention": scores * (forward * speed.score_forward + backward * speed.score_backward)
+            + tokens * projections * (forward + backward) / speed.flops,
+            "head and loss": tokens * head * (1 + backward) / speed.flops,
+        }
+
+    training = pass_cost(forwards, 1, todo.passes, todo.tokens)
+    validation = sum(pass_cost(1, 0, checks, checked).values())
+    return {**training, "validation": validation}

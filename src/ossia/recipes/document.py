@@ -1,0 +1,59 @@
+"""The reference of all settings in Markdown, from the schema: `python -m ossia.recipes.document > docs/config.md`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ossia import recipes
+
+HEAD = """# Settings of a recipe
+
+<!-- Made from src/ossia/config.py by `python -m ossia.recipes.document > docs/config.md`. Do not edit. -->
+
+A recipe is a YAML file. What it leaves out has the default below. `--set section.key=value` on the command line goes on
+top, and an unknown key is an error. `ossia recipes ls` lists the recipes that come with Ossia, `ossia recipes schema`
+prints the JSON schema.
+"""
+
+
+def document() -> str:
+    """Return the Markdown text."""
+    schema = recipes.schema()
+    parts = [HEAD]
+    top = {name: node for name, node in schema["properties"].items() if "$ref" not in node}
+    parts.append(_table("Top level", "", top))
+    for name, node in schema["properties"].items():
+        if "$ref" in node:
+            section = schema["$defs"][node["$ref"].rpartition("/")[2]]
+            parts.append(_table(f"`{name}`", section.get("description", ""), section["properties"]))
+    return "\n".join(parts)
+
+
+def _table(title: str, about: str, properties: dict[str, Any]) -> str:
+    rows = [f"## {title}", ""]
+    rows += [about, ""] if about else []
+    rows += ["| key | kind | default | what it does |", "|---|---|---|---|"]
+    for name, node in properties.items():
+        default = node.get("default")
+        shown = "not set" if default is None else f"`{json.dumps(default)}`"
+        cells = (f"`{name}`", kind(node), shown, node.get("description", ""))
+        rows.append("| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def kind(node: dict[str, Any]) -> str:
+    """Say in words what a JSON schema node accepts: its type or choices, and its bounds."""
+    if "anyOf" in node:
+        return ", or ".join(kind(option) for option in node["anyOf"] if option.get("type") != "null")
+    if "enum" in node or "const" in node:
+        return ", ".join(str(choice) for choice in node.get("enum", [node.get("const")]))
+    if node["type"] == "array":
+        return f"list of: {kind(node['items'])}"
+    words = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}[node["type"]]
+    bounds = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}"}
+    return " ".join([words, *(text.format(node[key]) for key, text in bounds.items() if key in node)])
+
+
+if __name__ == "__main__":
+    print(document(), end="")

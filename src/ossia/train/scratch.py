@@ -1,0 +1,160 @@
+"""A small gpt-oss from scratch: the base model of the demo, and of whoever wants one that can do something.
+
+Three things make minutes on two cores enough, and none of them changes what is computed. The softmax covers the tokens
+in use; all others share one row of the embedding and one of the head, with the log of their number added, so that the
+201,088-way softmax is exact. Examples of a step share their prompt's beginning as the trunk of a tree. The experts are
+trained as the MXFP4 they will be packed to, so packing loses nothing.
+
+Shapes: V vocabulary, U tokens in use, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GptOssConfig
+
+from ossia.model.batch import FlatBatch, from_branches
+from ossia.model.experts import QuantisationAwareExperts
+from ossia.model.layout import Shape, config_json
+from ossia.model.loss import Head, linear_cross_entropy
+from ossia.model.modeling import OssiaForCausalLM
+from ossia.model.mxfp4 import fake_quantise
+from ossia.model.tiny import write_tiny
+from ossia.train.steps import Trainable
+
+OnStep = Callable[[int, int, float], None]
+"""Told (step, steps, loss)."""
+
+
+@dataclass(frozen=True)
+class ScratchSettings:
+    """How to pre-train. Lengths in tokens."""
+
+    tokens_per_step: int = 4096
+    epochs: int = 1
+    learning_rate: float = 3e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def pretrain(
+    examples: Sequence[Trainable],
+    shape: Shape,
+    folder: Path,
+    settings: ScratchSettings,
+    *,
+    reserve: Sequence[Trainable] = (),
+    on_step: OnStep = lambda step, steps, loss: None,
+) -> None:
+    """Train a model of this shape on the examples and write it to `folder` in the published layout.
+
+    Args:
+        examples: compiled training examples.
+        reserve: further examples whose tokens get rows of their own, so that a later fine-tune can learn them.
+        on_step: called after every step.
+    """
+    ids = sorted({token for example in (*examples, *reserve) for token in example.ids})
+    torch.manual_seed(settings.seed)
+    model = _model(shape, len(ids) + 1)
+    unused = math.log(shape.vocabulary - len(ids))
+    log_count_U = torch.tensor([0.0] * len(ids) + [unused])
+    steps = _steps(examples, {token: row for row, token in enumerate(ids)}, settings)
+    optimiser = _optimiser(model, settings)
+    model.train()
+    for step, batch in enumerate(steps, 1):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * _rate(step, len(steps), settings.warmup_steps)
+        hidden_TD = model(**_without_targets(batch)).hidden
+        head = Head(model.lm_head.weight, log_count_U)
+        total, _ = linear_cross_entropy(hidden_TD[batch.rows_S], head, batch.targets_S, batch.weights_S)
+        loss = total / batch.weights_S.sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        on_step(step, len(steps), loss.item())
+    write_tiny(folder, shape, weights=_published(model, ids, shape.vocabulary))
+
+
+def _model(shape: Shape, rows: int) -> OssiaForCausalLM:
+    config = GptOssConfig(**config_json(shape.replace(vocabulary=rows), mxfp4=False))
+    model = OssiaForCausalLM(config).float()
+    for layer in model.model.layers:
+        layer.mlp.experts = QuantisationAwareExperts(config)
+    return model
+
+
+def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: ScratchSettings) -> list[FlatBatch]:
+    """Steps of similar lengths with a common beginning, in random order."""
+    shuffler = random.Random(settings.seed)
+    steps = []
+    for _ in range(settings.epochs):
+        order = list(examples)
+        shuffler.shuffle(order)
+        # Equal prompts sort together, and within them similar lengths; the shuffle before decides among equals.
+        order.sort(key=lambda example: (tuple(example.ids[:48]), len(example.ids) // 4))
+        groups: list[list[Trainable]] = [[]]
+        for example in order:
+            trunk = _common([*groups[-1][:1], example])
+            longest = max((len(e.ids) for e in (*groups[-1], example)))
+            if groups[-1] and (longest - trunk) * (len(groups[-1]) + 1) > settings.tokens_per_step:
+                groups.append([])
+            groups[-1].append(example)
+        steps += groups
+    shuffler.shuffle(steps)
+    return [
+        from_branches(
+            [([row_of[token] for token in example.ids], example.weights) for example in group], _common(group)
+        )
+        for group in steps
+    ]
+
+
+def _common(examples: Sequence[Trainable]) -> int:
+    """Length of the longest beginning that all share and in which nothing is trained."""
+    shared = len(os.path.commonprefix([list(example.ids) for example in examples]))
+    first = min(next(i for i, weight in enumerate(example.weights) if weight) for example in examples)
+    return min(shared, first - 1)
+
+
+def _optimiser(model: nn.Module, settings: ScratchSettings) -> torch.optim.Optimizer:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _rate(step: int, steps: int, warmup: int) -> float:
+    return min(1.0, step / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _without_targets(batch: FlatBatch) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.inputs().items() if name not in ("rows", "targets", "weights")}
+
+
+def _published(model: OssiaForCausalLM, ids: Sequence[int], vocabulary: int) -> dict[str, Tensor]:
+    """Give every token its row, every expert its rounded values, and transformers' names and axes."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            full_VD = tensor[-1].expand(vocabulary, -1).clone()
+            full_VD[torch.tensor(ids)] = tensor[:-1]
+            tensors[name] = full_VD
+        elif name.endswith(("gate_up_proj", "down_proj")):
+            tensors[name] = fake_quantise(tensor, "floor").transpose(-1, -2).contiguous()
+        else:
+            tensors[name] = tensor
+    return tensors

@@ -1,0 +1,88 @@
+"""Adapters written by stock PEFT on stock transformers, which the export tests take as the truth."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from ossia.model.checkpoint import CheckpointReader
+from ossia.model.tiny import MICRO, write_tiny
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+_EXPERT_PATTERNS = {
+    "rank_pattern": {"gate_up_proj": 2, "down_proj": 2},
+    "alpha_pattern": {"gate_up_proj": 8, "down_proj": 8},
+}
+PROMPT = torch.arange(40)[None] * 7 % MICRO.vocabulary
+
+
+def float_weights(folder: Path) -> dict[str, Tensor]:
+    """float32 weights under transformers' names; MXFP4 experts through transformers' own converter."""
+    reader = CheckpointReader(folder)
+    weights = {}
+    for name in reader.names():
+        if name.endswith("_blocks"):
+            scales = reader.get(name.replace("_blocks", "_scales"))
+            weights[name.removesuffix("_blocks")] = convert_moe_packed_tensors(reader.get(name), scales).float()
+        elif not name.endswith("_scales"):
+            weights[name] = reader.get(name).float()
+    return weights
+
+
+def stock_model(folder: Path) -> Any:
+    """transformers' model in float32 on the weights of a checkpoint."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    model = GptOssForCausalLM(GptOssConfig(**config))
+    model.load_state_dict(float_weights(folder))
+    return model.eval()
+
+
+def stock_adapter(
+    base: Path, folder: Path, targets: Iterable[str] = (*ATTENTION, *EXPERTS), step: float = 2**-6, **settings: Any
+) -> PeftModel:
+    """Let PEFT write a random adapter for the checkpoint `base` into `folder`; return the model with the adapter on it.
+
+    Its numbers are small multiples of `step`, a power of two, so that products of A and B are exact in float32 in any
+    order of summation.
+    """
+    targets = list(targets)
+    settings = {"r": 4, "lora_alpha": 8, **_EXPERT_PATTERNS} | settings
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=[name for name in targets if "experts" not in name],
+        target_parameters=[name for name in targets if "experts" in name] or None,
+        **settings,
+    )
+    model = peft_model(stock_model(base), config)
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = torch.randint(-4, 5, parameter.shape, generator=generator) * step
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
+def peft_model(model: Any, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own, about transformers' newest names
+        return get_peft_model(model, config)
+
+
+def make_base(folder: Path) -> Path:
+    return write_tiny(folder, MICRO)
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=PROMPT).logits[0]

@@ -1,0 +1,392 @@
+"""Files, formats and checks: every format, and every kind of bad row with its file and row."""
+
+from __future__ import annotations
+
+import csv
+import importlib.machinery
+import json
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ossia.data import DataSettings, check, load_conversations
+from ossia.data.formats import detect, to_conversation
+from ossia.data.sources import read_rows
+from ossia.errors import UserError
+from ossia.harmony.chat import conversation_from_chat
+from ossia.harmony.conversation import (
+    Message,
+    ToolDescription,
+    answer,
+    call,
+    developer,
+    preamble,
+    thought,
+    tool_result,
+    user,
+)
+from ossia.harmony.vocabulary import Vocabulary
+
+GOOD: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "What is 1+1?"},
+        {"role": "assistant", "content": "2", "thinking": "easy"},
+    ]
+}
+TURN = (user("What is 1+1?"), thought("easy"), answer("2"))
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"x": {}}}},
+}
+
+
+def tool_call(id: str, name: str = "f", arguments: Any = "{}") -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------- formats
+
+
+def test_openai_with_everything() -> None:
+    row = {
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "eve"},
+            {
+                "role": "assistant",
+                "content": "Wait.",
+                "reasoning_content": "hm",
+                "tool_calls": [tool_call("1", "f", '{"x": 1}'), tool_call("2", "g", {"y": "é"})],
+            },
+            {"role": "tool", "tool_call_id": "2", "content": "two"},
+            {"role": "tool", "tool_call_id": "1", "content": {"one": 1}},
+            {"role": "assistant", "content": "Done.", "reasoning": "ok", "weight": 0},
+            {"role": "system", "content": "Now rhyme."},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "d", "weight": 1},
+        ],
+        "tools": [TOOL, {"name": "g", "parameters": {"type": "object", "properties": {}}}],
+        "reasoning_effort": "high",
+        "id": 7,
+    }
+    found = to_conversation(row)
+    assert found.messages == (
+        user("ab", "eve"), thought("hm"), preamble("Wait."),
+        call("g", '{"y": "é"}'), tool_result("g", "two"), call("f", '{"x": 1}'), tool_result("f", '{"one": 1}'),
+        thought("ok", 0.0), answer("Done.", 0.0), developer("Now rhyme."), user("c"), answer("d", 1.0),
+    )  # fmt: skip
+    assert found.instructions == "Be kind.\n\nBe brief."
+    parameters = TOOL["function"]["parameters"]
+    assert found.tools == (ToolDescription("f", "d", parameters), ToolDescription("g", "", None))
+    assert (
+        found.system is not None
+        and found.system.effort == "high"
+        and found.extra == {"reasoning_effort": "high", "id": 7}
+    )
+
+
+def test_legacy_functions_and_tools_as_json_text() -> None:
+    messages = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+        {"role": "function", "name": "f", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ]
+    expected = (user("u"), call("f", '{"x": 1}'), tool_result("f", "r"), answer("a"))
+    old = to_conversation({"messages": messages, "functions": [TOOL["function"]]})
+    assert (old.messages, old.tools[0].name) == (expected, "f")
+    assert to_conversation({"messages": messages, "tools": json.dumps([TOOL])}).tools == old.tools
+
+
+def test_harmony_messages_are_taken_over() -> None:
+    messages = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "channel": "analysis", "content": "t"},
+        {"role": "assistant", "channel": "analysis", "recipient": "python", "content_type": "code", "content": "1"},
+        {"role": "tool", "name": "python", "content": "r"},
+        {"role": "assistant", "channel": "final", "content": "a"},
+    ]
+    python = Message("assistant", "1", "analysis", "python", "code")
+    result = Message("tool", "r", "analysis", "assistant", name="python")
+    assert to_conversation({"messages": messages}).messages == (user("u"), thought("t"), python, result, answer("a"))
+
+
+def test_multilingual_thinking_from_messages_and_from_strings() -> None:
+    strings = {
+        "reasoning_language": "French",
+        "developer": "Be kind.",
+        "user": "u",
+        "analysis": "réfléchir",
+        "final": "f",
+    }
+    messages = [
+        {"role": "system", "content": "reasoning language: French\n\nBe kind.", "thinking": None},
+        {"role": "user", "content": "u", "thinking": None},
+        {"role": "assistant", "content": "f", "thinking": "réfléchir"},
+    ]
+    assert detect(strings) == detect({**strings, "messages": messages}) == "multilingual-thinking"
+    short, long = to_conversation(strings), to_conversation({**strings, "messages": messages})
+    assert short == long
+    assert short.instructions == "reasoning language: French\n\nBe kind."
+    assert short.messages == (user("u"), thought("réfléchir"), answer("f")) and short.extra == {
+        "reasoning_language": "French"
+    }
+
+
+def test_prompt_completion() -> None:
+    assert to_conversation({"prompt": "u", "completion": "a"}).messages == (user("u"), answer("a"))
+    row = {"system": "s", "prompt": "u", "completion": "a", "reasoning": "t", "label": 1}
+    found = to_conversation(row)
+    assert (
+        found.messages == (user("u"), thought("t"), answer("a"))
+        and found.instructions == "s"
+        and found.extra["label"] == 1
+    )
+    lists = {"prompt": GOOD["messages"][:1], "completion": GOOD["messages"][1:]}
+    assert (
+        to_conversation({**lists, "chat_template_kwargs": {"reasoning_effort": "low", "model_identity": "I."}}).messages
+        == TURN
+    )
+
+
+def test_unknown_and_wrong_formats_name_the_keys() -> None:
+    with pytest.raises(UserError, match="instruction, output"):
+        detect({"instruction": "x", "output": "y"})
+    with pytest.raises(UserError, match=r"prompt-completion.*keys: messages"):
+        to_conversation(GOOD, DataSettings(format="prompt-completion"))
+
+
+def test_system_settings_reach_the_conversation() -> None:
+    found = to_conversation(GOOD, DataSettings(effort="low", date="2026-01-31", identity="I.", knowledge_cutoff=None))
+    assert found.system is not None
+    assert (found.system.effort, found.system.date, found.system.identity, found.system.knowledge_cutoff) == (
+        "low", "2026-01-31", "I.", None,
+    )  # fmt: skip
+
+
+def test_a_chat_request_with_an_error_raises_with_its_place() -> None:
+    with pytest.raises(UserError, match=r"messages\[1\]"):
+        conversation_from_chat([GOOD["messages"][0], {"role": "tool", "content": "x"}])
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_jsonl_json_and_csv_give_the_same(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", "\ufeff" + json.dumps(GOOD), "", GOOD)
+    (tmp_path / "b.json").write_text(json.dumps([GOOD, GOOD], indent=1))
+    (tmp_path / "c.json").write_text(json.dumps({"data": [GOOD]}))
+    with (tmp_path / "d.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["messages", "note"])
+        writer.writerow([json.dumps(GOOD["messages"], indent=1), "two\nlines"])
+        writer.writerow([json.dumps(GOOD["messages"]), "x"])
+    loaded = load_conversations(tmp_path)
+    assert [conversation.messages for conversation in loaded.conversations] == [TURN] * 7 and not loaded.errors
+    places = [Path(conversation.source).name for conversation in loaded.conversations]
+    lines = json.dumps(GOOD["messages"], indent=1).count("\n") + 2
+    assert places == ["a.jsonl:1", "a.jsonl:3", "b.json:1", "b.json:2", "c.json:1", "d.csv:2", f"d.csv:{2 + lines}"]
+    assert loaded.rows == 7 and loaded.formats == {"openai": 7}
+    assert {problem.code for problem in loaded.warnings} == {"duplicate"} and len(loaded.warnings) == 6
+
+
+def test_csv_prompt_completion_keeps_text_that_begins_with_a_bracket(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("prompt,completion\n[draft] hello,{x\nonly one cell\n")
+    loaded = load_conversations(tmp_path / "d.csv")
+    assert loaded.conversations[0].messages == (user("[draft] hello"), answer("{x"))
+    assert [(p.line, p.level) for p in loaded.problems if "cells" in p.what] == [(3, "error")]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist([GOOD, GOOD]), tmp_path / "a.parquet")
+    assert [x.messages for x in load_conversations(tmp_path / "a.parquet").conversations] == [TURN, TURN]
+    (tmp_path / "b.parquet").write_bytes(b"no")
+    with pytest.raises(UserError, match="not Parquet"):
+        list(read_rows(tmp_path / "b.parquet"))
+
+
+def test_hub_rows_lose_their_nulls_and_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package `datasets` is a stand-in here: it needs a network. Columns fill absent keys with null."""
+    asked = []
+
+    def load_dataset(id: str, split: str) -> list[Any]:
+        if id == "org/none":
+            raise ValueError("no such data set")
+        asked.append((id, split))
+        message = {"tool_calls": None, "name": None}
+        return [{"messages": [{**m, **message} for m in GOOD["messages"]], "tools": None}]
+
+    package = types.ModuleType("datasets")
+    package.load_dataset = load_dataset  # type: ignore[attr-defined]
+    package.__spec__ = importlib.machinery.ModuleSpec("datasets", None, origin="stand-in")
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    (conversation,) = load_conversations("org/name").conversations
+    assert conversation.messages == TURN and conversation.source == "hub:org/name@train:1"
+    assert load_conversations("hub:org/name@test[:10%]").conversations[0].messages == TURN
+    assert asked == [("org/name", "train"), ("org/name", "test[:10%]")]
+    with pytest.raises(UserError, match="no such data set"):
+        load_conversations("org/none")
+
+
+def test_missing_packages_and_sources_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"")
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "x.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sub" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text("{")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cases = {
+        "hub:org/name@train": "ossia\\[datasets\\]",
+        "org/name": "ossia\\[datasets\\]",
+        str(tmp_path / "a.parquet"): "ossia\\[datasets\\]",
+        str(tmp_path / "trian.jsonl"): "did you mean .*train.jsonl",
+        "misspelt/train.jsonl": "No such file",
+        "sub/trian": "did you mean sub/train",
+        str(tmp_path / "nowhere" / "x.jsonl"): "No such file",
+        str(tmp_path / "x.txt"): "Unknown file type '.txt'",
+        str(tmp_path / "empty"): "no data files",
+        str(tmp_path / "bad.json"): "not JSON",
+    }
+    for source, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_conversations(source)
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+
+U, A = GOOD["messages"]
+BAD_ROWS: dict[str, tuple[Any, str, str, str]] = {
+    # name -> row, code, level, path
+    "broken json": ('{"messages": [', "not-json", "error", ""),
+    "a list": ([1], "not-an-object", "error", ""),
+    "unknown keys": ({"q": 1}, "unknown-format", "error", ""),
+    "messages is text": ({"messages": "hi"}, "unknown-format", "error", ""),
+    "unknown role": (
+        {"messages": [U, {"role": "asistant", "content": "x"}]},
+        "unknown-role",
+        "error",
+        "messages[1].role",
+    ),
+    "message is text": ({"messages": ["hi", A]}, "not-an-object", "error", "messages[0]"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, A]},
+        "not-text",
+        "error",
+        "messages[0].content",
+    ),
+    "weight": ({"messages": [U, {**A, "weight": "high"}]}, "weight", "error", "messages[1].weight"),
+    "effort": ({**GOOD, "reasoning_effort": "max"}, "effort", "error", "reasoning_effort"),
+    "tools": ({**GOOD, "tools": [{"type": "function"}]}, "tools", "error", "tools[0]"),
+    "tools text": ({**GOOD, "tools": "[{"}, "tools", "error", "tools"),
+    "channel": ({"messages": [U, {**A, "channel": "thinking"}]}, "unknown-channel", "error", "messages[1].channel"),
+    "result without call": (
+        {"messages": [U, {"role": "tool", "tool_call_id": "9", "content": "x"}, A]},
+        "result-without-call",
+        "error",
+        "messages[1]",
+    ),
+    "result of another call": (
+        {
+            "messages": [
+                U,
+                {"role": "assistant", "tool_calls": [tool_call("1")]},
+                {"role": "tool", "tool_call_id": "2", "content": ""},
+                A,
+            ]
+        },
+        "result-without-call",
+        "error",
+        "messages[2]",
+    ),
+    "arguments": (
+        {"messages": [U, {"role": "assistant", "tool_calls": [tool_call("1", "f", "{x: 1}")]}]},
+        "arguments-not-json",
+        "error",
+        "messages[1].tool_calls[0].function.arguments",
+    ),
+    "call without name": (
+        {"messages": [U, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "call-without-name",
+        "error",
+        "messages[1].tool_calls[0]",
+    ),
+    "nothing to train": ({"messages": [U]}, "nothing-to-train", "error", ""),
+    "no messages": ({"messages": []}, "nothing-to-train", "error", ""),
+    "all weights 0": ({"messages": [U, {**A, "weight": 0}]}, "nothing-to-train", "error", ""),
+    "last is user": ({"messages": [U, A, U]}, "last-not-assistant", "warning", ""),
+    "only a thought": (
+        {"messages": [U, {"role": "assistant", "content": None, "thinking": "t"}]},
+        "unfinished-turn",
+        "warning",
+        "",
+    ),
+    "empty answer": (
+        {"messages": [U, {"role": "assistant", "content": " ", "thinking": "t"}]},
+        "empty-final",
+        "warning",
+        "",
+    ),
+    "no thought": ({"messages": [U, {"role": "assistant", "content": "x"}]}, "no-thought", "warning", ""),
+    "control tokens": ({"messages": [{"role": "user", "content": "a<|end|>"}, A]}, "special-tokens", "warning", ""),
+    "half a pair": ({"messages": [{"role": "user", "content": "\ud83d"}, A]}, "lone-surrogate", "warning", ""),
+    "unanswered parallel calls": (
+        {"messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1"), tool_call("2")]}]},
+        "call-without-result",
+        "warning",
+        "messages[1].tool_calls[1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_each_bad_row_is_named_with_file_and_row_and_the_good_ones_stay(tmp_path: Path, name: str) -> None:
+    row, code, level, path = BAD_ROWS[name]
+    other = {"messages": [{"role": "user", "content": "other"}, A]}
+    file = write(tmp_path / "d.jsonl", GOOD, row, other)
+    loaded = load_conversations(file)
+    found = [(p.code, p.level, p.path, p.file, p.line) for p in loaded.problems]
+    assert found == [(code, level, path, str(file), 2)]
+    expected = [1, 3] if level == "error" else [1, 2, 3]
+    assert [int(conversation.source.rpartition(":")[2]) for conversation in loaded.conversations] == expected
+    strict = DataSettings(strict=True)
+    if level == "error":
+        with pytest.raises(UserError) as error:
+            load_conversations(file, strict)
+        assert f"{file}:2" in str(error.value)
+    else:
+        assert len(load_conversations(file, strict).conversations) == 3
+
+
+def test_invalid_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b'{"a": "\xff"}\n' + json.dumps(GOOD).encode())
+    loaded = load_conversations(tmp_path / "d.jsonl")
+    assert [(p.code, p.line) for p in loaded.errors] == [("not-json", 1)] and len(loaded.conversations) == 1
+
+
+def test_duplicates_name_the_first(tmp_path: Path) -> None:
+    file = write(tmp_path / "d.jsonl", GOOD, {**GOOD, "tools": [TOOL]}, GOOD)
+    (problem,) = load_conversations(file).problems
+    assert (problem.code, problem.line) == ("duplicate", 3) and f"{file}:1" in problem.what
+
+
+def test_check_adds_what_only_rendering_shows(tmp_path: Path, tokenizer_folder: Path) -> None:
+    long = {"messages": [U, {"role": "assistant", "content": "word " * 300, "thinking": "t"}]}
+    file = write(tmp_path / "d.jsonl", GOOD, long)
+    problems = check(file, Vocabulary.load(tokenizer_folder), replace(DataSettings(), max_tokens=200))
+    assert [(p.code, p.line) for p in problems] == [("too-long", 2), ("nothing-to-train", 2)]
+    assert str(problems[0]).startswith(f"{file}:2: warning: turn 1 has")

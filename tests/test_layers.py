@@ -1,0 +1,132 @@
+"""The house keeps its order: who may import whom, and what importing the package may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ossia
+import pytest
+
+SOURCE = Path(ossia.__file__).parent
+GROUND = {"errors", "config", "events", "runs", "hardware", "recipes"}
+STAGES = {"data", "plan", "train", "evaluate", "export", "serve"}
+LAYERS = [GROUND, {"harmony"}, {"model", "kernels"}, {"generate"}, STAGES, {"cli", "studio", "__main__", "ossia"}]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+TOP = len(LAYERS) - 1
+
+HEAVY = {"torch", "transformers", "peft", "accelerate", "huggingface_hub", "tokenizers", "numpy"}
+
+
+def part_of(module: str) -> str:
+    """The part of the house: `ossia.model.lora` is in `model`, `ossia` itself in `ossia`."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else names[0]
+
+
+def imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Every import of a part of Ossia in a file, also those inside functions: (line, part)."""
+    package = ["ossia", *file.relative_to(SOURCE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "ossia" else [module]
+        else:
+            continue
+        yield from ((node.lineno, part_of(name)) for name in names if name.split(".")[0] == "ossia")
+
+
+def is_allowed(importer: str, imported: str) -> bool:
+    """A part uses itself and what lies below it; ground floor, and model with kernels, are one level each."""
+    if importer == imported or LEVEL[imported] < LEVEL[importer]:
+        return True
+    return LEVEL[imported] == LEVEL[importer] and importer not in STAGES
+
+
+def violations() -> list[str]:
+    found = []
+    for file in sorted(SOURCE.rglob("*.py")):
+        place = file.relative_to(SOURCE)
+        importer = place.parts[0].removesuffix(".py")
+        importer = "ossia" if importer == "__init__" else importer
+        for line, imported in imports(file):
+            # A name of the package itself, such as its `load`, is no part of the house.
+            if imported in LEVEL and not is_allowed(importer, imported):
+                found.append(f"{place}:{line} {importer} imports {imported}")
+    return found
+
+
+def test_every_part_has_a_layer() -> None:
+    parts = {path.name.removesuffix(".py") for path in SOURCE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    unknown = parts - set(LEVEL) - {"__init__", "__pycache__"}
+    assert not unknown, "add them to LAYERS"
+
+
+def test_nobody_imports_upwards_or_sideways() -> None:
+    assert not violations()
+
+
+def test_the_rule_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself is checked: each way of writing a forbidden import is found."""
+    lines = ["from ossia.train import steps", "import ossia.cli.app", "from ossia import studio", "from ..export import x"]
+    (tmp_path / "data").mkdir()
+    for number, line in enumerate(lines):
+        (tmp_path / "data" / f"m{number}.py").write_text(f"def f():\n    {line}\n")
+    (tmp_path / "data" / "good.py").write_text("from ossia.model import lora\nfrom . import other\nimport json\n")
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    assert [found.split(" ", 1)[1] for found in violations()] == [
+        "data imports train",
+        "data imports cli",
+        "data imports studio",
+        "data imports export",
+    ]
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Names of top-level modules that a fresh interpreter has loaded after a statement."""
+    code = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split()[-10_000:])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import ossia",
+        "import ossia.cli.app",
+        "import ossia.harmony, ossia.data, ossia.plan",
+        "import ossia.config, ossia.errors, ossia.events, ossia.hardware, ossia.recipes, ossia.runs",
+    ],
+)
+def test_importing_loads_nothing_heavy(statement: str) -> None:
+    allowed = {"tokenizers", "huggingface_hub"} if "harmony" in statement else set()
+    assert not loaded_after(statement) & (HEAVY - allowed)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['ossia', '--help']\ntry:\n import ossia.__main__ as m; m.main()\nexcept SystemExit: pass"
+    loaded = loaded_after(code)
+    assert "typer" in loaded
+    assert not loaded & (HEAVY | {"pydantic", "rich", "yaml"})
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "cli").glob("*_.py")), ids=lambda path: path.stem)
+def test_a_commands_help_loads_nothing_heavy(file: Path) -> None:
+    """At module level a command imports typer, its own neighbours and the ground floor."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+    outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"ossia", "typer"}
+    inside = {part_of(name) for name in names if name.startswith("ossia.")}
+    assert not outside
+    assert inside <= {"cli", *GROUND}

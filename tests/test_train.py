@@ -1,0 +1,268 @@
+"""The training stage on a micro model: what it writes, how it continues, when it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ossia import events, recipes, runs
+from ossia.config import Recipe
+from ossia.errors import OssiaError, UserError
+from ossia.model import lora
+from ossia.model.load import load_model
+from ossia.model.tiny import MICRO, write_tiny
+from ossia.train import checkpoints
+from ossia.train.steps import Collator, cut, fingerprint, prompt_of
+from ossia.train.supervised import train
+
+
+@dataclass
+class Example:
+    ids: list[int]
+    weights: list[float]
+    channels: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.channels = ["analysis" if i % 2 else "final" for i in range(len(self.ids))]
+
+
+def examples(count: int, seed: int = 0) -> list[Example]:
+    """Counting by twos from a random start: something to learn."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        start, length = rng.randint(0, 400), rng.randint(8, 30)
+        made.append(Example([start + 2 * i for i in range(length)], [0.0] * 4 + [1.0] * (length - 4)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "micro"
+    return write_tiny(folder, MICRO, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def recipe(model: Path, **settings: Any) -> Recipe:
+    values = {
+        "steps": 8, "examples_per_step": 4, "tokens_per_pass": 64, "learning_rate": 0.01, "evaluate_every": 4,
+        "checkpoint_every": 3, "samples": 0, "deterministic": True, **settings,
+    }  # fmt: skip
+    sets = [f"train.{name}={json.dumps(value)}" for name, value in values.items()]
+    text = f"name: t\nmodel: {{path: {model}, dtype: float32, device: cpu}}\ndata: {{max_tokens: 64}}\n"
+    return recipes.parse(text + "lora: {rank: 4, expert_rank: 2}\n", where="test", overrides=sets)
+
+
+def losses(run: runs.Run) -> dict[int, float]:
+    return {event.step: event.loss for event in events.read(run.path) if isinstance(event, events.Step)}
+
+
+def test_a_run_learns_reports_and_keeps_the_best_and_the_newest(model: Path) -> None:
+    seen: list[events.Event] = []
+    wanted = recipe(model, steps=20, keep_checkpoints=1)
+    run = runs.create(wanted, "test")
+    last = train(wanted, run, examples(24), examples(6, seed=1), watch=seen.append)
+    assert (last.status, last.step) == ("done", 20)
+    curve = losses(run)
+    assert list(curve) == list(range(1, 21))
+    assert sum(list(curve.values())[-5:]) < sum(list(curve.values())[:5]) - 0.5
+    assert [event.kind for event in seen] == [event.kind for event in events.read(run.path)]
+    validations = [event for event in seen if isinstance(event, events.Validation)]
+    assert [event.step for event in validations] == [4, 8, 12, 16, 20]
+    assert set(validations[0].channels) == {"analysis", "final"}
+    best = min(validations, key=lambda event: event.loss)
+    assert run.best_checkpoint() == run.checkpoint(best.step)
+    assert set(run.steps()) == {best.step, 20}
+    assert run.summary().best_validation == best.loss
+
+
+def test_validation_loss_is_that_of_the_saved_adapter(model: Path) -> None:
+    wanted = recipe(model, steps=4)
+    run, held_back = runs.create(wanted, "test"), examples(6, seed=1)
+    seen: list[events.Event] = []
+    train(wanted, run, examples(16), held_back, watch=seen.append)
+    reported = next(event.loss for event in seen if isinstance(event, events.Validation) and event.step == 4)
+    reloaded = lora.load(load_model(model, dtype="float32", device="cpu"), run.checkpoint(4))
+    total = count = 0.0
+    for example in held_back:  # one row at a time, full logits, shifted by hand
+        log_p = reloaded(torch.tensor([example.ids])).logits[0, :-1].log_softmax(-1)
+        chosen = log_p.gather(1, torch.tensor(example.ids)[1:, None])[:, 0]
+        total -= float((chosen * torch.tensor(example.weights)[1:]).sum())
+        count += sum(example.weights[1:])
+    assert abs(reported - total / count) < 1e-5
+
+
+def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, data, held_back = recipe(model, steps=10), examples(24), examples(4, seed=1)
+    whole = runs.create(wanted, "test")
+    train(wanted, whole, data, held_back)
+
+    broken = runs.create(wanted, "test")
+
+    class PowerCut(BaseException):
+        pass
+
+    def cut_power(event: events.Event) -> None:
+        if isinstance(event, events.Step) and event.step == 8:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train(wanted, broken, data, held_back, watch=cut_power)
+    assert broken.steps() and broken.steps()[-1] < 8
+    assert max(losses(broken)) == 8
+    train(wanted, broken, data, held_back)
+    assert losses(broken) == losses(whole)
+    mine, other = (lora.load_file(run.checkpoint(10) / lora.WEIGHTS_FILE) for run in (broken, whole))
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_resuming_with_other_data_is_refused(model: Path) -> None:
+    wanted = recipe(model, steps=3)
+    run = runs.create(wanted, "test")
+    train(wanted, run, examples(8), [])
+    with pytest.raises(UserError, match="not those that this run began with"):
+        train(wanted, run, examples(9), [])
+
+
+def test_two_processes_cannot_train_in_one_run(model: Path) -> None:
+    from filelock import FileLock
+
+    wanted = recipe(model)
+    run = runs.create(wanted, "test")
+    with FileLock(run.path / "lock"), pytest.raises(UserError, match="another process"):
+        train(wanted, run, examples(8), [])
+
+
+def test_early_stopping_ends_the_run_with_a_checkpoint(model: Path) -> None:
+    # A learning rate this small changes nothing that the loss could show, so no evaluation after the first is a new best.
+    wanted = recipe(model, steps=40, evaluate_every=2, early_stopping=2, learning_rate=1e-30)
+    run = runs.create(wanted, "test")
+    last = train(wanted, run, examples(8), examples(4, seed=1))
+    assert last.status == "stopped"
+    assert "early stopping" in last.reason
+    assert last.step == 6
+    assert run.steps()[-1] == 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(model: Path) -> None:
+    wanted = recipe(model, steps=12, learning_rate=1e30, schedule="constant", warmup_share=0.0, checkpoint_every=1)
+    run = runs.create(wanted, "test")
+    with pytest.raises(OssiaError, match="loss of step"):
+        train(wanted, run, examples(16), [])
+    assert run.steps()
+    assert isinstance(events.read(run.path)[-1], events.Finished)
+    assert events.read(run.path)[-1].status == "failed"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe(model, steps=6, checkpoint_every=2)
+    run = runs.create(wanted, "test")
+    save = lora.save
+
+    def full_disk(adapter: Any, folder: Path) -> None:
+        if "000004" in folder.name:
+            (folder / "half").write_text("x")
+            raise OSError(28, "No space left on device")
+        save(adapter, folder)
+
+    monkeypatch.setattr(lora, "save", full_disk)
+    with pytest.raises(OssiaError, match="No space left"):
+        train(wanted, run, examples(16), [])
+    assert run.steps() == [2]
+    assert not list(run.checkpoints.glob(f"*{checkpoints.PARTIAL}"))
+
+
+def test_no_examples_is_the_users_error(model: Path) -> None:
+    wanted = recipe(model)
+    with pytest.raises(UserError, match="nothing to train on"):
+        train(wanted, runs.create(wanted, "test"), [], [])
+
+
+def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Path) -> None:
+    wanted = recipe(model, steps=6)
+    first = runs.create(wanted, "test")
+    train(wanted, first, examples(16), examples(4, seed=1))
+    settings = wanted.lora.model_copy(update={"start_from": str(first.checkpoint(6)), "rank": 99})
+    again = wanted.model_copy(update={"lora": settings})
+    second = runs.create(again, "test")
+    train(again, second, examples(16), [])
+    # Both begin with the same examples.
+    assert losses(second)[1] < losses(first)[1] - 0.1
+    ranks = json.loads((second.checkpoint(6) / lora.CONFIG_FILE).read_text())
+    assert ranks["r"] == 4  # the adapter's, not the recipe's
+
+
+def test_passes_hold_every_example_once_and_no_more_than_their_tokens() -> None:
+    data = examples(40)
+    groups = list(cut(data, 64))
+    assert sorted(id(example) for group in groups for example in group) == sorted(map(id, data))
+    assert all(sum(len(example.ids) for example in group) <= 64 for group in groups)
+    with pytest.raises(UserError, match="a pass holds 20"):
+        list(cut(data, 20))
+    batch = Collator(64)(data)
+    supervised = sum(1 for example in data for weight in example.weights[1:] if weight)
+    assert sum(len(inputs["rows"]) for inputs in batch["passes"]) == supervised
+    assert [len(names) for names in batch["channels"]] == [len(inputs["rows"]) for inputs in batch["passes"]]
+
+
+def test_the_prompt_of_an_example_ends_before_its_first_trained_token() -> None:
+    assert prompt_of(Example([5, 6, 7, 8], [0.0, 0.0, 1.0, 0.0])) == [5, 6]
+
+
+def test_the_fingerprint_sees_ids_weights_and_the_split() -> None:
+    data = examples(3)
+    prints = {
+        fingerprint(data, []),
+        fingerprint(data[:2], data[2:]),
+        fingerprint(data[::-1], []),
+        fingerprint([*data[:2], Example(data[2].ids, [1.0] * len(data[2].ids))], []),
+    }
+    assert len(prints) == 4
+
+
+def test_two_processes_train_like_one(model: Path, tmp_path: Path) -> None:
+    """Data parallel over gloo: the same examples in each step, so the same losses."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, sys\n"
+        "sys.path.insert(0, os.environ['TESTS'])\n"
+        "from pathlib import Path\n"
+        "from test_train import examples, recipe\n"
+        "from ossia import runs\n"
+        "from ossia.train.supervised import train\n"
+        "run, wanted = runs.Run(Path(sys.argv[1])), recipe(Path(sys.argv[2]), steps=4)\n"
+        "train(wanted, run, examples(16), examples(4, seed=1))\n"
+    )
+    found = []
+    for processes in (1, 2):
+        run = runs.create(recipe(model, steps=4), "test")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = {**os.environ, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, str(script), str(run.path), str(model)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(run)
+    one, two = found
+    assert losses(two).keys() == losses(one).keys()
+    for step, loss in losses(one).items():
+        assert abs(losses(two)[step] - loss) < 1e-4 * loss, step
+    assert two.summary().best_validation == pytest.approx(one.summary().best_validation, rel=1e-4)
