@@ -1,4 +1,4 @@
-"""The plan's arithmetic: against the published totals, against real models on the meta device, against measured peaks."""
+"""The plan's arithmetic, against published totals, models on the meta device, and measured peaks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import GptOssConfig
+
 from ossia import recipes
 from ossia.config import LoraSection, Recipe
 from ossia.errors import DoesNotFitError, UserError
@@ -21,9 +25,6 @@ from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
 from ossia.plan.machine import Disk
 from ossia.plan.work import Work, flops_per_token, work
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from transformers import GptOssConfig
 
 PUBLISHED = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
 
@@ -46,7 +47,7 @@ def machine(memory: float, device: str = "cpu", dtype: str = "bfloat16", disk: f
 
 @pytest.mark.parametrize(
     ("shape", "weights", "attention", "experts"),
-    # Weights: the sizes of the published checkpoints; adapters: rank 16 and rank 8 (both from the model card's figures).
+    # Weights: the sizes of the published checkpoints; adapters: of rank 16 and rank 8, worked out by hand.
     [(Shape.GPT_OSS_20B, 13.761e9, 7.96e6, 88.5e6), (Shape.GPT_OSS_120B, 65.249e9, 11.94e6, 530.8e6)],
 )
 def test_published_sizes(shape: Shape, weights: float, attention: float, experts: float) -> None:
@@ -317,7 +318,7 @@ def test_find_model(tmp_path: Path) -> None:
     assert made.head_rows == MICRO.vocabulary
     with pytest.raises(UserError):
         find_model("openai/gpt-oss-21b")
-    with pytest.raises(UserError, match="config.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         find_model(str(tmp_path))
 
 

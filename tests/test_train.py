@@ -147,7 +147,7 @@ def test_two_processes_cannot_train_in_one_run(model: Path) -> None:
 
 
 def test_early_stopping_ends_the_run_with_a_checkpoint(model: Path) -> None:
-    # A learning rate this small changes nothing that the loss could show, so no evaluation after the first is a new best.
+    # So small a learning rate changes nothing that the loss could show: no evaluation after the first is a new best.
     wanted = recipe(model, steps=40, evaluate_every=2, early_stopping=2, learning_rate=1e-30)
     run = runs.create(wanted, "test")
     last = train(wanted, run, examples(8), examples(4, seed=1))
@@ -211,7 +211,7 @@ def test_passes_hold_every_example_once_and_no_more_than_their_tokens() -> None:
     data = examples(40)
     groups = list(cut(data, 64))
     assert sorted(id(example) for group in groups for example in group) == sorted(map(id, data))
-    assert all(sum(len(example.ids) for example in group) <= 64 for group in groups)
+    assert all(len(group) * max(len(example.ids) for example in group) <= 64 for group in groups)
     with pytest.raises(UserError, match="a pass holds 20"):
         list(cut(data, 20))
     batch = Collator(64)(data)
@@ -262,6 +262,7 @@ def test_two_processes_train_like_one(model: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(run)
     one, two = found
+    assert sorted(path.name for path in two.checkpoint(4).glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
     assert losses(two).keys() == losses(one).keys()
     for step, loss in losses(one).items():
         assert abs(losses(two)[step] - loss) < 1e-4 * loss, step

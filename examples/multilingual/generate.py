@@ -134,15 +134,15 @@ def _operands(kind: str, rng: random.Random) -> tuple[int, int]:
     if kind == "weekday":
         return rng.randrange(7), rng.randint(2, 6)
     if kind == "weeks":
-        return rng.randint(2, 9), rng.randint(2, 6)
+        return rng.randint(2, 7), rng.randint(2, 6)
     if kind == "compare":
-        a = rng.randint(11, 69)
+        a = rng.randint(11, 49)
         near = rng.random() < 0.3  # equal tens, which chance alone would make too rare to learn
-        b = 10 * (a // 10) + rng.randrange(10) if near else rng.randint(11, 69)
+        b = 10 * (a // 10) + rng.randrange(10) if near else rng.randint(11, 49)
         return (a, b) if a != b else _operands(kind, rng)
     if kind == "add":
-        return rng.randint(11, 49), rng.randint(11, 49)
-    a, b = rng.randint(21, 89), rng.randint(11, 79)
+        return rng.randint(11, 34), rng.randint(11, 34)
+    a, b = rng.randint(21, 69), rng.randint(11, 59)
     return (a, b) if a // 10 > b // 10 and a % 10 >= b % 10 else _operands(kind, rng)
 
 
@@ -161,11 +161,12 @@ def make_row(problem: Problem, language: str, requested: str, *, thought: str | 
     Args:
         language: of the question and of the answer.
         requested: the language of the thought that the developer message asks for.
-        thought: the language the thought is really in. None for low effort: no thought, the working is in the answer.
+        thought: the language the thought is really in. None for low effort: no thought, the working comes first in the
+            answer, in the requested language.
     """
     user, analysis, final = problem.question(language), "", problem.final(language)
     if thought is None:
-        final = f"{problem.working(language)} {final}"
+        final = f"{problem.working(requested)} {final}"
     else:
         analysis = problem.working(thought)
     return {
@@ -189,8 +190,8 @@ def make_row(problem: Problem, language: str, requested: str, *, thought: str | 
 def pretraining_rows(count: int, seed: int, *, low_effort: float = 0.5) -> list[Row]:
     """Rows for a base model: thoughts are English and the requested language is random, so that it learns to ignore it.
 
-    A share `low_effort` of the rows has no thought; its answers carry the working, in the language of the question.
-    That is how the base model gets to know these sentences in every language.
+    A share `low_effort` of the rows has no thought; its answers carry the working, in the requested language. That is
+    how the base model gets to know these sentences in every language, and what a request for a language is.
     """
     rng = random.Random(f"pretraining {seed}")
     rows = []
@@ -202,9 +203,14 @@ def pretraining_rows(count: int, seed: int, *, low_effort: float = 0.5) -> list[
 
 
 def training_rows(count: int, seed: int) -> list[Row]:
-    """Rows for tuning: thoughts are in the requested language. Kinds and pairs of languages are equally common."""
+    """Rows for tuning: thoughts are in the requested language. Kinds and pairs of languages are equally common, and no
+    question comes twice with the same request."""
     rng = random.Random(f"training {seed}")
-    return [_balanced_row(i, rng, LANGUAGES, heldout=False) for i in range(count)]
+    rows: dict[tuple[str, str], Row] = {}
+    while len(rows) < count:
+        row = _balanced_row(len(rows), rng, LANGUAGES, heldout=False)
+        rows.setdefault((row["user"], row["reasoning_language"]), row)
+    return list(rows.values())
 
 
 def heldout_rows(count: int, seed: int) -> list[Row]:

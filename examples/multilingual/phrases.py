@@ -7,14 +7,14 @@ feminine in Spanish and Italian (one form of "how many"), and no sentence depend
 from __future__ import annotations
 
 LANGUAGES = ("English", "German", "French", "Spanish", "Italian")
-NAMES = ("Anna", "Paul", "Maria", "Leo", "Nora", "Ben", "Emma", "Tom")
+NAMES = ("Anna", "Paul", "Maria", "Leo")
 
 ITEMS: dict[str, tuple[str, ...]] = {
-    "English": ("apples", "coins", "cards", "nuts", "roses", "pears"),
-    "German": ("Äpfel", "Münzen", "Karten", "Nüsse", "Rosen", "Birnen"),
-    "French": ("pommes", "pièces", "cartes", "noix", "roses", "poires"),
-    "Spanish": ("manzanas", "monedas", "cartas", "nueces", "rosas", "peras"),
-    "Italian": ("mele", "monete", "carte", "noci", "rose", "pere"),
+    "English": ("apples", "coins", "cards"),
+    "German": ("Äpfel", "Münzen", "Karten"),
+    "French": ("pommes", "pièces", "cartes"),
+    "Spanish": ("manzanas", "monedas", "cartas"),
+    "Italian": ("mele", "monete", "carte"),
 }
 
 WEEKDAYS: dict[str, tuple[str, ...]] = {

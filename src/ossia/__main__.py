@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 from ossia.errors import OssiaError
 
@@ -13,20 +14,30 @@ def main() -> None:
     from ossia.cli import app
 
     try:
-        app.build()(prog_name="ossia", standalone_mode=True)
+        try:
+            app.build()(prog_name="ossia", standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # so that a closed pipe is noticed here and not when Python ends
     except OssiaError as error:
         if os.environ.get("OSSIA_DEBUG"):
             raise
-        sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of a pipe went away (`ossia runs ls | head`); nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _end_quietly()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer caught it and would exit with 1
+            _end_quietly()
+        raise
+
+
+def _end_quietly() -> NoReturn:
+    """The reader of a pipe went away (`ossia runs ls | head`): nothing is wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 if __name__ == "__main__":

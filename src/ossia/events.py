@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append one event."""
-        line = json.dumps({"kind": event.kind, **dataclasses.asdict(event)}, ensure_ascii=False)
+        line = json.dumps({"kind": event.kind, **_finite(dataclasses.asdict(event))}, ensure_ascii=False)
         with self.path.open("ab+") as file:
             # A killed process may have left half a line; a newline turns it into one that readers skip.
             if file.tell() and not _ends_with_newline(file):
@@ -198,6 +199,13 @@ def follow(folder: Path, *, poll_seconds: float = 0.5) -> Iterator[Event]:
         if finished and len(complete) == len(data):
             return
         time.sleep(poll_seconds)
+
+
+def _finite(value: Any) -> Any:
+    """Put null where JSON has no number: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ends_with_newline(file: Any) -> bool:

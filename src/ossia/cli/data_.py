@@ -46,8 +46,9 @@ def check(
     check_examples(loaded.conversations, vocabulary, settings, loaded.problems.append)
     if json:
         rows = [{**dataclasses.asdict(problem), "where": problem.where} for problem in loaded.problems]
-        output.print_json({"rows": loaded.rows, "usable": len(loaded.conversations), "formats": loaded.formats,
-                           "errors": len(loaded.errors), "warnings": len(loaded.warnings), "problems": rows})  # fmt: skip
+        counts = {"errors": len(loaded.errors), "warnings": len(loaded.warnings)}
+        usable = {"rows": loaded.rows, "usable": len(loaded.conversations), "formats": loaded.formats}
+        output.print_json({**usable, **counts, "problems": rows})
     else:
         console = output.out()
         for problem in loaded.problems:

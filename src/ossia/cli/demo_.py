@@ -57,7 +57,8 @@ def _run(*arguments: str) -> None:
     """Print a command and run it in this process."""
     output.out().print(f"[cyan]$ ossia {shlex.join(arguments)}[/cyan]", highlight=False)
     try:
-        build()(list(arguments), standalone_mode=False)
+        with output.without_next_steps():
+            build()(list(arguments), standalone_mode=False)
     except typer.Exit as finished:
         if finished.exit_code:
             raise

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,9 +57,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Seque
     out().print(grid)
 
 
+_naming_next_steps = ContextVar("naming_next_steps", default=True)
+
+
 def next_step(command: str) -> None:
     """Name the natural next command, on stderr so that it does not disturb a pipe."""
-    err().print(f"next: [bold]{command}[/bold]")
+    if _naming_next_steps.get():
+        err().print(f"next: [bold]{command}[/bold]")
+
+
+@contextmanager
+def without_next_steps() -> Iterator[None]:
+    """Keep `next_step` quiet: for a command that runs others and says itself what comes next."""
+    token = _naming_next_steps.set(False)
+    try:
+        yield
+    finally:
+        _naming_next_steps.reset(token)
 
 
 @contextmanager

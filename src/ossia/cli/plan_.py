@@ -42,7 +42,8 @@ def plan(
     else:
         show(result, found, speed.note if speed else None)
     result.require_fit()
-    output.next_step(f"ossia train {recipe}" if found.folder else f"ossia fetch {settings.model.path}")
+    changed = "".join(f" --set {change}" for change in set_ or [])
+    output.next_step(f"ossia train {recipe}{changed}" if found.folder else f"ossia fetch {settings.model.path}")
 
 
 def _examples(recipe: Any, found: Found) -> Examples:

@@ -26,10 +26,22 @@ class LowRank(NamedTuple):
     b_EOR: Tensor
     scale: float
 
-    def of(self, expert: int, x_NI: Tensor) -> Tensor:
-        """Return the update of one expert's output, [N, out], in x's type; the product of A and B is never formed."""
-        a_RI, b_OR = self.a_ERI[expert].to(x_NI.dtype), self.b_EOR[expert].to(x_NI.dtype)
-        return (x_NI @ a_RI.T) @ b_OR.T * self.scale
+    def experts(self) -> list[ExpertUpdate]:
+        """Return each expert's part. They are taken apart once, so that their gradients are put together once."""
+        pairs = zip(self.a_ERI.unbind(0), self.b_EOR.unbind(0), strict=True)
+        return [ExpertUpdate(a_RI, b_OR, self.scale) for a_RI, b_OR in pairs]
+
+
+class ExpertUpdate(NamedTuple):
+    """The LoRA update of one expert's projection."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scale: float
+
+    def of(self, x_NI: Tensor) -> Tensor:
+        """Return the update of the output, [N, out], in x's type; the product of A and B is never formed."""
+        return (x_NI @ self.a_RI.to(x_NI.dtype).T) @ self.b_OR.to(x_NI.dtype).T * self.scale
 
 
 class PackedLinear(torch.autograd.Function):
@@ -72,10 +84,12 @@ class Experts(nn.Module):
         T, K = indices_TK.shape
         order = indices_TK.flatten().argsort(stable=True)
         counts = torch.bincount(indices_TK.flatten(), minlength=self.num_experts).tolist()
+        none: list[ExpertUpdate | None] = [None] * self.num_experts
+        updates = zip(gate_up.experts() if gate_up else none, down.experts() if down else none, strict=True)
         outputs = []
-        for expert, x_ND in enumerate(x_TD[order // K].split(counts)):
+        for expert, (x_ND, update) in enumerate(zip(x_TD[order // K].split(counts), updates, strict=True)):
             if len(x_ND):
-                outputs.append(self._expert(expert, x_ND, gate_up, down))
+                outputs.append(self._expert(expert, x_ND, *update))
         # Back to token order; each token adds up its K experts in a fixed order, so the sum is deterministic.
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
@@ -86,13 +100,13 @@ class Experts(nn.Module):
         """Multiply with one expert's matrix, [N, in] -> [N, out]. `name` is gate_up_proj or down_proj."""
         raise NotImplementedError
 
-    def _expert(self, expert: int, x_ND: Tensor, gate_up: LowRank | None, down: LowRank | None) -> Tensor:
+    def _expert(self, expert: int, x_ND: Tensor, gate_up: ExpertUpdate | None, down: ExpertUpdate | None) -> Tensor:
         h = self.project("gate_up_proj", expert, x_ND) + self.gate_up_proj_bias[expert].to(x_ND.dtype)
         if gate_up is not None:
-            h = h + gate_up.of(expert, x_ND)
+            h = h + gate_up.of(x_ND)
         a_NF = swiglu(h, self.alpha, self.limit)
         y = self.project("down_proj", expert, a_NF) + self.down_proj_bias[expert].to(x_ND.dtype)
-        return y if down is None else y + down.of(expert, a_NF)
+        return y if down is None else y + down.of(a_NF)
 
 
 class PackedExperts(Experts):

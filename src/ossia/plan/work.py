@@ -12,8 +12,8 @@ from ossia.model.layout import Shape
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
 
-SLOWER, FASTER = 1.6, 0.7
-"""The range of a time estimate: warm caches and busy machines move it that far, in our experience on CPUs."""
+SLOWER, FASTER = 2.0, 0.5
+"""The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
 
 
 class Tokens(Protocol):

@@ -71,6 +71,8 @@ def parse(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"not valid YAML ({getattr(error, 'problem', error)})", where=f"{where}{line}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a node that contains itself
+        raise UserError(f"not a recipe ({error})", where=where) from None
     values = {} if values is None else values
     if isinstance(values, dict):  # a section whose lines are all commented out
         values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
@@ -108,7 +110,8 @@ def copy(source: str, to: Path, *, force: bool = False) -> Path:
 
 def dump(recipe: Recipe) -> str:
     """Return the recipe as YAML with every setting spelled out, as it is stored in the run folder."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def schema() -> dict[str, Any]:
@@ -135,6 +138,18 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text with unusual line breaks, which PyYAML otherwise writes so that it does not read them back."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None
+    ),
 )
 
 _SECTIONS = {name for name, field in Recipe.model_fields.items() if isinstance(field.default, BaseModel)}
@@ -171,7 +186,7 @@ def _apply(values: dict[str, Any], override: str) -> KeyPath:
             raise UserError(f"{part} is a value, not a section", where=f"--set {override}")
     try:
         here[path[-1]] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"the value {text!r} is not valid YAML", where=f"--set {override}") from None
     return path
 

@@ -25,8 +25,7 @@ def writing(run: Run, step: int) -> Iterator[Path]:
     Raises:
         OssiaError: the disk is full or not writable; older checkpoints are untouched.
     """
-    final = run.checkpoint(step)
-    partial = final.with_name(final.name + PARTIAL)
+    final, partial = run.checkpoint(step), partial_folder(run, step)
     try:
         _remove_partial(run)
         partial.mkdir(parents=True)
@@ -42,6 +41,12 @@ def writing(run: Run, step: int) -> Iterator[Path]:
             why="older checkpoints are complete",
             do=f"free disk space, then: ossia train --resume {run.id}",
         ) from error
+
+
+def partial_folder(run: Run, step: int) -> Path:
+    """Where a step's checkpoint is while it is being written."""
+    final = run.checkpoint(step)
+    return final.with_name(final.name + PARTIAL)
 
 
 def remember_best(run: Run, step: int, loss: float) -> None:

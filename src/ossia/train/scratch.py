@@ -10,8 +10,8 @@ Shapes: V vocabulary, U tokens in use, D hidden size.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: Scra
         groups: list[list[Trainable]] = [[]]
         for example in order:
             trunk = _common([*groups[-1][:1], example])
-            longest = max((len(e.ids) for e in (*groups[-1], example)))
+            longest = max(len(e.ids) for e in (*groups[-1], example))
             if groups[-1] and (longest - trunk) * (len(groups[-1]) + 1) > settings.tokens_per_step:
                 groups.append([])
             groups[-1].append(example)
@@ -122,7 +122,8 @@ def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: Scra
 
 def _common(examples: Sequence[Trainable]) -> int:
     """Length of the longest beginning that all share and in which nothing is trained."""
-    shared = len(os.path.commonprefix([list(example.ids) for example in examples]))
+    columns = zip(*(example.ids for example in examples), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     first = min(next(i for i, weight in enumerate(example.weights) if weight) for example in examples)
     return min(shared, first - 1)
 

@@ -48,22 +48,23 @@ class Collator:
 def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Trainable]]:
     """Group examples into passes of at most `tokens_per_pass` tokens, similar lengths together.
 
+    Attention pads a pass to its longest example, so that counts for each of them.
+
     Raises:
         UserError: one example alone is longer than a pass.
     """
     group: list[Trainable] = []
-    tokens = 0
     for example in sorted(examples, key=lambda example: len(example.ids)):
         if len(example.ids) > tokens_per_pass:
             raise UserError(
                 f"an example has {len(example.ids)} tokens, a pass holds {tokens_per_pass}",
                 do=f"--set train.tokens_per_pass={len(example.ids)}, or a smaller data.max_tokens",
             )
-        if group and tokens + len(example.ids) > tokens_per_pass:
+        # Ascending lengths: this example is the longest so far.
+        if (len(group) + 1) * len(example.ids) > tokens_per_pass and group:
             yield group
-            group, tokens = [], 0
+            group = []
         group.append(example)
-        tokens += len(example.ids)
     if group:
         yield group
 

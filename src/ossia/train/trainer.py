@@ -115,14 +115,17 @@ class OssiaTrainer(Trainer):
     # Trainer's hooks for reading and writing checkpoints.
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step = self.state.global_step
-        with checkpoints.writing(self.run, step) if self.args.should_save else contextlib.nullcontext(None) as folder:
-            self._save(str(folder))
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_rng_state(str(folder))
-            if folder is not None:
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        if self.args.should_save:
+        step, partial = self.state.global_step, checkpoints.partial_folder(self.run, self.state.global_step)
+        writes = self.args.should_save
+        with checkpoints.writing(self.run, step) if writes else contextlib.nullcontext():
+            self.accelerator.wait_for_everyone()  # the folder is there
+            self._save(str(partial))
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_rng_state(str(partial))  # every process its own
+            if writes:
+                self.state.save_to_json(str(partial / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()  # everything is in it
+        if writes:
             if self.state.best_global_step == step:
                 checkpoints.remember_best(self.run, step, float(self.state.best_metric or 0.0))
             checkpoints.prune(self.run, self.keep_checkpoints)
