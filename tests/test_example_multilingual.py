@@ -36,31 +36,23 @@ def read(name: str) -> list[Row]:
     return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
 
 
-def solve(row: Row, weekdays: dict[str, tuple[str, ...]]) -> str:
+def solve(row: Row) -> str:
     """Solve a row from the words of its question alone, by rules that share nothing with the generator."""
-    question, language = row["user"], row["language"]
+    question = row["user"]
     numbers = [int(n) for n in re.findall(r"\d+", question)]
-    if row["kind"] == "weekday":
-        days = weekdays[language]
-        (start,) = (i for i, day in enumerate(days) if day in question)
-        return days[(start + numbers[0]) % 7]
     if row["kind"] == "compare":
-        first, second = re.findall(r"\b(?:Anna|Paul|Maria|Leo|Nora|Ben|Emma|Tom)\b", question)
-        larger, smaller = (first, second) if numbers[0] > numbers[1] else (second, first)
-        asks_smaller = re.search(r"\b(fewer|weniger|moins|menos|meno)\b", question)
-        return smaller if asks_smaller else larger
+        first, second = re.findall(r"\b(?:Anna|Paul|Maria|Leo)\b", question)
+        assert re.search(r"\b(more|mehr|plus|más|più)\b", question)
+        return first if numbers[0] > numbers[1] else second
     if row["kind"] == "weeks":
         return str(7 * numbers[0] + numbers[1])
-    return str(sum(numbers)) if row["kind"] == "add" else str(abs(numbers[0] - numbers[1]))
+    return str(sum(numbers)) if row["kind"] in ("add", "date") else str(abs(numbers[0] - numbers[1]))
 
 
-def operands(row: Row, weekdays: dict[str, tuple[str, ...]]) -> tuple[str, tuple[int, ...]]:
-    """What a row asks, free of its language: the kind and the numbers in any order, or the day and the count."""
+def operands(row: Row) -> tuple[str, tuple[int, ...]]:
+    """What a row asks, free of its language: the kind and the numbers, in any order where order is no matter."""
     numbers = [int(n) for n in re.findall(r"\d+", row["user"])]
-    if row["kind"] == "weekday":
-        (day,) = (i for i, name in enumerate(weekdays[row["language"]]) if name in row["user"])
-        return row["kind"], (day, *numbers)
-    return row["kind"], tuple(numbers if row["kind"] == "weeks" else sorted(numbers))
+    return row["kind"], tuple(sorted(numbers) if row["kind"] in ("add", "compare") else numbers)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +69,8 @@ def test_answers_are_right_and_stand_in_the_final(
     generate: ModuleType, all_rows: dict[str, list[Row]], name: str
 ) -> None:
     for row in all_rows[name]:
-        assert row["answer"] == solve(row, generate.WEEKDAYS), row["user"]
-        last_sentence = re.split(r"(?<=[.]) ", row["final"])[-1]
+        assert row["answer"] == solve(row), row["user"]
+        last_sentence = re.split(r"(?<=[^\d][.]) ", row["final"])[-1]
         assert re.search(rf"(?<!\w){re.escape(row['answer'])}(?!\w)", last_sentence), row
 
 
@@ -93,7 +85,7 @@ def test_arithmetic_in_the_working_is_true(all_rows: dict[str, list[Row]]) -> No
 
 
 def test_heldout_operands_occur_nowhere_else(generate: ModuleType, all_rows: dict[str, list[Row]]) -> None:
-    asked = {name: {operands(row, generate.WEEKDAYS) for row in rows} for name, rows in all_rows.items()}
+    asked = {name: {operands(row) for row in rows} for name, rows in all_rows.items()}
     assert not asked["heldout"] & (asked["pretraining"] | asked["train"])
     kinds = Counter(kind for kind, _ in asked["heldout"])
     assert set(kinds) == set(generate.KINDS) and min(kinds.values()) >= 5

@@ -115,3 +115,30 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(place: Path) -> None:
     stopped = run.steps()[-1]
     assert 2 <= stopped < 30
     assert run.summary().status == "stopped"
+
+
+def test_a_launched_job_is_one_run_that_its_processes_share(place: Path) -> None:
+    """accelerate's launcher for several processes is torchrun with GPUs in mind; on CPUs torchrun itself is used."""
+    settings = sets("train.steps=2", "train.samples=0", "train.evaluate_every=2", "train.checkpoint_every=2")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    done = subprocess.run(
+        [*launch, "ossia", "train", "tiny-demo", *settings], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (run,) = (runs.Run(path.parent) for path in runs.root().glob("*/recipe.yaml"))
+    kinds = [event.kind for event in events.read(run.path)]
+    assert kinds == ["started", "step", "step", "validation", "checkpoint", "finished"]
+    assert done.stdout.count("done at step 2") == 1
+    assert len(list(run.checkpoint(2).glob("rng_state_*.pth"))) == 2
+
+
+def test_accelerate_launch_runs_the_command(place: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--mixed_precision", "no", "-m", "ossia"]
+    done = subprocess.run(
+        [*launch, "train", "tiny-demo", *sets("train.steps=1", "train.samples=0")],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert runs.find("last").summary().status == "done"

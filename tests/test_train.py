@@ -193,6 +193,13 @@ def test_no_examples_is_the_users_error(model: Path) -> None:
         train(wanted, runs.create(wanted, "test"), [], [])
 
 
+def test_a_tracker_that_is_not_installed_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    wanted = recipe(model, report_to=["wandb"])
+    with pytest.raises(UserError, match="wandb, which is not installed"):
+        train(wanted, runs.create(wanted, "test"), examples(8), [])
+
+
 def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Path) -> None:
     wanted = recipe(model, steps=6)
     first = runs.create(wanted, "test")

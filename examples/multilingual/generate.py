@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phrases import ITEMS, LANGUAGES, NAMES, STEPS, TASKS, WEEKDAYS
+from phrases import ITEMS, LANGUAGES, NAMES, STEPS, TASKS
 
 Row = dict[str, Any]
 
@@ -33,8 +33,8 @@ TRAIN_ROWS, HELDOUT_ROWS = 1200, 325  # 13 requests for each of 25 pairs of kind
 class Problem:
     """One problem, free of any language: it can be asked, solved and answered in each of `LANGUAGES`.
 
-    `a` and `b` are the operands (for `weekday`, `a` is a day from 0 = Monday to 6); `name`, `other` and `item` are
-    indices into `NAMES` and `ITEMS`, `variant` into the wordings of `TASKS`.
+    `a` and `b` are the operands (for `date`, a day of May and a number of days); `name`, `other` and `item` are indices
+    into `NAMES` and `ITEMS`, `variant` into the wordings of `TASKS`.
     """
 
     kind: str
@@ -47,30 +47,25 @@ class Problem:
 
     @property
     def result(self) -> int:
-        """The solution: a number, a day from 0 = Monday, or for `compare` an index into `NAMES`."""
-        if self.kind == "add":
+        """The solution: a number, or for `compare` the index in `NAMES` of who has more."""
+        if self.kind in ("add", "date"):
             return self.a + self.b
         if self.kind == "subtract":
             return self.a - self.b
         if self.kind == "weeks":
             return 7 * self.a + self.b
-        if self.kind == "weekday":
-            return (self.a + self.b) % 7
-        wants_larger = self.variant == 0
-        return self.name if (self.a > self.b) == wants_larger else self.other
+        return self.name if self.a > self.b else self.other
 
-    def answer(self, language: str) -> str:
-        """The solution as it is written in `language`: digits, a weekday or a name."""
-        if self.kind == "weekday":
-            return WEEKDAYS[language][self.result]
+    @property
+    def answer(self) -> str:
+        """The solution as it is written in every language: digits or a name."""
         return NAMES[self.result] if self.kind == "compare" else str(self.result)
 
     def _fill(self, template: str, language: str) -> str:
-        a = WEEKDAYS[language][self.a] if self.kind == "weekday" else self.a
         return template.format(
-            a=a,
+            a=self.a,
             b=self.b,
-            c=self.answer(language),
+            c=self.answer,
             name=NAMES[self.name],
             other=NAMES[self.other],
             item=ITEMS[language][self.item],
@@ -87,19 +82,15 @@ class Problem:
     def working(self, language: str) -> str:
         """The steps from question to answer in `language`, ending with the answer itself."""
         step = STEPS[language]
-        if self.kind == "weekday":
-            days = WEEKDAYS[language]
-            counted = ", ".join(f"{i} {days[(self.a + i) % 7]}" for i in range(1, self.b + 1))
-            steps = [step["count"].format(a=days[self.a], b=self.b, days=counted)]
-        elif self.kind == "weeks":
+        if self.kind == "weeks":
             weeks = step["weeks"].format(a=self.a, d=7 * self.a)
             steps = [weeks, *_column_steps("add", 7 * self.a, self.b, step)]
         elif self.kind == "compare":
             opening = step["compare"].format(a=self.a, b=self.b, name=NAMES[self.name], other=NAMES[self.other])
             steps = [opening, *_comparison_steps(self.a, self.b, step)]
         else:
-            steps = _column_steps(self.kind, self.a, self.b, step)
-        return " ".join([*steps, step["answer"].format(c=self.answer(language))])
+            steps = _column_steps("subtract" if self.kind == "subtract" else "add", self.a, self.b, step)
+        return " ".join([*steps, step["answer"].format(c=self.answer)])
 
 
 def _column_steps(kind: str, a: int, b: int, step: dict[str, str]) -> list[str]:
@@ -131,8 +122,8 @@ def is_heldout(kind: str, a: int, b: int) -> bool:
 
 
 def _operands(kind: str, rng: random.Random) -> tuple[int, int]:
-    if kind == "weekday":
-        return rng.randrange(7), rng.randint(2, 6)
+    if kind == "date":
+        return rng.randint(2, 20), rng.randint(2, 9)
     if kind == "weeks":
         return rng.randint(2, 7), rng.randint(2, 6)
     if kind == "compare":
@@ -180,7 +171,7 @@ def make_row(problem: Problem, language: str, requested: str, *, thought: str | 
             {"role": "user", "content": user, "thinking": None},
             {"role": "assistant", "content": final, "thinking": analysis or None},
         ],
-        "answer": problem.answer(language),
+        "answer": problem.answer,
         "language": language,
         "kind": problem.kind,
         "reasoning_effort": "low" if thought is None else "medium",

@@ -17,15 +17,7 @@ ITEMS: dict[str, tuple[str, ...]] = {
     "Italian": ("mele", "monete", "carte"),
 }
 
-WEEKDAYS: dict[str, tuple[str, ...]] = {
-    "English": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
-    "German": ("Montag", "Dienstag", "Mittwoch", "Donnerstag", "Freitag", "Samstag", "Sonntag"),
-    "French": ("lundi", "mardi", "mercredi", "jeudi", "vendredi", "samedi", "dimanche"),
-    "Spanish": ("lunes", "martes", "miércoles", "jueves", "viernes", "sábado", "domingo"),
-    "Italian": ("lunedì", "martedì", "mercoledì", "giovedì", "venerdì", "sabato", "domenica"),
-}
-
-# kind -> language -> variants of (question, answer). `compare` asks for the larger, then for the smaller.
+# kind -> language -> variants of (question, answer).
 TASKS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "add": {
         "English": (
@@ -120,51 +112,54 @@ TASKS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
             ("{name} aspetta {a} settimane e {b} giorni. Quanti giorni aspetta {name}?", "{name} aspetta {c} giorni."),
         ),
     },
-    "weekday": {
+    "date": {
         "English": (
-            ("Today is {a}. What day is it in {b} days?", "In {b} days it is {c}."),
-            ("{name} leaves on {a} and returns {b} days later. On what day?", "{name} returns on {c}."),
+            ("Today is May {a}. What date is it in {b} days?", "In {b} days it is May {c}."),
+            ("{name} leaves on May {a} and returns {b} days later. On what date?", "{name} returns on May {c}."),
         ),
         "German": (
-            ("Heute ist {a}. Welcher Tag ist in {b} Tagen?", "In {b} Tagen ist {c}."),
+            ("Heute ist der {a}. Mai. Welches Datum ist in {b} Tagen?", "In {b} Tagen ist der {c}. Mai."),
             (
-                "{name} fährt am {a} los und kommt {b} Tage später zurück. An welchem Tag?",
-                "{name} kommt am {c} zurück.",
+                "{name} fährt am {a}. Mai los und kommt {b} Tage später zurück. An welchem Datum?",
+                "{name} kommt am {c}. Mai zurück.",
             ),
         ),
         "French": (
-            ("Aujourd'hui, c'est {a}. Quel jour sera-t-on dans {b} jours ?", "Dans {b} jours, ce sera {c}."),
-            ("{name} part un {a} et revient {b} jours plus tard. Quel jour ?", "{name} revient un {c}."),
+            (
+                "Aujourd'hui, c'est le {a} mai. Quelle date sera-t-on dans {b} jours ?",
+                "Dans {b} jours, ce sera le {c} mai.",
+            ),
+            ("{name} part le {a} mai et revient {b} jours plus tard. À quelle date ?", "{name} revient le {c} mai."),
         ),
         "Spanish": (
-            ("Hoy es {a}. ¿Qué día será dentro de {b} días?", "Dentro de {b} días será {c}."),
-            ("{name} sale un {a} y vuelve {b} días después. ¿Qué día?", "{name} vuelve un {c}."),
+            ("Hoy es el {a} de mayo. ¿Qué fecha será dentro de {b} días?", "Dentro de {b} días será el {c} de mayo."),
+            ("{name} sale el {a} de mayo y vuelve {b} días después. ¿En qué fecha?", "{name} vuelve el {c} de mayo."),
         ),
         "Italian": (
-            ("Oggi è {a}. Che giorno sarà tra {b} giorni?", "Tra {b} giorni sarà {c}."),
-            ("{name} parte di {a} e torna {b} giorni dopo. Che giorno?", "{name} torna di {c}."),
+            ("Oggi è il {a} maggio. Che data sarà tra {b} giorni?", "Tra {b} giorni sarà il {c} maggio."),
+            ("{name} parte il {a} maggio e torna {b} giorni dopo. In che data?", "{name} torna il {c} maggio."),
         ),
     },
     "compare": {
         "English": (
             ("{name} has {a} {item} and {other} has {b}. Who has more?", "{c} has more {item}."),
-            ("{name} has {a} {item} and {other} has {b}. Who has fewer?", "{c} has fewer {item}."),
+            ("{name} has {a} {item}. {other} has {b} {item}. Who has more?", "{c} has more {item}."),
         ),
         "German": (
             ("{name} hat {a} {item} und {other} hat {b}. Wer hat mehr?", "{c} hat mehr {item}."),
-            ("{name} hat {a} {item} und {other} hat {b}. Wer hat weniger?", "{c} hat weniger {item}."),
+            ("{name} hat {a} {item}. {other} hat {b} {item}. Wer hat mehr?", "{c} hat mehr {item}."),
         ),
         "French": (
             ("{name} a {a} {item} et {other} en a {b}. Qui en a plus ?", "{c} a plus de {item}."),
-            ("{name} a {a} {item} et {other} en a {b}. Qui en a moins ?", "{c} a moins de {item}."),
+            ("{name} a {a} {item}. {other} a {b} {item}. Qui en a plus ?", "{c} a plus de {item}."),
         ),
         "Spanish": (
             ("{name} tiene {a} {item} y {other} tiene {b}. ¿Quién tiene más?", "{c} tiene más {item}."),
-            ("{name} tiene {a} {item} y {other} tiene {b}. ¿Quién tiene menos?", "{c} tiene menos {item}."),
+            ("{name} tiene {a} {item}. {other} tiene {b} {item}. ¿Quién tiene más?", "{c} tiene más {item}."),
         ),
         "Italian": (
             ("{name} ha {a} {item} e {other} ne ha {b}. Chi ne ha di più?", "{c} ha più {item}."),
-            ("{name} ha {a} {item} e {other} ne ha {b}. Chi ne ha di meno?", "{c} ha meno {item}."),
+            ("{name} ha {a} {item}. {other} ha {b} {item}. Chi ne ha di più?", "{c} ha più {item}."),
         ),
     },
 }
@@ -177,7 +172,6 @@ STEPS: dict[str, dict[str, str]] = {
         "ones": "Ones: {sum}.",
         "tens": "Tens: {sum}.",
         "weeks": "{a} weeks are {d} days.",
-        "count": "I count {b} days from {a}: {days}.",
         "compare": "I compare {name} with {a} and {other} with {b}.",
         "answer": "So the answer is {c}.",
     },
@@ -187,7 +181,6 @@ STEPS: dict[str, dict[str, str]] = {
         "ones": "Einer: {sum}.",
         "tens": "Zehner: {sum}.",
         "weeks": "{a} Wochen sind {d} Tage.",
-        "count": "Ich zähle {b} Tage ab {a}: {days}.",
         "compare": "Ich vergleiche {name} mit {a} und {other} mit {b}.",
         "answer": "Also ist die Antwort {c}.",
     },
@@ -197,7 +190,6 @@ STEPS: dict[str, dict[str, str]] = {
         "ones": "Unités : {sum}.",
         "tens": "Dizaines : {sum}.",
         "weeks": "{a} semaines font {d} jours.",
-        "count": "Je compte {b} jours après {a} : {days}.",
         "compare": "Je compare {name} avec {a} et {other} avec {b}.",
         "answer": "Donc la réponse est {c}.",
     },
@@ -207,7 +199,6 @@ STEPS: dict[str, dict[str, str]] = {
         "ones": "Unidades: {sum}.",
         "tens": "Decenas: {sum}.",
         "weeks": "{a} semanas son {d} días.",
-        "count": "Cuento {b} días desde el {a}: {days}.",
         "compare": "Comparo a {name} con {a} y a {other} con {b}.",
         "answer": "Así que la respuesta es {c}.",
     },
@@ -217,7 +208,6 @@ STEPS: dict[str, dict[str, str]] = {
         "ones": "Unità: {sum}.",
         "tens": "Decine: {sum}.",
         "weeks": "{a} settimane sono {d} giorni.",
-        "count": "Conto {b} giorni da {a}: {days}.",
         "compare": "Confronto {name} con {a} e {other} con {b}.",
         "answer": "Quindi la risposta è {c}.",
     },

@@ -1,8 +1,8 @@
 """Make base.safetensors, the demo's base model: a tiny gpt-oss that solves the problems and always thinks in English.
 
-    python examples/multilingual/pretrain.py            # about ten minutes on two cores
+    python examples/multilingual/pretrain.py            # about fifteen minutes on one core
 
-Pre-trains on 24,000 generated rows, then compresses the checkpoint into one file of about 2 MB. The same machine makes
+Pre-trains on 30,000 generated rows, then compresses the checkpoint into one file of about 2 MB. The same machine makes
 the same bytes.
 """
 
@@ -30,7 +30,7 @@ from ossia.train.scratch import ScratchSettings, pretrain  # noqa: E402
 
 SHAPE = Shape(layers=4, hidden=128, intermediate=128, experts=8, heads=4, kv_heads=2, head_dim=32)
 SETTINGS = ScratchSettings(tokens_per_step=1024, learning_rate=3e-3, warmup_steps=100)
-ROWS = 24_000
+ROWS = 30_000
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def train(
     json: output.Json = False,
 ) -> None:
     """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
-    from ossia import recipes, runs
+    from ossia import hardware, recipes, runs
     from ossia.data.prepare import prepare
     from ossia.errors import UserError
     from ossia.harmony.vocabulary import Vocabulary
@@ -51,14 +51,19 @@ def train(
     with output.progress("compiling conversations", None):
         vocabulary = Vocabulary.load(locate(settings.model.path))
         prepared = prepare(settings.data, vocabulary, settings.train.seed)
-    for line in prepared.remarks():
-        output.err().print(line, markup=False)
-    command = " ".join(["ossia", *sys.argv[1:]])
-    run = run or runs.create(settings, command)
-    screen = Screen(output.err(), json)
-    screen.header(run.id, settings, prepared)
+    from ossia.train.distributed import agreed, is_main
     from ossia.train.supervised import train as run_training
 
+    command = " ".join(["ossia", *sys.argv[1:]])
+    on_cpu = hardware.device(settings.model.device).value == "cpu"
+    run = run or agreed(lambda: runs.create(settings, command), cpu=on_cpu)
+    if not is_main():  # the others of a job work and keep quiet
+        run_training(settings, run, prepared.train, prepared.validation, command=command)
+        return
+    for line in prepared.remarks():
+        output.err().print(line, markup=False)
+    screen = Screen(output.err())
+    screen.header(run.id, settings, prepared)
     with screen:
         last = run_training(settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch)
     summary = run.summary()
@@ -79,8 +84,8 @@ def train(
 class Screen:
     """Draws a run from its events: a bar with loss, speed and remaining time, and a line for whatever is worth one."""
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
-        self.console, self.quiet = console, quiet
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.total = 0
         self.bar: Progress | None = None
         self.task: TaskID | None = None

@@ -15,6 +15,7 @@ from ossia.generate.engine import Sampling
 from ossia.generate.native import NativeEngine
 from ossia.harmony.parse import parse
 from ossia.runs import Run
+from ossia.train.distributed import is_main
 from ossia.train.steps import Trainable, prompt_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Reporter(TrainerCallback):
         self._began = time.perf_counter()
 
     def emit(self, event: events.Event) -> None:
-        """Append an event to the run and show it to whoever watches."""
+        """Append an event to the run and show it to whoever watches. Only the main process of a job speaks."""
+        if not is_main():
+            return
         self.log.write(event)
         self.watch(event)
 

@@ -6,6 +6,7 @@ same data order, optimiser, schedule and random states, so that the loss goes on
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from ossia.model import lora
 from ossia.model.load import load_model, locate
 from ossia.runs import Run, write_atomically
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
+from ossia.train.distributed import is_main
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
 
@@ -177,6 +179,9 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         raise UserError(
             f"train.examples_per_step ({settings.examples_per_step}) cannot be shared evenly by {world} processes"
         )
+    for tracker in settings.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"train.report_to names {tracker}, which is not installed", do="pip install 'ossia[track]'")
     steps = total_steps(recipe, examples)
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     on_cpu = hardware.device(recipe.model.device).value == "cpu"
@@ -216,7 +221,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
 @contextmanager
 def _claimed(run: Run) -> Iterator[None]:
     """Hold the run's lock, so that no other process trains here. The system lets go of it if we are killed."""
-    if int(os.environ.get("RANK", "0")):
+    if not is_main():
         yield
         return
     try:
