@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ossia.errors import OssiaError
 from ossia.runs import BEST, Run, write_atomically
 
@@ -33,10 +35,10 @@ def writing(run: Run, step: int) -> Iterator[Path]:
         if final.exists():  # a resumed run repeats a step it had already saved
             shutil.rmtree(final)
         partial.rename(final)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OssiaError(
-            f"the checkpoint of step {step} could not be written ({error.strerror or error})",
+            f"the checkpoint of step {step} could not be written ({getattr(error, 'strerror', None) or str(error).partition(chr(10))[0]})",
             where=str(final),
             why="older checkpoints are complete",
             do=f"free disk space, then: ossia train --resume {run.id}",

@@ -26,6 +26,9 @@ from ossia.train import checkpoints
 from ossia.train.steps import Trainable
 
 
+CHANNELS = ("analysis", "commentary", "final", "other")
+
+
 class OssiaTrainer(Trainer):
     """Trains the adapter of a `PeftModel` around an `OssiaForCausalLM` on steps made by `steps.Collator`."""
 
@@ -85,6 +88,7 @@ class OssiaTrainer(Trainer):
                 for inputs, names in zip(self._prepare_inputs(batch["passes"]), batch["channels"], strict=True):
                     nll_S = model(**inputs).nll.double() * inputs["weights"]
                     for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
+                        name = name if name in CHANNELS else "other"
                         sums[name][0] += value
                         sums[name][1] += weight
         metrics = self._reduced(sums, metric_key_prefix)
@@ -101,13 +105,12 @@ class OssiaTrainer(Trainer):
         return 0
 
     def _reduced(self, sums: dict[str, list[float]], prefix: str) -> dict[str, float]:
-        names = ("analysis", "commentary", "final", "other")
-        table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in names], dtype=torch.float64)
+        table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in CHANNELS], dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table.to(self.args.device)).cpu()
         total, count = table.sum(0).tolist()
         metrics = {f"{prefix}_loss": total / count if count else float("nan")}
-        for name, (value, weight) in zip(names, table.tolist(), strict=True):
+        for name, (value, weight) in zip(CHANNELS, table.tolist(), strict=True):
             if weight:
                 metrics[f"{prefix}_loss_{name}"] = value / weight
         return metrics
@@ -126,8 +129,9 @@ class OssiaTrainer(Trainer):
                 self.state.save_to_json(str(partial / "trainer_state.json"))
             self.accelerator.wait_for_everyone()  # everything is in it
         if writes:
-            if self.state.best_global_step == step:
-                checkpoints.remember_best(self.run, step, float(self.state.best_metric or 0.0))
+            # Every time, because a process may be killed between a checkpoint and the note that it is the best.
+            if self.state.best_global_step is not None:
+                checkpoints.remember_best(self.run, self.state.best_global_step, float(self.state.best_metric or 0.0))
             checkpoints.prune(self.run, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
