@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -179,6 +180,21 @@ def test_switching_the_adapter_off_gives_the_base(folder: Path, rows: list[tuple
     with torch.no_grad():
         assert torch.equal(off, base(**inputs).loss)
         assert not torch.equal(model(**inputs).loss, off)
+
+
+@pytest.mark.parametrize("pattern", [{"q_proj": 64}, {"gate_up_proj": 4}, {"gate_up_proj": 4, "down_proj": 8}])
+def test_an_adapter_with_other_scales_than_ours_is_refused(
+    folder: Path, tmp_path: Path, pattern: dict[str, float]
+) -> None:
+    model = load_model(folder, dtype="float32", device="cpu")
+    lora.save(lora.attach(model, rank=2, expert_rank=2), tmp_path)
+    config = json.loads((tmp_path / lora.CONFIG_FILE).read_text())
+    (tmp_path / lora.CONFIG_FILE).write_text(json.dumps({**config, "alpha_pattern": pattern}))
+    with pytest.raises(UserError, match="alpha_pattern"):
+        lora.load(load_model(folder, dtype="float32", device="cpu"), tmp_path)
+    (tmp_path / lora.CONFIG_FILE).write_text("[]")
+    with pytest.raises(UserError, match="not an adapter"):
+        lora.load(load_model(folder, dtype="float32", device="cpu"), tmp_path)
 
 
 def test_an_adapter_that_does_not_fit_is_refused_with_the_tensor_named(folder: Path, tmp_path: Path) -> None:

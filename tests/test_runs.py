@@ -124,6 +124,25 @@ def test_resumed_run_is_running_again() -> None:
     assert run.summary().status == "running"
 
 
+def test_a_validation_loss_that_is_not_a_number_spoils_neither_summary_nor_listing() -> None:
+    def validation(number: int, loss: float) -> events.Validation:
+        return events.Validation(step=number, loss=loss, channels={"final": loss}, best=False)
+
+    run = make("demo", started(os.getpid()), validation(1, 2.0), validation(2, float("nan")))
+    assert run.summary().best_validation == 2.0
+    assert [row.status for row in runs.ls()] == ["running"]
+    done = subprocess.run([sys.executable, "-m", "ossia", "runs", "show", run.id], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "validation loss 2.0000" in done.stdout
+
+
+def test_a_run_that_cannot_be_made_is_the_users_error(root: Path) -> None:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    root.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot be made"):
+        runs.create(Recipe(), "test")
+
+
 def test_listing_is_newest_first_and_empty_without_runs() -> None:
     assert runs.ls() == []
     first, second = make("apple"), make("pear")

@@ -18,9 +18,10 @@ from ossia.errors import OssiaError, UserError
 from ossia.model import lora
 from ossia.model.load import load_model
 from ossia.model.tiny import MICRO, write_tiny
-from ossia.train import checkpoints
+from ossia.train import checkpoints, supervised
 from ossia.train.steps import Collator, cut, fingerprint, prompt_of
-from ossia.train.supervised import train
+from ossia.train.supervised import total_steps, train
+from ossia.train.trainer import OssiaTrainer
 
 
 @dataclass
@@ -185,6 +186,71 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
         train(wanted, run, examples(16), [])
     assert run.steps() == [2]
     assert not list(run.checkpoints.glob(f"*{checkpoints.PARTIAL}"))
+
+
+def test_a_full_disk_under_torch_save_is_a_sentence_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe(model, steps=4, checkpoint_every=2)
+    run = runs.create(wanted, "test")
+    save = torch.save
+
+    def full_disk(what: Any, path: Any, *rest: Any) -> None:
+        if "000004" in str(path):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534\nframe 1")
+        save(what, path, *rest)
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OssiaError, match=r"step 4 could not be written .*unexpected pos 640 vs 534\)"):
+        train(wanted, run, examples(16), [])
+    assert run.steps() == [2]
+
+
+def test_resuming_a_finished_run_trains_no_further_step(model: Path) -> None:
+    wanted, data = recipe(model, steps=8), examples(24)  # 8 steps end within the second epoch
+    run = runs.create(wanted, "test")
+    train(wanted, run, data, [])
+    before = (run.checkpoint(8) / lora.WEIGHTS_FILE).read_bytes()
+    last = train(wanted, run, data, [])
+    assert (last.status, last.step) == ("done", 8)
+    assert (run.steps()[-1], max(losses(run))) == (8, 8)
+    assert (run.checkpoint(8) / lora.WEIGHTS_FILE).read_bytes() == before
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe(model, steps=4, checkpoint_every=1)
+    run = runs.create(wanted, "test")
+    step = OssiaTrainer.training_step
+
+    def overflowing(self: Any, adapted: Any, inputs: Any, count: Any = None) -> Any:
+        loss = step(self, adapted, inputs, count)
+        if self.state.global_step == 2:
+            next(p for p in adapted.parameters() if p.grad is not None).grad.fill_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(OssiaTrainer, "training_step", overflowing)
+    with pytest.raises(OssiaError, match="gradient of step 3"):
+        train(wanted, run, examples(16), examples(4, seed=1))
+    assert run.steps()[-1] == 2
+
+
+def test_a_share_of_epochs_that_is_not_exact_in_binary_gives_no_step_too_many(model: Path) -> None:
+    wanted = recipe(model, steps=None, epochs=1.1, examples_per_step=1)
+    assert total_steps(wanted, 10) == 11
+
+
+def test_a_run_of_one_step_learns(model: Path) -> None:
+    wanted = recipe(model, steps=1)  # with the default warm-up
+    run = runs.create(wanted, "test")
+    train(wanted, run, examples(4), [])
+    tensors = lora.load_file(run.checkpoint(1) / lora.WEIGHTS_FILE)
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_several_gpus_without_a_launcher_are_not_spread_over(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = recipe(model)
+    arguments = supervised._arguments(wanted, runs.create(wanted, "test"), 8, validate=False)
+    monkeypatch.setattr(arguments, "_n_gpu", 4)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 4)
+    torch.use_deterministic_algorithms(False)
 
 
 def test_no_examples_is_the_users_error(model: Path) -> None:

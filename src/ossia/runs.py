@@ -98,7 +98,9 @@ class Run:
         history = events.read(self.path)
         steps = [event for event in history if isinstance(event, events.Step)]
         started = [event for event in history if isinstance(event, events.Started)]
-        validations = [event.loss for event in history if isinstance(event, events.Validation)]
+        # A loss that is not a number is null in the file.
+        losses = [event.loss for event in history if isinstance(event, events.Validation)]
+        validations = [loss for loss in losses if loss is not None]
         ends = (events.Started, events.Resumed, events.Finished)
         last = next((event for event in reversed(history) if isinstance(event, ends)), None)
         status = last.status if isinstance(last, events.Finished) else "no events"
@@ -123,10 +125,19 @@ def root() -> Path:
 
 
 def create(recipe: Recipe, command: str) -> Run:
-    """Make a new run folder with the recipe and the environment in it."""
+    """Make a new run folder with the recipe and the environment in it.
+
+    Raises:
+        UserError: the folder cannot be made there.
+    """
     name = f"{time.strftime('%Y-%m-%d')}_{recipe.name}_{secrets.token_hex(2)}"
     path = root() / name
-    path.mkdir(parents=True)
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"the run folder cannot be made ({error.strerror})", where=str(path), do="set OSSIA_RUNS to another folder"
+        ) from None
     write_atomically(path / "recipe.yaml", recipes.dump(recipe))
     write_atomically(path / "environment.json", json.dumps(environment(command), indent=2))
     return Run(path)

@@ -146,7 +146,7 @@ def stats(files: Files, set_: output.Set = None, model: Model = None, json: outp
 def _opened(
     files: list[str], overrides: list[str] | None, model: str | None
 ) -> tuple[list[str], DataSettings, Vocabulary]:
-    """Return (sources, settings, vocabulary). A recipe in place of files gives its data, settings and model."""
+    """Return (sources, settings, vocabulary). A recipe in place of files gives its data and settings."""
     from ossia import recipes
     from ossia.data.prepare import settings_of
     from ossia.errors import UserError

@@ -62,13 +62,15 @@ def show(
     console = output.out()
     console.print(f"[bold]{summary.id}[/bold]  {summary.status}, step {summary.step} of {summary.total_steps}")
     console.print(f"folder   {found.path}\nmodel    {summary.model}")
-    losses = [event.loss for event in history if isinstance(event, events.Step)]
+    losses = [event.loss for event in history if isinstance(event, events.Step) and event.loss is not None]
     if losses:
         console.print(f"loss     {sparkline(losses)}  {losses[0]:.3f} -> {losses[-1]:.3f}")
     for event in history:
         if isinstance(event, events.Validation):
-            parts = ", ".join(f"{channel} {loss:.3f}" for channel, loss in event.channels.items())
-            console.print(f"step {event.step:>5}  validation loss {event.loss:.4f} ({parts}){'  best' * event.best}")
+            parts = ", ".join(f"{channel} {_number(loss)}" for channel, loss in event.channels.items())
+            console.print(
+                f"step {event.step:>5}  validation loss {_number(event.loss)} ({parts}){'  best' * event.best}"
+            )
         elif isinstance(event, events.Note):
             console.print(f"{event.level}: {event.message}", markup=False)
         elif isinstance(event, events.Evaluated | events.Exported):

@@ -56,7 +56,8 @@ def train(
 
     command = " ".join(["ossia", *sys.argv[1:]])
     on_cpu = hardware.device(settings.model.device).value == "cpu"
-    run = run or agreed(lambda: runs.create(settings, command), cpu=on_cpu)
+    found = run
+    run = agreed(lambda: found or runs.create(settings, command), cpu=on_cpu)
     if not is_main():  # the others of a job work and keep quiet
         run_training(settings, run, prepared.train, prepared.validation, command=command)
         return

@@ -167,6 +167,14 @@ def load(model: OssiaForCausalLM, folder: Path, *, trainable: bool = False) -> P
     if strange or config.use_dora or config.bias != "none" or config.modules_to_save:
         named = ", ".join(strange) or "DoRA, biases or fully trained modules"
         raise UserError(f"the adapter changes {named}, which Ossia does not load", where=str(folder))
+    if config.use_rslora:
+        raise UserError("rank-stabilised LoRA (use_rslora) is not supported", where=str(folder))
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = getattr(config, key)
+        if set(pattern) - set(PROJECTIONS) or len({pattern.get(name) for name in PROJECTIONS}) > 1:
+            raise UserError(
+                f"the adapter's {key} is not one for all attention and one for all experts", where=str(folder)
+            )
     peft_model = attach(
         model,
         rank=config.r,
@@ -175,8 +183,6 @@ def load(model: OssiaForCausalLM, folder: Path, *, trainable: bool = False) -> P
         expert_alpha=config.alpha_pattern.get("gate_up_proj", config.lora_alpha),
         targets=(["attention"] if wanted else []) + (["experts"] if experts else []),
     )
-    if config.use_rslora:
-        raise UserError("rank-stabilised LoRA (use_rslora) is not supported", where=str(folder))
     load_weights(peft_model, folder)
     if not trainable:
         peft_model.requires_grad_(False)
@@ -245,7 +251,7 @@ def _read_config(folder: Path) -> LoraConfig:
     try:
         kind = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("peft_type")
         config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"not an adapter in PEFT's layout ({error})", where=str(folder)) from None
     if kind != "LORA":
         raise UserError(f"the adapter is of type {kind}, not LORA", where=str(folder))

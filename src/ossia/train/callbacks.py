@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
+from ossia.errors import OssiaError
 from ossia.generate.engine import Sampling
 from ossia.generate.native import NativeEngine
 from ossia.harmony.parse import parse
@@ -53,6 +55,13 @@ class Reporter(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
+        if "loss" in logs and not math.isfinite(logs["grad_norm"]):  # before a checkpoint is made of what it did
+            raise OssiaError(
+                f"the gradient of step {state.global_step} is {logs['grad_norm']}",
+                where=str(self.run.path),
+                why="the last checkpoint is still good",
+                do="a lower train.learning_rate, from the recipe in the run folder",
+            )
         if state.is_world_process_zero and "loss" in logs:
             assert self.trainer is not None
             self.emit(

@@ -35,10 +35,15 @@ def writing(run: Run, step: int) -> Iterator[Path]:
         if final.exists():  # a resumed run repeats a step it had already saved
             shutil.rmtree(final)
         partial.rename(final)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have their own for a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # on a full disk torch.save and safetensors raise their own
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         shutil.rmtree(partial, ignore_errors=True)
         raise OssiaError(
-            f"the checkpoint of step {step} could not be written ({getattr(error, 'strerror', None) or str(error).partition(chr(10))[0]})",
+            f"the checkpoint of step {step} could not be written ({why})",
             where=str(final),
             why="older checkpoints are complete",
             do=f"free disk space, then: ossia train --resume {run.id}",

@@ -15,7 +15,7 @@ def is_main() -> bool:
 
 
 def agreed(make: Callable[[], T], *, cpu: bool) -> T:
-    """Return what `make` gives in the main process, in all processes of the job.
+    """Return what `make` gives in the main process, in all processes of the job. Each takes its own device here.
 
     Args:
         cpu: the job computes on CPUs, so the processes talk over gloo.

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
 from ossia.config import Recipe
-from ossia.errors import OssiaError, UserError
+from ossia.errors import DoesNotFitError, OssiaError, UserError
 from ossia.harmony.vocabulary import Vocabulary
 from ossia.model import lora
 from ossia.model.load import load_model, locate
@@ -57,7 +57,8 @@ def train(
 
     Raises:
         UserError: no examples, the data changed since the run began, or another process works on the run.
-        OssiaError: the loss is not finite, or a checkpoint could not be written.
+        OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
+        DoesNotFitError: the GPU ran out of memory.
     """
     if not examples:
         raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
@@ -70,7 +71,8 @@ def total_steps(recipe: Recipe, examples: int) -> int:
     """Return the number of optimiser steps that a recipe takes on so many examples."""
     if recipe.train.steps is not None:
         return recipe.train.steps
-    return math.ceil(math.ceil(examples / recipe.train.examples_per_step) * recipe.train.epochs)
+    # Rounded first, so that 1.1 times 10 is 11 and not a hair more.
+    return math.ceil(round(math.ceil(examples / recipe.train.examples_per_step) * recipe.train.epochs, 6))
 
 
 def _train(
@@ -81,14 +83,18 @@ def _train(
     command: str,
     watch: Watch,
 ) -> events.Finished:
+    reporter = Reporter(run, watch, recipe.train.early_stopping)
+    newest = run.steps()[-1] if run.steps() else 0
+    if newest >= total_steps(recipe, len(examples)):
+        last = events.Finished(status="done", reason="all steps done", step=newest)
+        reporter.emit(last)
+        return last
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     folder = locate(recipe.model.path)
     model = _model(recipe, folder)
-    reporter = Reporter(run, watch, recipe.train.early_stopping)
     trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter)
-    newest = run.steps()[-1] if run.steps() else 0
     reporter.emit(
         events.Started(
             command=command,
@@ -106,6 +112,12 @@ def _train(
     except (Exception, KeyboardInterrupt) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         reporter.emit(events.Finished(status="failed", reason=what, step=trainer.state.global_step))
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DoesNotFitError(
+                f"the GPU's memory was full at step {trainer.state.global_step + 1}",
+                where=str(run.path),
+                do="a new run with a smaller train.tokens_per_pass and data.max_tokens; ossia plan estimates it",
+            ) from error
         raise
     finally:
         interruption.restore()
@@ -186,8 +198,9 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     on_cpu = hardware.device(recipe.model.device).value == "cpu"
     if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
         torch.use_deterministic_algorithms(True)
-    return TrainingArguments(
+    return _Arguments(
         output_dir=str(run.checkpoints),
         per_device_train_batch_size=settings.examples_per_step // world,
         per_device_eval_batch_size=settings.examples_per_step,
@@ -195,7 +208,8 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         learning_rate=settings.learning_rate,
         lr_scheduler_type=schedule[settings.schedule],
         lr_scheduler_kwargs={"min_lr_rate": 0.1} if settings.schedule == "cosine" else {},
-        warmup_steps=math.ceil(settings.warmup_share * steps),
+        # Rounded down: the first step of a warm-up has rate 0, and a run of one step must not consist of it.
+        warmup_steps=math.floor(round(settings.warmup_share * steps, 6)),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim="adamw_torch",
@@ -216,6 +230,14 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         disable_tqdm=True,
         use_cpu=on_cpu,
     )
+
+
+class _Arguments(TrainingArguments):
+    """One device per process: Trainer would spread a flat batch over all visible GPUs with DataParallel."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
 
 
 @contextmanager

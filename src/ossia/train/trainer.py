@@ -25,7 +25,6 @@ from ossia.runs import Run
 from ossia.train import checkpoints
 from ossia.train.steps import Trainable
 
-
 CHANNELS = ("analysis", "commentary", "final", "other")
 
 
@@ -88,9 +87,9 @@ class OssiaTrainer(Trainer):
                 for inputs, names in zip(self._prepare_inputs(batch["passes"]), batch["channels"], strict=True):
                     nll_S = model(**inputs).nll.double() * inputs["weights"]
                     for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
-                        name = name if name in CHANNELS else "other"
-                        sums[name][0] += value
-                        sums[name][1] += weight
+                        known = name if name in CHANNELS else "other"
+                        sums[known][0] += value
+                        sums[known][1] += weight
         metrics = self._reduced(sums, metric_key_prefix)
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
