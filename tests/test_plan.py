@@ -186,15 +186,14 @@ def test_chunk_of_logits_is_the_losss() -> None:
 # Steps, passes, time
 
 
-@pytest.mark.parametrize("steps", [None, 7])
-@pytest.mark.parametrize("epochs", [0.5, 1.0, 2.5])
-@pytest.mark.parametrize("count", [1, 16, 33])
-def test_steps_are_those_of_training(count: int, epochs: float, steps: int | None) -> None:
-    from ossia.train.supervised import total_steps
-
-    recipe = Recipe.model_validate({"train": {"epochs": epochs, "steps": steps}})
+@pytest.mark.parametrize(
+    ("count", "epochs", "steps"),
+    [(1, 0.5, 1), (1, 1.0, 1), (1, 2.5, 3), (16, 1.0, 1), (16, 2.5, 3), (33, 0.5, 2), (33, 1.0, 3), (33, 2.5, 8)],
+)
+def test_steps_of_sixteen_examples(count: int, epochs: float, steps: int) -> None:
     examples = Examples(count, count * 100, count * 50, 100, 0, "test")
-    assert work(recipe, examples).steps == total_steps(recipe, count)
+    assert work(Recipe.model_validate({"train": {"epochs": epochs}}), examples).steps == steps
+    assert work(Recipe.model_validate({"train": {"epochs": epochs, "steps": 7}}), examples).steps == 7
 
 
 def test_passes_and_validations() -> None:

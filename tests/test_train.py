@@ -20,7 +20,7 @@ from ossia.model.load import load_model
 from ossia.model.tiny import MICRO, write_tiny
 from ossia.train import checkpoints, supervised
 from ossia.train.steps import Collator, cut, fingerprint, prompt_of
-from ossia.train.supervised import total_steps, train
+from ossia.train.supervised import train
 from ossia.train.trainer import OssiaTrainer
 
 
@@ -234,7 +234,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(model: Path, monkey
 
 def test_a_share_of_epochs_that_is_not_exact_in_binary_gives_no_step_too_many(model: Path) -> None:
     wanted = recipe(model, steps=None, epochs=1.1, examples_per_step=1)
-    assert total_steps(wanted, 10) == 11
+    assert wanted.train.total_steps(10) == 11
 
 
 def test_a_run_of_one_step_learns(model: Path) -> None:
@@ -323,6 +323,8 @@ def test_two_processes_train_like_one(model: Path, tmp_path: Path) -> None:
         "from ossia.train.supervised import train\n"
         "run, wanted = runs.Run(Path(sys.argv[1])), recipe(Path(sys.argv[2]), steps=4)\n"
         "train(wanted, run, examples(16), examples(4, seed=1))\n"
+        "from ossia.train.distributed import leave\n"
+        "leave()\n"
     )
     found = []
     for processes in (1, 2):

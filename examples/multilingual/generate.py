@@ -125,7 +125,7 @@ def _operands(kind: str, rng: random.Random) -> tuple[int, int]:
     if kind == "date":
         return rng.randint(2, 20), rng.randint(2, 9)
     if kind == "weeks":
-        return rng.randint(2, 7), rng.randint(2, 6)
+        return rng.randint(2, 9), rng.randint(2, 9)
     if kind == "compare":
         a = rng.randint(11, 49)
         near = rng.random() < 0.3  # equal tens, which chance alone would make too rare to learn

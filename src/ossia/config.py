@@ -6,6 +6,7 @@ Reading and merging of files lives in `ossia.recipes`; this module knows nothing
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -150,6 +151,13 @@ class TrainSection(Section):
 
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers that mirror the run's metrics. The run folder has them anyway."""
+
+    def total_steps(self, examples: int) -> int:
+        """Return the number of optimiser steps on so many examples."""
+        if self.steps is not None:
+            return self.steps
+        # Rounded first, so that 1.1 times 10 is 11 and not a hair more.
+        return math.ceil(round(math.ceil(examples / self.examples_per_step) * self.epochs, 6))
 
 
 class EvalSection(Section):

@@ -48,12 +48,14 @@ def print_json(value: Any) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
     """Print a plain table; `right` names the columns with numbers."""
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+        # Cells are other people's words: what looks like markup in them is text.
+        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     out().print(grid)
 
 

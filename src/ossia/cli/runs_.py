@@ -24,7 +24,7 @@ def ls(json: output.Json = False) -> None:
         output.print_json([dataclasses.asdict(row) for row in rows])
         return
     if not rows:
-        output.err().print(f"no runs in {runs.root()}")
+        output.err().print(f"no runs in {runs.root()}", markup=False)
         output.next_step("ossia train tiny-demo")
         return
     output.table(
@@ -61,7 +61,7 @@ def show(
         return
     console = output.out()
     console.print(f"[bold]{summary.id}[/bold]  {summary.status}, step {summary.step} of {summary.total_steps}")
-    console.print(f"folder   {found.path}\nmodel    {summary.model}")
+    console.print(f"folder   {found.path}\nmodel    {summary.model}", markup=False)
     losses = [event.loss for event in history if isinstance(event, events.Step) and event.loss is not None]
     if losses:
         console.print(f"loss     {sparkline(losses)}  {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -51,7 +51,7 @@ def train(
     with output.progress("compiling conversations", None):
         vocabulary = Vocabulary.load(locate(settings.model.path))
         prepared = prepare(settings.data, vocabulary, settings.train.seed)
-    from ossia.train.distributed import agreed, is_main
+    from ossia.train.distributed import agreed, is_main, leave
     from ossia.train.supervised import train as run_training
 
     command = " ".join(["ossia", *sys.argv[1:]])
@@ -60,6 +60,7 @@ def train(
     run = agreed(lambda: found or runs.create(settings, command), cpu=on_cpu)
     if not is_main():  # the others of a job work and keep quiet
         run_training(settings, run, prepared.train, prepared.validation, command=command)
+        leave()
         return
     for line in prepared.remarks():
         output.err().print(line, markup=False)
@@ -67,6 +68,7 @@ def train(
     screen.header(run.id, settings, prepared)
     with screen:
         last = run_training(settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch)
+    leave()
     summary = run.summary()
     if json:
         output.print_json({"run": run.id, "path": str(run.path), "status": last.status, "reason": last.reason,
@@ -95,7 +97,7 @@ class Screen:
 
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
         """Say what is about to be trained on what."""
-        self.console.print(f"[bold]{run}[/bold]  {recipe.description}")
+        self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
         lora = recipe.lora
         ranks = [f"attention rank {lora.rank}"] if "attention" in lora.targets else []
         ranks += [f"experts rank {lora.expert_rank}"] if "experts" in lora.targets else []

@@ -162,6 +162,13 @@ def load(model: OssiaForCausalLM, folder: Path, *, trainable: bool = False) -> P
     """
     config = _read_config(folder)
     experts = bool(config.target_parameters)
+    if isinstance(config.target_modules, str):
+        raise UserError("target_modules as a regular expression is not supported", where=str(folder))
+    if not isinstance(config.init_lora_weights, bool):
+        raise UserError(
+            f"the adapter was initialised by {config.init_lora_weights!r}, which changes the base weights",
+            where=str(folder),
+        )
     wanted = set(config.target_modules or [])
     strange = sorted((wanted - set(ATTENTION)) | (set(config.target_parameters or []) - set(PARAMETERS)))
     if strange or config.use_dora or config.bias != "none" or config.modules_to_save:

@@ -74,9 +74,7 @@ class Work:
 def work(recipe: Recipe, examples: Examples) -> Work:
     """Count what a recipe does with its examples. A step is cut into passes of at most train.tokens_per_pass tokens."""
     settings = recipe.train
-    steps = settings.steps or math.ceil(
-        round(math.ceil(examples.count / settings.examples_per_step) * settings.epochs, 6)
-    )
+    steps = settings.total_steps(examples.count)
     mean = examples.tokens / max(1, examples.count)
     per_step = mean * min(settings.examples_per_step, examples.count)
     passes = steps * math.ceil(per_step / settings.tokens_per_pass)

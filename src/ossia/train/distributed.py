@@ -31,3 +31,13 @@ def agreed(make: Callable[[], T], *, cpu: bool) -> T:
     made = values[0]
     assert made is not None
     return made
+
+
+def leave() -> None:
+    """End the job's connections. Without it, gloo's threads can abort a process that has done its work."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.barrier()
+            distributed.destroy_process_group()

@@ -67,14 +67,6 @@ def train(
         return _train(recipe, run, examples, validation, command, watch)
 
 
-def total_steps(recipe: Recipe, examples: int) -> int:
-    """Return the number of optimiser steps that a recipe takes on so many examples."""
-    if recipe.train.steps is not None:
-        return recipe.train.steps
-    # Rounded first, so that 1.1 times 10 is 11 and not a hair more.
-    return math.ceil(round(math.ceil(examples / recipe.train.examples_per_step) * recipe.train.epochs, 6))
-
-
 def _train(
     recipe: Recipe,
     run: Run,
@@ -85,7 +77,7 @@ def _train(
 ) -> events.Finished:
     reporter = Reporter(run, watch, recipe.train.early_stopping)
     newest = run.steps()[-1] if run.steps() else 0
-    if newest >= total_steps(recipe, len(examples)):
+    if newest >= recipe.train.total_steps(len(examples)):
         last = events.Finished(status="done", reason="all steps done", step=newest)
         reporter.emit(last)
         return last
@@ -99,7 +91,7 @@ def _train(
         events.Started(
             command=command,
             pid=os.getpid(),
-            total_steps=total_steps(recipe, len(examples)),
+            total_steps=recipe.train.total_steps(len(examples)),
             examples=len(examples),
             validation_examples=len(validation),
             trained_tokens=sum(sum(1 for weight in example.weights if weight) for example in examples),
@@ -194,7 +186,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
     for tracker in settings.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"train.report_to names {tracker}, which is not installed", do="pip install 'ossia[track]'")
-    steps = total_steps(recipe, examples)
+    steps = recipe.train.total_steps(examples)
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     on_cpu = hardware.device(recipe.model.device).value == "cpu"
     if settings.deterministic:
@@ -246,11 +238,15 @@ def _claimed(run: Run) -> Iterator[None]:
     if not is_main():
         yield
         return
+    lock = FileLock(run.path / "lock")
     try:
-        with FileLock(run.path / "lock", timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout:
         raise UserError("another process is training in this run", where=str(run.path)) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_data(run: Run, examples: Sequence[Trainable], validation: Sequence[Trainable]) -> None:
