@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -28,10 +29,22 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         _end_quietly()
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if os.environ.get("OSSIA_DEBUG") or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer caught it and would exit with 1
             _end_quietly()
+        if end.code == 130 and end.__context__ is not None and _by_ctrl_c(end.__context__):
+            print("interrupted", file=sys.stderr)
         raise
+
+
+def _by_ctrl_c(error: BaseException) -> bool:
+    """Whether typer made this of a KeyboardInterrupt, and not a command of its own accord."""
+    return isinstance(error.__cause__ or error.__context__, KeyboardInterrupt)
 
 
 def _end_quietly() -> NoReturn:

@@ -6,15 +6,23 @@ Reading and merging of files lives in `ossia.recipes`; this module knows nothing
 
 from __future__ import annotations
 
+import datetime
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Effort = Literal["low", "medium", "high"]
 
 Sources = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """Files, folders or ids; a single one may be given without brackets."""
+
+
+def _a_date(value: str) -> str:
+    try:
+        return datetime.date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise ValueError("a date has the form YYYY-MM-DD") from None
 
 
 class Section(BaseModel):
@@ -60,7 +68,7 @@ class DataSection(Section):
     effort: Effort = "medium"
     """Reasoning effort written into the system message of rows that do not carry their own."""
 
-    date: str | None = None
+    date: Annotated[str, AfterValidator(_a_date)] | None = None
     """Current date in the system message (YYYY-MM-DD). Not set: no such line, so data are the same every day."""
 
     identity: str = "You are ChatGPT, a large language model trained by OpenAI."

@@ -16,14 +16,14 @@ COMMANDS = {
     "recipes": "List, show, copy and document recipes.",
     "fetch": "Download gpt-oss from the hub: only the files needed, resumable.",
     "data": "Check, show and count conversations before training.",
-    "plan": "Say what a recipe needs in memory, time and disk, before it is spent.",
+    "plan": "Say what a recipe needs in memory, time and disk.",
     "train": "Fine-tune with LoRA; resume a run.",
     "eval": "Measure a run on held-out questions, against its base.",
     "chat": "Talk to a model or a run in the terminal.",
     "export": "Merge the adapter and write a checkpoint that others load.",
     "runs": "List and show runs.",
     "make": "Make tiny and synthetic checkpoints for tests and rehearsals.",
-    "demo": "The whole line on a tiny gpt-oss: data, train, eval, chat, export.",
+    "demo": "The whole line on a tiny gpt-oss, from data to export.",
 }
 
 

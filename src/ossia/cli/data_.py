@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,9 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
+    from ossia.data.load import Loaded
     from ossia.data.settings import DataSettings
+    from ossia.harmony.problem import Problem
     from ossia.harmony.vocabulary import Vocabulary
 
 app = verb("Check, show and count conversations before training.", no_args_is_help=True)
@@ -38,16 +41,17 @@ def check(
     json: output.Json = False,
 ) -> None:
     """Find what is wrong, row by row. Exits with 2 if a row cannot be used."""
-    from ossia.data import load_conversations
     from ossia.data.checks import check_examples
 
     sources, settings, vocabulary = _opened(files, set_, model)
-    loaded = load_conversations(sources, settings)
+    loaded = _loaded(sources, settings)
+    before = len(loaded.errors)
     check_examples(loaded.conversations, vocabulary, settings, loaded.problems.append)
+    good = len(loaded.conversations) - (len(loaded.errors) - before)
     if json:
         rows = [{**dataclasses.asdict(problem), "where": problem.where} for problem in loaded.problems]
         counts = {"errors": len(loaded.errors), "warnings": len(loaded.warnings)}
-        usable = {"rows": loaded.rows, "usable": len(loaded.conversations), "formats": loaded.formats}
+        usable = {"rows": loaded.rows, "usable": good, "formats": loaded.formats}
         output.print_json({**usable, **counts, "problems": rows})
     else:
         console = output.out()
@@ -55,10 +59,10 @@ def check(
             console.print(str(problem), markup=False)
         formats = ", ".join(f"{count} {name}" for name, count in loaded.formats.items()) or "no known format"
         console.print(
-            f"{loaded.rows} rows ({formats}): {len(loaded.conversations)} usable, "
+            f"{loaded.rows} rows ({formats}): {good} usable, "
             f"{len(loaded.errors)} errors, {len(loaded.warnings)} warnings"
         )
-        output.next_step(f"ossia data show {files[0]}")
+        output.next_step(f"ossia data show {shlex.quote(files[0])}")
     if loaded.errors or (strict and loaded.warnings):
         raise typer.Exit(2)
 
@@ -72,16 +76,20 @@ def show(
     json: output.Json = False,
 ) -> None:
     """Show a conversation's training examples, token by token, with what is trained marked."""
-    from ossia.data import examples_of, load_conversations
+    from ossia.data import examples_of
+    from ossia.data.checks import place
     from ossia.errors import UserError
     from ossia.harmony.preview import preview
 
     sources, settings, vocabulary = _opened(files, set_, model)
-    loaded = load_conversations(sources, settings)
+    loaded = _loaded(sources, settings)
     if row > len(loaded.conversations):
         first = f"; first problem: {loaded.problems[0]}" if loaded.problems else ""
         raise UserError(f"there are {len(loaded.conversations)} usable conversations, not {row}{first}")
-    examples = examples_of(loaded.conversations[row - 1], vocabulary, settings)
+    found: list[Problem] = []
+    examples = examples_of(loaded.conversations[row - 1], vocabulary, settings, found.append)
+    for problem in found:
+        output.err().print(str(place(problem, loaded.conversations[row - 1].source)), markup=False)
     if json:
         output.print_json(
             [{**dataclasses.asdict(e), "tokens": [vocabulary.token_text(i) for i in e.ids]} for e in examples]
@@ -94,16 +102,18 @@ def show(
         marked = (example.ids, example.weights, example.channels, vocabulary)
         console.print(preview(*marked, colour=console.is_terminal, legend=example is examples[0]))
         console.print()
-    output.next_step(f"ossia data stats {files[0]}")
+    output.next_step(f"ossia data stats {shlex.quote(files[0])}")
 
 
 @app.command()
 def stats(files: Files, set_: output.Set = None, model: Model = None, json: output.Json = False) -> None:
     """Count tokens: lengths, trained share, channels, turns."""
-    from ossia.data import examples_of, load_conversations, statistics
+    from ossia.data import examples_of, statistics
 
     sources, settings, vocabulary = _opened(files, set_, model)
-    loaded = load_conversations(sources, settings)
+    loaded = _loaded(sources, settings)
+    if loaded.errors:
+        output.err().print(f"{len(loaded.errors)} rows cannot be used; ossia data check names them", markup=False)
     # Counted without the limit, to tell how much lies above it.
     unlimited = dataclasses.replace(settings, max_tokens=1 << 30)
     with output.progress("counting", len(loaded.conversations)) as advance:
@@ -140,7 +150,8 @@ def stats(files: Files, set_: output.Set = None, model: Model = None, json: outp
     console.print(f"trained turns per conversation: {turns}")
     if languages:
         console.print("reasoning languages: " + ", ".join(f"{name} {count}" for name, count in languages.most_common()))
-    output.next_step("ossia plan <recipe> --set data.train=" + files[0])
+    name = shlex.quote(files[0])
+    output.next_step(f"ossia plan {name}" if _is_recipe(files) else f"ossia plan <recipe> --set data.train={name}")
 
 
 def _opened(
@@ -152,7 +163,7 @@ def _opened(
     from ossia.errors import UserError
     from ossia.harmony.vocabulary import Vocabulary
 
-    named = len(files) == 1 and (files[0] in recipes.available() or files[0].endswith((".yaml", ".yml")))
+    named = _is_recipe(files)
     recipe: Any = (
         recipes.load(files[0], overrides or [])
         if named
@@ -162,6 +173,23 @@ def _opened(
     if not sources:
         raise UserError("the recipe names no training data", where=files[0], do="--set data.train=conversations.jsonl")
     return sources, settings_of(recipe.data), Vocabulary.load(_tokenizer(model))
+
+
+def _is_recipe(files: list[str]) -> bool:
+    from ossia import recipes
+
+    return len(files) == 1 and (files[0] in recipes.available() or files[0].endswith((".yaml", ".yml")))
+
+
+def _loaded(sources: list[str], settings: DataSettings) -> Loaded:
+    """Read the data. Raises UserError if there are no rows at all."""
+    from ossia.data import load_conversations
+    from ossia.errors import UserError
+
+    loaded = load_conversations(sources, settings)
+    if not loaded.rows:
+        raise UserError("there are no rows", where=", ".join(sources))
+    return loaded
 
 
 def _tokenizer(model: str | None) -> Path | None:

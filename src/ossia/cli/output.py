@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe. May be repeated."),
@@ -56,7 +57,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Seque
     for row in rows:
         # Cells are other people's words: what looks like markup in them is text.
         grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-    out().print(grid)
+    console = out()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 1000  # a file or a pipe has no margin; one row is one line
+    console.print(grid)
 
 
 _naming_next_steps = ContextVar("naming_next_steps", default=True)

@@ -92,6 +92,8 @@ def _row_of_json(line: bytes, file: str, number: int) -> Row:
         return _row(json.loads(line.decode("utf-8")), file, number)
     except UnicodeDecodeError as error:
         return Row(None, file, number, f"the line is not UTF-8: {error.reason} at byte {error.start}")
+    except json.JSONDecodeError as error:  # its own line number would be that within the line
+        return Row(None, file, number, f"the line is not JSON: {error.msg} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:
         return Row(None, file, number, f"the line is not JSON: {error}")
 
@@ -165,7 +167,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _read_hub(id: str, split: str) -> Iterator[Row]:
-    _need("datasets", f"reading {id} from the hub")
+    _need("datasets", f"there is no file or folder {id}; reading it from the hub")
     import datasets
 
     try:

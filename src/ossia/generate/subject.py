@@ -16,6 +16,7 @@ from ossia.config import Recipe
 from ossia.errors import UserError
 from ossia.harmony.conversation import SystemSettings
 from ossia.harmony.vocabulary import Vocabulary
+from ossia.recipes import examples
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Subject:
 
 
 def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[str] = ()) -> Subject:
-    """Resolve a run (folder, id, part of an id, `last`) or a model (folder, name of a fetched one).
+    """Resolve a run (folder, id, part of an id, `last`) or a model (folder, name of a fetched one, `example:...`).
 
     Args:
         checkpoint: the step; by default the run's best checkpoint.
@@ -80,7 +81,7 @@ def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[s
     try:
         run = runs.find(reference)
     except UserError as error:
-        why = f"not a folder with a config.json either; runs: {error.what}"
+        why = f"not a folder with a config.json either; runs: {error.what}{f' ({error.why})' if error.why else ''}"
         raise UserError(f"there is no run and no model {reference!r}", why=why, do="ossia runs ls") from None
     recipe = recipes.load(str(run.path / "recipe.yaml"), overrides)
     if checkpoint is None:
@@ -92,7 +93,7 @@ def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[s
 
 
 def _is_model(reference: str) -> bool:
-    if (Path(reference) / "config.json").is_file():
+    if reference.startswith(examples.PREFIX) or (Path(reference) / "config.json").is_file():
         return True
     if (Path(reference) / "recipe.yaml").is_file():
         return False

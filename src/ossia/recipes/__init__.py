@@ -218,6 +218,8 @@ def _readable(error: ValidationError, origin: Mapping[KeyPath, str], where: str)
     path = tuple(str(part) for part in first["loc"])
     place = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), where)
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":  # pydantic would name the class
+        message = "a section with settings of its own is expected here"
     given = "" if not path or isinstance(first.get("input"), dict) else f" (given: {first['input']!r})"
     what = f"{'.'.join(path)}: {message[0].lower()}{message[1:]}{given}" if path else message
     return UserError(what, where=place)
