@@ -51,6 +51,7 @@ def train(
     with output.progress("compiling conversations", None):
         vocabulary = Vocabulary.load(locate(settings.model.path))
         prepared = prepare(settings.data, vocabulary, settings.train.seed)
+    from ossia.train.callbacks import INTERRUPTED
     from ossia.train.distributed import agreed, is_main, leave
     from ossia.train.supervised import train as run_training
 
@@ -82,6 +83,8 @@ def train(
         output.out().print(f"run folder: {run.path}", markup=False)
     follow = f"ossia eval {run.id} --vs base" if last.status == "done" else f"ossia train --resume {run.id}"
     output.next_step(follow)
+    if last.reason == INTERRUPTED:
+        raise typer.Exit(130)
 
 
 class Screen:

@@ -1,7 +1,7 @@
 """Asks the questions, before and after, and writes down everything that came back.
 
 The base is the same model with the adapter switched off, so both answer the same prompts on the same weights with the
-same settings. Questions are asked in shuffled order and a few batches at a time, before and after in turns, and the
+same settings. Questions are asked in shuffled order and a batch at a time, before and after in turns, and the
 file is written after each such round: a stopped evaluation leaves a fair, paired part of the whole.
 """
 
@@ -28,7 +28,7 @@ from ossia.harmony.conversation import Conversation
 from ossia.harmony.vocabulary import Vocabulary
 
 BASE, TUNED, MODEL = "base", "tuned", "model"
-ROUND = 4
+ROUND = 1
 """Batches per round."""
 
 OnAnswers = Callable[[int], None]

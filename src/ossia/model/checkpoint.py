@@ -8,6 +8,7 @@ where a tensor is handed over.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -320,6 +321,19 @@ def check_disk(folder: Path, needed: int, what: str) -> None:
             where=str(folder),
             do="free some space, or choose a folder on another disk",
         )
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a hash that changes when a checkpoint's weights do: of each file's size, first and last megabyte."""
+    digest = hashlib.sha256()
+    for file in _shard_files(folder):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size};".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Watch = Callable[[events.Event], None]
 
+INTERRUPTED = "interrupted by a person"
+
 
 class Reporter(TrainerCallback):
     """Writes events, and asks Trainer to evaluate and save at the last step and at every new best."""
@@ -149,7 +151,7 @@ class Interruption(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.asked:
-            self.reporter.reason = "interrupted by a person"
+            self.reporter.reason = INTERRUPTED
             control.should_training_stop = control.should_save = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

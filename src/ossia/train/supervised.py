@@ -26,14 +26,16 @@ from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
 from ossia.harmony.vocabulary import Vocabulary
 from ossia.model import lora
+from ossia.model.checkpoint import weights_digest
 from ossia.model.load import load_model, locate
 from ossia.runs import Run, write_atomically
+from ossia.train import checkpoints
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
 from ossia.train.distributed import is_main
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
 
-DATA_FILE = "data/examples.json"
+RECORD = "data/sha256.json"
 
 
 def train(
@@ -81,10 +83,13 @@ def _train(
         last = events.Finished(status="done", reason="all steps done", step=newest)
         reporter.emit(last)
         return last
+    if newest:
+        checkpoints.check_complete(run.checkpoint(newest))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     folder = locate(recipe.model.path)
+    _check_record(run, "base", weights_digest(folder), "the base model is not the one that this run began with")
     model = _model(recipe, folder)
     trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter)
     reporter.emit(
@@ -250,20 +255,23 @@ def _claimed(run: Run) -> Iterator[None]:
 
 
 def _check_data(run: Run, examples: Sequence[Trainable], validation: Sequence[Trainable]) -> None:
-    path = run.path / DATA_FILE
     now = fingerprint(examples, validation)
-    if path.is_file():
-        before = json.loads(path.read_text()).get("sha256")
-        if before != now:
-            raise UserError(
-                "the training data are not those that this run began with",
-                where=str(path),
-                why="the loss would not continue where it stopped",
-                do="restore the data files, or start a new run",
-            )
-        return
-    if run.steps():
-        raise OssiaError("the run has checkpoints but no record of its data", where=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    summary = {"examples": len(examples), "validation": len(validation), "sha256": now}
-    write_atomically(path, json.dumps(summary, indent=2))
+    _check_record(run, "examples", now, "the training data are not those that this run began with")
+
+
+def _check_record(run: Run, name: str, now: str, what: str) -> None:
+    """Compare a hash with the one that the run's first process wrote down, or write it down."""
+    path = run.path / RECORD
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    if record.get(name, now) != now:
+        raise UserError(
+            what,
+            where=str(path),
+            why="the loss would not continue where it stopped",
+            do="restore what has changed, or start a new run",
+        )
+    if name not in record and is_main():
+        if run.steps():
+            raise OssiaError(f"the run has checkpoints but no record of its {name}", where=str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({**record, name: now}, indent=2))
