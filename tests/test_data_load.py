@@ -251,9 +251,9 @@ def test_missing_packages_and_sources_are_explained(tmp_path: Path, monkeypatch:
     (tmp_path / "bad.json").write_text("{")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     cases = {
-        "hub:org/name@train": "ossia\\[datasets\\]",
-        "org/name": "ossia\\[datasets\\]",
-        str(tmp_path / "a.parquet"): "ossia\\[datasets\\]",
+        "hub:org/name@train": "\\.\\[datasets\\]",
+        "org/name": "\\.\\[datasets\\]",
+        str(tmp_path / "a.parquet"): "\\.\\[datasets\\]",
         str(tmp_path / "trian.jsonl"): "did you mean .*train.jsonl",
         "misspelt/train.jsonl": "No such file",
         "sub/trian": "did you mean sub/train",

@@ -117,6 +117,27 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(place: Path) -> None:
     assert run.summary().status == "stopped"
 
 
+def test_a_start_that_fails_leaves_no_run(place: Path) -> None:
+    done = ossia("train", "tiny-demo", *sets("lora.start_from=nowhere"), code=2)
+    assert "not an adapter" in done.stderr
+    assert not list(runs.root().glob("*/recipe.yaml"))
+
+
+def test_an_interrupted_demo_says_so_and_goes_on(place: Path) -> None:
+    process = subprocess.Popen([*OSSIA, "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        started = [path.parent for path in runs.root().glob("*/events.jsonl")]
+        if started and max(losses(runs.Run(started[0])), default=0) >= 1:
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.05)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "the demo stops here" in err
+    assert runs.find("last").summary().status == "stopped"
+
+
 def test_a_launched_job_is_one_run_that_its_processes_share(place: Path) -> None:
     """accelerate's launcher for several processes is torchrun with GPUs in mind; on CPUs torchrun itself is used."""
     settings = sets("train.steps=2", "train.samples=0", "train.evaluate_every=2", "train.checkpoint_every=2")

@@ -54,14 +54,13 @@ def _say(number: int, text: str) -> None:
 
 
 def _run(*arguments: str) -> None:
-    """Print a command and run it in this process."""
+    """Print a command and run it in this process; its exit code ends the demo if it is not 0."""
     output.out().print(f"[cyan]$ ossia {shlex.join(arguments)}[/cyan]", highlight=False)
-    try:
-        with output.without_next_steps():
-            build()(list(arguments), standalone_mode=False)
-    except typer.Exit as finished:
-        if finished.exit_code:
-            raise
+    with output.without_next_steps():
+        code = build()(list(arguments), standalone_mode=False)
+    if isinstance(code, int) and code:
+        output.err().print("the demo stops here; [bold]ossia demo[/bold] goes on with it")
+        raise typer.Exit(code)
 
 
 def _train(overrides: list[str]) -> Any:

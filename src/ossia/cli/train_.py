@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,8 +68,13 @@ def train(
         output.err().print(line, markup=False)
     screen = Screen(output.err())
     screen.header(run.id, settings, prepared)
-    with screen:
-        last = run_training(settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch)
+    try:
+        with screen:
+            last = run_training(settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch)
+    except BaseException:
+        if found is None and not (run.path / events.FILE).exists():
+            shutil.rmtree(run.path, ignore_errors=True)  # it never began
+        raise
     leave()
     summary = run.summary()
     if json:
@@ -81,7 +87,7 @@ def train(
             f"{last.status} at step {last.step}: loss {summary.loss or float('nan'):.4f}{best}", markup=False
         )
         output.out().print(f"run folder: {run.path}", markup=False)
-    follow = f"ossia eval {run.id} --vs base" if last.status == "done" else f"ossia train --resume {run.id}"
+    follow = f"ossia train --resume {run.id}" if last.reason == INTERRUPTED else f"ossia eval {run.id} --vs base"
     output.next_step(follow)
     if last.reason == INTERRUPTED:
         raise typer.Exit(130)

@@ -191,4 +191,4 @@ def _without_nulls(value: Any) -> Any:
 def _need(package: str, purpose: str) -> None:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:  # a mere folder of that name has no origin
-        raise UserError(f"{purpose} needs the package {package}", do='pip install "ossia[datasets]"')
+        raise UserError(f"{purpose} needs the package {package}", do="pip install -e '.[datasets]' in the checkout")

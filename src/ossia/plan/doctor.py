@@ -160,7 +160,7 @@ def _tokenizer() -> Iterator[Check]:
         yield Check("tokenizer", "ok", "rebuilt from the package bpe-openai, no network needed")
     else:
         yield Check(
-            "tokenizer", "warn", "not on this machine", "pip install 'ossia[offline]', or ossia fetch gpt-oss-20b"
+            "tokenizer", "warn", "not on this machine", "pip install -e '.[offline]', or ossia fetch gpt-oss-20b"
         )
 
 

@@ -190,7 +190,10 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         )
     for tracker in settings.report_to:
         if importlib.util.find_spec(tracker) is None:
-            raise UserError(f"train.report_to names {tracker}, which is not installed", do="pip install 'ossia[track]'")
+            raise UserError(
+                f"train.report_to names {tracker}, which is not installed",
+                do="pip install -e '.[track]' in the checkout",
+            )
     steps = recipe.train.total_steps(examples)
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     on_cpu = hardware.device(recipe.model.device).value == "cpu"
