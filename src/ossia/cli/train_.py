@@ -75,7 +75,6 @@ def train(
         if found is None and not (run.path / events.FILE).exists():
             shutil.rmtree(run.path, ignore_errors=True)  # it never began
         raise
-    leave()
     summary = run.summary()
     if json:
         output.print_json({"run": run.id, "path": str(run.path), "status": last.status, "reason": last.reason,
@@ -89,8 +88,10 @@ def train(
         output.out().print(f"run folder: {run.path}", markup=False)
     follow = f"ossia train --resume {run.id}" if last.reason == INTERRUPTED else f"ossia eval {run.id} --vs base"
     output.next_step(follow)
-    if last.reason == INTERRUPTED:
-        raise typer.Exit(130)
+    code = 130 if last.reason == INTERRUPTED else 0
+    leave(code)
+    if code:
+        raise typer.Exit(code)
 
 
 class Screen:

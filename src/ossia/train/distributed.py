@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -33,11 +34,17 @@ def agreed(make: Callable[[], T], *, cpu: bool) -> T:
     return made
 
 
-def leave() -> None:
-    """End the job's connections. Without it, gloo's threads can abort a process that has done its work."""
+def leave(code: int = 0) -> None:
+    """End this process of a job when all have come this far; with a single process, do nothing.
+
+    The process ends without taking its objects apart: gloo's threads can abort one that has done its work when the
+    objects that hold them go away at the interpreter's exit.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from torch import distributed
 
         if distributed.is_initialized():
             distributed.barrier()
-            distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
