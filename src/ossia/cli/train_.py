@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from ossia import runs
+
 app = verb("Fine-tune with LoRA.")
 
 
@@ -75,6 +77,17 @@ def train(
         if found is None and not (run.path / events.FILE).exists():
             shutil.rmtree(run.path, ignore_errors=True)  # it never began
         raise
+    _report(run, last, json)
+    follow = f"ossia train --resume {run.id}" if last.reason == INTERRUPTED else f"ossia eval {run.id} --vs base"
+    output.next_step(follow)
+    code = 130 if last.reason == INTERRUPTED else 0
+    leave(code)
+    if code:
+        raise typer.Exit(code)
+
+
+def _report(run: runs.Run, last: events.Finished, json: bool) -> None:
+    """Print how the run ended."""
     summary = run.summary()
     if json:
         output.print_json({"run": run.id, "path": str(run.path), "status": last.status, "reason": last.reason,
@@ -86,12 +99,6 @@ def train(
             f"{last.status} at step {last.step}: loss {summary.loss or float('nan'):.4f}{best}", markup=False
         )
         output.out().print(f"run folder: {run.path}", markup=False)
-    follow = f"ossia train --resume {run.id}" if last.reason == INTERRUPTED else f"ossia eval {run.id} --vs base"
-    output.next_step(follow)
-    code = 130 if last.reason == INTERRUPTED else 0
-    leave(code)
-    if code:
-        raise typer.Exit(code)
 
 
 class Screen:
