@@ -7,6 +7,7 @@ import importlib.util
 import random
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import harmony_samples as samples
 from ossia.errors import UserError
-from ossia.harmony import tokenizer_files, vocabulary
+from ossia.harmony import encoder, tokenizer_files, vocabulary
 from ossia.harmony.vocabulary import END, RETURN, START, VOCABULARY_SIZE, Vocabulary
 
 # openai/gpt-oss-20b on Hugging Face, revision 6cee5e81; o200k_base as published in tiktoken's openai_public.py.
@@ -141,3 +142,63 @@ def test_no_heavy_import() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
     assert vocabulary.VOCABULARY_SIZE == 201_088
+
+
+# ------------------------------------------------------------------------------------------------- the fast encoder
+
+
+@pytest.fixture(scope="module")
+def from_file(tokenizer_folder: Path) -> encoder.Encoder:
+    return encoder.file_encoder(tokenizer_folder / "tokenizer.json")
+
+
+def test_the_fast_encoder_is_used_for_the_published_vocabulary_and_for_no_other(
+    tokenizer_folder: Path, tmp_path: Path, words: Vocabulary
+) -> None:
+    assert words.encoder == "bpe-openai" and words.digest == PUBLISHED["tokenizer.json"]
+    text = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+    other = Vocabulary.load(tmp_path)
+    assert other.encoder == "tokenizers" and other.digest != words.digest
+    assert other.encode("naïve <|end|>") == words.encode("naïve <|end|>")
+    assert [other.token_bytes(id) for id in (0, 97, 199_997, 200_006)] == [
+        words.token_bytes(id) for id in (0, 97, 199_997, 200_006)
+    ]
+
+
+def test_a_package_that_does_not_do_what_it_did_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (types.SimpleNamespace(), fake_bindings([1, 2])):
+        monkeypatch.setattr(encoder, "_bindings", lambda module=module: module)
+        encoder.fast_encoder.cache_clear()
+        assert encoder.fast_encoder() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    encoder.fast_encoder.cache_clear()
+    assert encoder.fast_encoder() is None
+    monkeypatch.undo()
+    encoder.fast_encoder.cache_clear()
+    assert encoder.fast_encoder() is not None
+
+
+def fake_bindings(ids: list[int]) -> types.SimpleNamespace:
+    tokenizer = types.SimpleNamespace(encode=lambda text: ids)
+    return types.SimpleNamespace(tokenizer_for_encoding=lambda name: tokenizer)
+
+
+def test_both_encoders_agree_on_every_code_point(from_file: encoder.Encoder) -> None:
+    """Each in three contexts, many to a text; a lone surrogate is no text."""
+    fast = encoder.fast_encoder()
+    assert fast is not None
+    for start in range(0, 0x110000, 0x200):
+        points = [chr(point) for point in range(start, start + 0x200) if not 0xD800 <= point < 0xE000]
+        for text in ("".join(f"a{p} {p}1\n" for p in points), "".join(points)):
+            assert fast.encode(text) == from_file.encode(text), hex(start)
+
+
+def test_both_encoders_agree_on_random_text(from_file: encoder.Encoder) -> None:
+    fast, rng = encoder.fast_encoder(), random.Random(9)
+    assert fast is not None
+    for _ in range(4000):
+        pieces = [samples.text(rng, 10), " " * rng.randint(0, 9), "\n" * rng.randint(0, 3), rng.choice("aA'\t/") * 40]
+        text = "".join(rng.sample(pieces, 4))
+        assert fast.encode(text) == from_file.encode(text), repr(text)

@@ -10,13 +10,10 @@ import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ossia.errors import UserError
-from ossia.harmony.tokenizer_files import SPECIAL_TOKENS, byte_alphabet, offline_tokenizer_folder
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from ossia.harmony.encoder import Encoder, encoder_for, sha256_of
+from ossia.harmony.tokenizer_files import SPECIAL_TOKENS, offline_tokenizer_folder
 
 __all__ = [
     "CALL",
@@ -55,26 +52,27 @@ STOP_TOKENS = frozenset({RETURN, CALL, ENDOFTEXT})
 
 _SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL_TOKENS.values()) + ")")
 _SPECIAL_IDS = {text: id for id, text in SPECIAL_TOKENS.items()}
-_CACHED_TEXTS = 8192
-_CACHED_LENGTH = 16_384  # characters; longer texts hardly ever repeat and would fill memory
+_CACHED_TEXTS = 4096
+_CACHED_LENGTH = 4096  # characters; longer texts hardly ever repeat and would fill memory
 
 
 class Vocabulary:
     """The tokenizer of one checkpoint. Immutable and safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """`tokenizer` becomes this object's own: it is switched to treat special tokens in text as plain text."""
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        self._byte_of = {character: byte for byte, character in byte_alphabet().items()}
+    def __init__(self, encoder: Encoder, digest: str = "") -> None:
+        self.digest = digest
+        """SHA-256 of the tokenizer.json."""
+        self.encoder = encoder.name
+        """The package that encodes, for reports."""
+        self._encoder = encoder
         self._bytes: dict[int, bytes] = {}
-        self._encode_cached = functools.lru_cache(maxsize=_CACHED_TEXTS)(self._encode)
+        self._encode_cached = functools.lru_cache(maxsize=_CACHED_TEXTS)(self._encode_tuple)
 
     @classmethod
     def load(cls, folder: Path | str | None = None) -> Vocabulary:
         """Read tokenizer.json of a checkpoint folder; without a folder, the offline copy (`offline_tokenizer_folder`).
 
-        Reading takes about a second, so the result is kept and handed out again while the file does not change.
+        The result is kept and handed out again while the file does not change.
 
         Raises:
             UserError: no tokenizer.json, or not the tokenizer of gpt-oss.
@@ -91,11 +89,14 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with control tokens in it taken as plain text. Lone surrogates become U+FFFD."""
-        return list(self.encode_tuple(text))
+        try:
+            return self._encoder.encode(text)
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair, which JSON can express and UTF-8 cannot
+            return self._encoder.encode(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
     def encode_tuple(self, text: str) -> tuple[int, ...]:
         """The same as an immutable tuple, which is kept for the next time (repeated prompts, headers, tools)."""
-        return self._encode_cached(text) if len(text) <= _CACHED_LENGTH else self._encode(text)
+        return self._encode_cached(text) if len(text) <= _CACHED_LENGTH else self._encode_tuple(text)
 
     def encode_with_specials(self, text: str) -> list[int]:
         """Token ids of a text in which `<|start|>` and the like mean the control tokens. For trusted text only."""
@@ -125,38 +126,20 @@ class Vocabulary:
         """One token as text, invalid bytes as U+FFFD."""
         return self.token_bytes(id).decode("utf-8", "replace")
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        try:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair, which JSON can express and UTF-8 cannot
-            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            return tuple(self._tokenizer.encode(whole, add_special_tokens=False).ids)
+    def _encode_tuple(self, text: str) -> tuple[int, ...]:
+        return tuple(self.encode(text))
 
     def _look_up(self, id: int) -> bytes:
         if id in SPECIAL_TOKENS:
             return SPECIAL_TOKENS[id].encode()
         if ENDOFPROMPT < id < VOCABULARY_SIZE:
             return f"<|reserved_{id}|>".encode()
-        token = self._tokenizer.id_to_token(id) if 0 <= id < STARTOFTEXT else None
-        if token is None:
-            return "\N{REPLACEMENT CHARACTER}".encode()
-        return bytes(self._byte_of[character] for character in token)
+        token = self._encoder.token(id) if 0 <= id < STARTOFTEXT else None
+        return "\N{REPLACEMENT CHARACTER}".encode() if token is None else token
 
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, _modified_ns: int, _size: int) -> Vocabulary:
     """The vocabulary in the file `path`; the other arguments only tell one state of the file from the next."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(path)
-    except Exception as error:  # the Rust library raises plain Exception
-        raise UserError("tokenizer.json cannot be read", where=path, why=str(error)) from error
-    if any(tokenizer.token_to_id(SPECIAL_TOKENS[id]) != id for id in (START, END, MESSAGE, CHANNEL, RETURN, CALL)):
-        raise UserError(
-            "This is not the tokenizer of gpt-oss",
-            where=path,
-            why="the control tokens <|start|>, <|message|>, ... have other ids or are missing",
-            do="copy tokenizer.json from openai/gpt-oss-20b into the folder",
-        )
-    return Vocabulary(tokenizer)
+    digest = sha256_of(Path(path))
+    return Vocabulary(encoder_for(Path(path), digest), digest)
