@@ -10,10 +10,12 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/oss-harmony.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Ossia needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
+	@$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --upgrade --target $(VENV)/oss-harmony \
+		--requirement tests/oss-harmony.txt || echo "oss-harmony was not installed: its tests will be skipped"
 	@touch $(READY)
 
 demo: $(READY)  ## the whole line on a tiny gpt-oss, in a few minutes, without a GPU

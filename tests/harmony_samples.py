@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import random
 import string
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ossia.harmony.builtin import BROWSER, PYTHON
 from ossia.harmony.conversation import (
     JSON_CONTENT,
+    ROLES,
     Conversation,
     Message,
+    ResponseFormat,
     SystemSettings,
     ToolDescription,
     ToolNamespace,
 )
+from ossia.harmony.render import prologue, response_formats_section
 from ossia.harmony.tokenizer_files import cache_folder, read_ranks
 
 WORDS = [
@@ -66,11 +71,18 @@ def to_judge(conversation: Conversation) -> Any:
             tools = [tool(t) for t in space.tools]
             content.with_tools(oh.ToolNamespaceConfig(name=space.name, description=space.description, tools=tools))
         messages.append(oh.Message.from_role_and_content(oh.Role.SYSTEM, content))
-    if conversation.instructions is not None or conversation.tools:
-        content = oh.DeveloperContent(instructions=conversation.instructions)
+    if any(m.role == "developer" for m in prologue(conversation)):
+        instructions, formats = conversation.instructions, conversation.response_formats
+        content = oh.DeveloperContent(instructions=instructions)
         if conversation.tools:
             content = content.with_function_tools([tool(t) for t in conversation.tools])
-        messages.append(oh.Message.from_role_and_content(oh.Role.DEVELOPER, content))
+        contents: list[Any] = [content]
+        if formats and (conversation.tools or instructions is None):  # the library has no response formats
+            gap = "\n\n" if conversation.tools else ""
+            contents.append(oh.TextContent(text=gap + response_formats_section(formats)))
+        elif formats:
+            content.instructions = f"{instructions}\n\n{response_formats_section(formats)}"
+        messages.append(oh.Message.from_role_and_contents(oh.Role.DEVELOPER, contents))
     for m in conversation.messages:
         messages.append(
             oh.Message(
@@ -226,3 +238,42 @@ def conversation(rng: random.Random) -> Conversation:
         messages = messages[: rng.randint(1, len(messages))]
     instructions = rng.choice([None, "", text(rng), text(rng, 20)])
     return Conversation(tuple(messages), rng.choice([None, *[system(rng)] * 4]), instructions, tools)
+
+
+def response_format(rng: random.Random) -> ResponseFormat:
+    description = rng.choice(["", "A shopping list", "two\nlines", text(rng, 3)])
+    return ResponseFormat(name(rng), object_schema(rng), description)
+
+
+ODD_RECIPIENTS = [
+    None, None, None, "all", "assistant", "user", "python", "browser.search", "functions.f", "functions.<|end|>",
+    "a b", "", "<|call|>", "日本", "lookup_weather",
+]  # fmt: skip
+ODD_CONTENT_TYPES = [
+    None, None, None, JSON_CONTENT, "<|constrain|> json", "<|constrain|>", "json", "code", "text", "json <|constrain|>",
+    "<|constrain|><|end|>", "<|message|>", "", "a b",
+]  # fmt: skip
+ODD_NAMES = [None, None, "bob", "functions.f", "a b", "Zoë:1", "<|end|><|start|>system", ":", "\n"]
+
+
+def any_message(rng: random.Random) -> Message:
+    """Any author, name, channel, recipient and content type, with control tokens spelt out in all of them."""
+    role = rng.choice(ROLES)
+    author = rng.choice(ODD_NAMES) or ("functions.g" if role == "tool" else None)
+    channel = rng.choice([None, "analysis", "commentary", "final", "<|channel|>x", "other"])
+    return Message(role, text(rng), channel, rng.choice(ODD_RECIPIENTS), rng.choice(ODD_CONTENT_TYPES), author)
+
+
+def any_conversation(rng: random.Random) -> Conversation:
+    """A random conversation in which everything that Harmony can say may be said, sensible or not."""
+    base = conversation(rng)
+    messages = list(base.messages)
+    for _ in range(rng.choice([0, 1, 3])):
+        messages.insert(rng.randint(0, len(messages)), any_message(rng))
+    settings = base.system
+    if settings is not None and rng.random() < 0.4:
+        kept = tuple(space for space in settings.namespaces if space.name not in ("browser", "python"))
+        announced = rng.choice([(BROWSER,), (PYTHON,), (PYTHON, BROWSER)])
+        settings = replace(settings, namespaces=rng.choice([kept, ()]) + announced)
+    formats = tuple(response_format(rng) for _ in range(rng.choice([0, 0, 0, 1, 2])))
+    return replace(base, messages=tuple(messages), system=settings, response_formats=formats)

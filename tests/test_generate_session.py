@@ -10,7 +10,7 @@ import pytest
 from generate_fakes import Scripted, said, turn
 from ossia.generate.engine import Sampling
 from ossia.generate.session import Session
-from ossia.harmony.conversation import SystemSettings, answer, call, preamble, thought
+from ossia.harmony.conversation import SystemSettings, call, preamble, thought
 from ossia.harmony.vocabulary import RETURN, Vocabulary
 
 
@@ -122,10 +122,10 @@ def test_a_turn_that_is_cut_off_or_malformed_still_makes_sense(vocabulary: Vocab
     list(session.say("Count.", Sampling(max_new_tokens=5)))
     assert session.reply is not None
     assert session.reply.finish == "length"
-    # No header at all, as models that were tuned without thoughts begin: shown and kept as the answer.
+    # No header at all, as models that were tuned without thoughts begin: shown and kept, but never called an answer.
     session = Session(Scripted(lambda _: [*vocabulary.encode("Hello there"), RETURN]), vocabulary)
     pieces = list(session.say("Hi", Sampling()))
-    assert ("".join(p.text for p in pieces), {p.kind for p in pieces}) == ("Hello there", {"answer"})
-    assert session.conversation.messages[-1] == answer("Hello there")
+    assert ("".join(p.text for p in pieces), {p.kind for p in pieces}) == ("Hello there", {"preamble"})
+    assert session.conversation.messages[-1] == preamble("Hello there")
     assert session.reply is not None
     assert session.reply.messages[0].repairs

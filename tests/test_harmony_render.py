@@ -1,13 +1,18 @@
-"""The renderer against openai-harmony 0.0.8, token for token, and against OpenAI's published examples."""
+"""The renderer against openai-harmony 0.0.8 and oss-harmony 0.0.11, token for token, and OpenAI's own examples."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
+import harmony_fuzz
 import harmony_samples as samples
+import oss_harmony_judge
+from ossia.errors import UserError
 from ossia.harmony import conversation as c
+from ossia.harmony.builtin import BROWSER, PYTHON, builtin_namespaces
 from ossia.harmony.render import message_parts, render_conversation, render_messages, render_prompt
 from ossia.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
 
@@ -17,16 +22,81 @@ def vocabulary(tokenizer_folder) -> Vocabulary:
     return Vocabulary.load(tokenizer_folder)
 
 
-def test_two_thousand_random_conversations_equal_openai_harmony(vocabulary: Vocabulary) -> None:
+def test_random_conversations_equal_openai_harmony(vocabulary: Vocabulary) -> None:
+    result = harmony_fuzz.against_openai_harmony(1500, 20260131, vocabulary)
+    assert result["differences"] == 0, result["first"]
+
+
+@pytest.mark.skipif(not oss_harmony_judge.is_installed(), reason=oss_harmony_judge.MISSING)
+def test_random_conversations_equal_oss_harmony_but_for_its_departures(vocabulary: Vocabulary) -> None:
+    result = harmony_fuzz.against_oss_harmony(1500, 20260131, vocabulary)
+    assert result["differences"] == 0, result["first"]
+    assert set(result["messages_with_departures"]) == {"result", "channel", "type"}  # all are still needed
+
+
+@pytest.mark.skipif(not oss_harmony_judge.is_installed(), reason=oss_harmony_judge.MISSING)
+def test_a_usual_conversation_without_tools_or_with_calls_equals_oss_harmony_as_it_is(vocabulary: Vocabulary) -> None:
+    tool = c.ToolDescription("f", "What it does.", {"type": "object", "properties": {"a": {"type": "string"}}})
+    talk = (c.user("Hi", "bob"), c.thought("hm"), c.preamble("Look."), c.call("f", '{"a": "b"}'))
+    conversations = [
+        c.Conversation(talk, instructions="Be brief.", tools=(tool,)),
+        c.Conversation((c.user("Hi"), c.thought("hm"), c.answer("Hello"), c.user("And?"))),
+    ]
+    theirs = oss_harmony_judge.render([samples.to_judge(one).to_json() for one in conversations])
+    assert [render_conversation(one, vocabulary) for one in conversations] == theirs
+
+
+@pytest.mark.skipif(not oss_harmony_judge.is_installed(), reason=oss_harmony_judge.MISSING)
+def test_departure_big_numbers_are_written_as_in_openai_harmony(vocabulary: Vocabulary) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "number", "default": 2e16}}}
+    conversation = c.Conversation((c.user("x"),), tools=(c.ToolDescription("f", "", parameters),))
+    (theirs,) = oss_harmony_judge.render([samples.to_judge(conversation).to_json()])
+    ours = vocabulary.decode(render_conversation(conversation, vocabulary))
+    assert "// default: 2e16" in ours and vocabulary.decode(theirs) == ours.replace("2e16", "2e+16")
+
+
+def test_builtin_tools_are_those_of_openai_harmony() -> None:
     import openai_harmony as oh
 
-    judge, keep_all = samples.judge(), oh.RenderConversationConfig(auto_drop_analysis=False)
-    rng = random.Random(20260131)
-    for number in range(2000):
-        conversation = samples.conversation(rng)
-        ours = render_conversation(conversation, vocabulary, "recipient-first")
-        theirs = judge.render_conversation(samples.to_judge(conversation), keep_all)
-        assert ours == theirs, f"conversation {number}: {vocabulary.decode(ours)!r} != {vocabulary.decode(theirs)!r}"
+    for ours, theirs in ((BROWSER, oh.ToolNamespaceConfig.browser()), (PYTHON, oh.ToolNamespaceConfig.python())):
+        tools = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in ours.tools]
+        assert {"name": ours.name, "description": ours.description, "tools": tools} == theirs.model_dump()
+    assert builtin_namespaces(["python", "browser", "python"]) == (PYTHON, BROWSER)
+    with pytest.raises(UserError, match="'browse'") as error:
+        builtin_namespaces(["browse"])
+    assert error.value.do == 'did you mean "browser"?'
+
+
+def test_response_formats_end_the_developer_message(vocabulary: Vocabulary) -> None:
+    """docs/format.md of openai/harmony, "Structured output": compact JSON behind a comment."""
+    schema = {
+        "properties": {
+            "items": {"type": "array", "description": "entries on the shopping list", "items": {"type": "string"}}
+        },
+        "type": "object",
+    }
+    formats = (c.ResponseFormat("shopping_list", schema, "What to buy\nand where"), c.ResponseFormat("any", {}))
+    section = """# Response Formats
+
+## shopping_list
+
+// What to buy
+// and where
+{"properties":{"items":{"type":"array","description":"entries on the shopping list","items":{"type":"string"}}},\
+"type":"object"}
+
+## any
+
+{}"""
+    alone = c.Conversation((), None, response_formats=formats)
+    assert vocabulary.decode(render_conversation(alone, vocabulary)) == (
+        f"<|start|>developer<|message|>{section}<|end|>"
+    )
+    both = c.Conversation((), None, "Help.", (c.ToolDescription("f"),), formats)
+    assert vocabulary.decode(render_conversation(both, vocabulary)) == (
+        "<|start|>developer<|message|># Instructions\n\nHelp.\n\n# Tools\n\n## functions\n\nnamespace functions {\n\n"
+        f"type f = () => any;\n\n}} // namespace functions\n\n{section}<|end|>"
+    )
 
 
 def test_prompt_equals_openai_harmony_when_it_is_given_the_filtered_messages(vocabulary: Vocabulary) -> None:
@@ -38,9 +108,7 @@ def test_prompt_equals_openai_harmony_when_it_is_given_the_filtered_messages(voc
         conversation = samples.conversation(rng)
         last = max((i for i, m in enumerate(conversation.messages) if m.channel == "final"), default=-1)
         kept = tuple(m for i, m in enumerate(conversation.messages) if i > last or m.channel != "analysis")
-        filtered = samples.to_judge(
-            c.Conversation(kept, conversation.system, conversation.instructions, conversation.tools)
-        )
+        filtered = samples.to_judge(replace(conversation, messages=kept))
         theirs = judge.render_conversation_for_completion(filtered, oh.Role.ASSISTANT, keep_all)
         assert render_prompt(conversation, vocabulary, "recipient-first") == theirs
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+import harmony_chats as chats
 import harmony_samples as samples
-from ossia.data.examples import examples_of
 from ossia.harmony import chat_template, conversation_from_chat, render_prompt
-from ossia.harmony.conversation import SystemSettings
+from ossia.harmony.chat_form import chat_form, conversation_from_chat_form
+from ossia.harmony.conversation import Conversation, SystemSettings, without_old_thoughts
+from ossia.harmony.render import prologue, render_messages
+from ossia.harmony.template import compare, render_template
 from ossia.harmony.vocabulary import Vocabulary
 
 WEATHER = {
@@ -113,40 +116,175 @@ def test_prompts_are_equal(tokenizer: Any, tokenizer_folder: Path, name: str, ef
     assert by_template(tokenizer, messages, tools, **options) == ours
 
 
+def training_target(conversation: Conversation, vocabulary: Vocabulary) -> list[int]:
+    """The last turn with its thoughts, behind a past without any, closed by `<|return|>`."""
+    *before, last = conversation.messages
+    return render_messages((*prologue(conversation), *without_old_thoughts(before), last), vocabulary, stop=True).ids
+
+
 @pytest.mark.parametrize("name", ["two turns", "pending tool loop", "parallel calls, results out of order"])
 def test_training_targets_are_equal(tokenizer: Any, tokenizer_folder: Path, name: str) -> None:
     messages, tools = CONVERSATIONS[name]
     messages = [*messages, {"role": "assistant", "content": "Well.", "thinking": "last thought"}]
-    conversation = conversation_from_chat(messages, tools)
-    ours = examples_of(conversation, Vocabulary.load(tokenizer_folder))[-1].ids
+    ours = training_target(conversation_from_chat(messages, tools), Vocabulary.load(tokenizer_folder))
     assert by_template(tokenizer, messages, tools, prompt=False) == ours
+
+
+def by_plain_jinja(template: str) -> Any:
+    """As programs do it that neither strip keys that are None nor give the thought's keys the same value."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def tojson(value: Any, separators: Any = None) -> str:
+        return json.dumps(value, ensure_ascii=False, separators=separators)
+
+    def raise_exception(text: str) -> None:
+        raise TemplateError(text)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    return environment.from_string(template)
+
+
+def test_random_chats_are_equal_as_prompts_and_as_targets(tokenizer_folder: Path) -> None:
+    """In transformers' way of calling templates and in plain jinja2."""
+    rng, vocabulary, template = random.Random(7), Vocabulary.load(tokenizer_folder), chat_template()
+    plain = by_plain_jinja(template)
+    for number in range(1500):
+        messages, tools, arguments = chats.chat(rng)
+        conversation = conversation_from_chat_form(messages, tools, arguments)
+        for prompt in [True, False] if messages[-1]["role"] == "assistant" else [True]:
+            ours = render_prompt(conversation, vocabulary) if prompt else training_target(conversation, vocabulary)
+            options = {"messages": messages, "tools": tools, "add_generation_prompt": prompt, **arguments}
+            texts = [render_template(template, messages, tools, prompt, **arguments), plain.render(**options)]
+            for text in texts:
+                assert vocabulary.encode_with_specials(text) == ours, f"{number}: {messages}"
+
+
+def test_random_chats_are_equal_through_the_tokenizer(tokenizer: Any, tokenizer_folder: Path) -> None:
+    rng, vocabulary = random.Random(8), Vocabulary.load(tokenizer_folder)
+    for _ in range(100):
+        messages, tools, arguments = chats.chat(rng)
+        ours = render_prompt(conversation_from_chat_form(messages, tools, arguments), vocabulary)
+        assert by_template(tokenizer, messages, tools, **arguments) == ours
+
+
+def test_the_chat_form_of_a_conversation_makes_the_same_conversation() -> None:
+    rng = random.Random(9)
+    for _ in range(1500):
+        conversation = conversation_from_chat_form(*chats.chat(rng))
+        assert conversation_from_chat_form(*chat_form(conversation)) == conversation
+
+
+def test_any_conversation_has_some_chat_form() -> None:
+    """What cannot be said comes as near as it can; no text gets lost."""
+    rng = random.Random(10)
+    for _ in range(300):
+        conversation = samples.any_conversation(rng)
+        said = json.dumps(chat_form(conversation), ensure_ascii=False)
+        for message in conversation.messages:
+            text = message.content.removeprefix("# Instructions\n\n")
+            assert json.dumps(text, ensure_ascii=False).strip('"') in said or message.content_type == "code"
+
+
+def test_the_chat_form_is_the_one_that_apis_take() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?", "name": "bob"},
+        {"role": "assistant", "thinking": "look", "content": "One moment.", "tool_calls": [call("call_1", "f", "{}")]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sun"},
+        {"role": "assistant", "thinking": "done", "content": "Sunny.", "weight": 0.5},
+        {"role": "developer", "content": "Now rhyme."},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "tool_calls": [call("call_2", "python", '{"code": "1+1"}')]},
+        {"role": "tool", "tool_call_id": "call_2", "content": "2"},
+        {"role": "assistant", "content": "{}", "channel": "commentary", "recipient": "functions.g"},
+    ]
+    arguments = {
+        "model_identity": "I.",
+        "knowledge_cutoff": "2025-01",
+        "reasoning_effort": "high",
+        "builtin_tools": ["python"],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+    }
+    conversation = conversation_from_chat_form(messages, [WEATHER], arguments)
+    assert chat_form(conversation) == (messages, [WEATHER], arguments)
+
+
+# Three of the published template's differences: newlines behind instructions, quoted results, one call of several.
+OTHER_TEMPLATE = """<|start|>developer<|message|># Instructions
+
+{{ messages[0].content }}
+
+<|end|>
+{%- for message in messages[1:] -%}
+{%- if message.role == "user" -%}<|start|>user<|message|>{{ message.content }}<|end|>
+{%- elif message.tool_calls -%}
+{%- set call = message.tool_calls[0].function -%}
+<|start|>assistant<|channel|>commentary to=functions.{{ call.name }} <|constrain|>json<|message|>
+{{- call.arguments }}<|call|>
+{%- elif message.role == "tool" -%}
+<|start|>functions.clock to=assistant<|channel|>commentary<|message|>{{ message.content | tojson }}<|end|>
+{%- else -%}{{ raise_exception("no " + message.role) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}"""
+
+
+def test_compare_shows_where_a_checkpoints_template_differs(tokenizer_folder: Path) -> None:
+    vocabulary = Vocabulary.load(tokenizer_folder)
+    calls = [call("1", "clock", "{}"), call("2", "clock", '{"zone": "UTC"}')]
+    messages: list[Any] = [
+        {"role": "system", "content": "Be brief."},
+        U,
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "1", "content": "noon"},
+        {"role": "tool", "tool_call_id": "2", "content": "eleven"},
+    ]
+    head = vocabulary.decode(render_prompt(conversation_from_chat([]), vocabulary)).removesuffix("<|start|>assistant")
+    found = compare(messages, None, {}, head + OTHER_TEMPLATE, vocabulary)
+    assert not found.equal and found.theirs is not None and found.refusal == ""
+    shown = [(hunk.ours, hunk.theirs) for hunk in found.hunks]
+    lost = (
+        '<|start|>assistant<|channel|>commentary to=functions.clock <|constrain|>json<|message|>{"zone": "UTC"}<|call|>'
+    )
+    assert shown == [(".", ".\n\n"), (f"noon<|end|>{lost}", '"noon"<|end|>'), ("eleven", '"eleven"')]
+    assert found.hunks[0].before.endswith("Be brief") and found.hunks[2].after == "<|end|><|start|>assistant"
+    for hunk in found.hunks:
+        at = len(vocabulary.encode_with_specials(hunk.ours))
+        assert vocabulary.decode(found.ours[hunk.index : hunk.index + at]) == hunk.ours
+        assert vocabulary.decode(found.ours[: hunk.index]).endswith(hunk.before)
+
+
+def test_compare_finds_nothing_in_our_own_template(tokenizer_folder: Path) -> None:
+    vocabulary = Vocabulary.load(tokenizer_folder)
+    for messages, tools in CONVERSATIONS.values():
+        found = compare(messages, tools, {"reasoning_effort": "low"}, chat_template(), vocabulary)
+        assert found.equal and found.hunks == ()
+    target = compare([U, A], None, {}, chat_template(), vocabulary)
+    assert target.equal and vocabulary.decode(target.ours).endswith("Hello<|return|>")
+
+
+def test_a_template_that_refuses_is_a_finding(tokenizer_folder: Path) -> None:
+    vocabulary = Vocabulary.load(tokenizer_folder)
+    for template, reason in [
+        ("{{ raise_exception('not this') }}", "not this"),
+        ("{{ messages[0].content.nothing.more }}", "nothing"),
+        ("{% if", "TemplateSyntaxError"),
+    ]:
+        found = compare([U], None, {}, template, vocabulary)
+        assert found.theirs is None and not found.equal and found.hunks == () and reason in found.refusal
 
 
 def test_random_tools_are_equal(tokenizer: Any, tokenizer_folder: Path) -> None:
     rng, vocabulary = random.Random(11), Vocabulary.load(tokenizer_folder)
     for _ in range(150):
-        parameters = json.loads(json.dumps(plain(samples.object_schema(rng))))
+        parameters = json.loads(json.dumps(chats.plain(samples.object_schema(rng))))
         description = rng.choice(["One line.", "Two\nlines", "", "Three\r\nlines\n"])
         tool = {"type": "function", "function": {"name": "f", "description": description, "parameters": parameters}}
         ours = render_prompt(conversation_from_chat([U], [tool]), vocabulary)
         assert tokenizer.decode(by_template(tokenizer, [U], [tool])) == vocabulary.decode(ours), parameters
-
-
-def plain(schema: Any) -> Any:
-    """Without what a template cannot tell apart: control tokens, and values of the wrong type."""
-    if isinstance(schema, str):
-        return schema.replace("<|", "< |")
-    if isinstance(schema, float) or (isinstance(schema, int) and schema > 2**64):
-        return 1.5
-    if isinstance(schema, list):
-        return [plain(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    strange = {"enum": str, "oneOf": list, "type": (str, list)}
-    kept = {key: value for key, value in schema.items() if not (key in strange and not isinstance(value, (list, str)))}
-    if isinstance(kept.get("oneOf"), str):
-        del kept["oneOf"]
-    return {plain(key): plain(value) for key, value in kept.items()}
 
 
 def test_bad_messages_are_refused(tokenizer: Any) -> None:
@@ -156,3 +294,5 @@ def test_bad_messages_are_refused(tokenizer: Any) -> None:
         by_template(tokenizer, [U, {"role": "tool", "content": "x"}], None)
     with pytest.raises(TemplateError, match="Unknown role"):
         by_template(tokenizer, [{"role": "robot", "content": "x"}], None)
+    with pytest.raises(TemplateError, match="no built-in tool"):
+        by_template(tokenizer, [U], None, builtin_tools=["browse"])

@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "Measure a run on held-out questions, against its base.",
     "chat": "Talk to a model or a run in the terminal.",
     "export": "Merge the adapter and write a checkpoint that others load.",
+    "harmony": "Turn chat messages into Harmony tokens and tokens into messages.",
     "runs": "List and show runs.",
     "make": "Make tiny and synthetic checkpoints for tests and rehearsals.",
     "demo": "The whole line on a tiny gpt-oss, from data to export.",

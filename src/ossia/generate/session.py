@@ -71,7 +71,8 @@ class Session:
         """Yield the model's turn as it is made.
 
         A turn that came to an answer or to a call joins the history, also when the reader stops early (closes the
-        iterator) in the middle of the answer. A turn without either is forgotten together with the question.
+        iterator) in the middle of the answer; so does a turn that ended with a preamble, which is how the parser reads
+        text without a header. A turn without any of these is forgotten together with the question.
         """
         asked = (*self.conversation.messages, user(text))
         prompt = render_prompt(replace(self.conversation, messages=asked), self._vocabulary)
@@ -92,7 +93,8 @@ class Session:
             # Only what the reader has seen: finishing may have made a message of half a header.
             seen = (parser.messages[index] for index in sorted(begun))
             said = tuple(m.to_message() for m in seen if m.role == "assistant" and m.content)
-            kept = any(kind_of(message) in ("answer", "call") for message in said)
+            kinds = {kind_of(message) for message in said}
+            kept = bool(kinds & {"answer", "call"}) or (finish == "stop" and "preamble" in kinds)
             self.reply = Reply(tuple(parser.messages), tokens, finish, kept)
             if kept:
                 self.conversation = replace(self.conversation, messages=asked + said)

@@ -1,9 +1,13 @@
 """Harmony, the message format of gpt-oss: one renderer and one parser for data, training, chat, serving and export.
 
-    vocabulary      text <-> token ids          conversation    what a conversation is
-    chat            OpenAI's JSON messages in   render          conversation -> ids
-    parse           ids -> messages, total      preview         ids for the eye
-    chat_template   the same rendering as a Jinja template, for other programs
+    conversation    what a conversation is
+    chat            OpenAI's JSON messages -> conversation (`request`: tools, response formats, effort; `builtin` tools)
+    chat_form       conversation -> OpenAI's JSON messages
+    render          conversation -> ids (`typescript`: tools as the model reads them)
+    parse           ids -> messages, total (`header`, `pieces`, `parsed`)
+    vocabulary      text <-> token ids (`encoder`: a fast one where the vocabulary is the published one)
+    preview         ids for the eye
+    chat_template   the same rendering as a Jinja template, for other programs; `template` compares others with it
 
 No torch in here.
 """
@@ -12,9 +16,17 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.chat import conversation_from_chat, tools_from_chat
-from ossia.harmony.conversation import Conversation, Message, SystemSettings, ToolDescription, without_old_thoughts
-from ossia.harmony.parse import ParsedMessage, Parser, parse
+from ossia.harmony.conversation import (
+    Conversation,
+    Message,
+    ResponseFormat,
+    SystemSettings,
+    ToolDescription,
+    without_old_thoughts,
+)
+from ossia.harmony.parse import ParsedMessage, Parser, parse, parse_text
 from ossia.harmony.problem import Problem
 from ossia.harmony.render import Rendering, render_conversation, render_message, render_messages, render_prompt
 from ossia.harmony.vocabulary import VOCABULARY_SIZE, Vocabulary, offline_tokenizer_folder
@@ -27,13 +39,16 @@ __all__ = [
     "Parser",
     "Problem",
     "Rendering",
+    "ResponseFormat",
     "SystemSettings",
     "ToolDescription",
     "Vocabulary",
+    "builtin_namespaces",
     "chat_template",
     "conversation_from_chat",
     "offline_tokenizer_folder",
     "parse",
+    "parse_text",
     "render_conversation",
     "render_message",
     "render_messages",

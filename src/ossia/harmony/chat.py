@@ -2,30 +2,37 @@
 
     role system, developer   at the start: instructions (joined); later: a developer message in its place
     role user                a user message
-    role assistant           `thinking` / `reasoning` / `reasoning_content` -> thought, then
-                             without calls: `content` -> answer
+    role assistant           `thinking` / `reasoning_content` / `reasoning` -> thought, then
+                             without calls: `content` (or `refusal`) -> answer
                              with `tool_calls` or `function_call`: `content` -> preamble, each call -> call
     role tool, function      the result of the call with that id (or name)
 
-Parallel calls are put in sequence, call, result, call, result: after `<|call|>` the model always stops. Messages that
-already carry Harmony's `channel` are taken over as they are.
+Parallel calls are put in sequence, call, result, call, result: after `<|call|>` the model always stops. Calls of an
+announced built-in tool (`python`, `browser.search`) are made in the chain of thought. Messages that carry Harmony's
+`channel`, `recipient` or `content_type` are taken over as they are, their `name` included.
+
+Effort: what the request itself says goes before a line `Reasoning: high` in the texts at the start, and that before
+the default of the recipe or the server.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ossia.errors import did_you_mean
+from ossia.errors import UserError, did_you_mean
+from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
     CHANNELS,
     DEFAULT_SYSTEM,
     Conversation,
+    Effort,
     Message,
+    Role,
     SystemSettings,
-    ToolDescription,
+    ToolNamespace,
     answer,
     call,
     developer,
@@ -34,9 +41,15 @@ from ossia.harmony.conversation import (
     user,
 )
 from ossia.harmony.problem import Level, Problem, Report, raise_errors
+from ossia.harmony.request import response_formats_from_chat, split_effort, tools_from_chat
+
+__all__ = ["CHAT_ROLES", "THOUGHT_KEYS", "conversation_from_chat", "text_of", "tools_from_chat"]
 
 THOUGHT_KEYS = ("thinking", "reasoning_content", "reasoning")
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_HEADER_KEYS = ("channel", "recipient", "content_type")
+
+_Header = tuple[str | None, str | None, str | None]  # channel, recipient, content type
 
 
 def conversation_from_chat(
@@ -44,51 +57,45 @@ def conversation_from_chat(
     tools: object = None,
     *,
     system: SystemSettings | None = DEFAULT_SYSTEM,
+    effort: Effort | None = None,
+    builtin_tools: Sequence[str] | None = None,
+    response_format: object = None,
     source: str = "",
     extra: Mapping[str, Any] | None = None,
     report: Report = raise_errors,
     path: str = "messages",
+    paths: Sequence[str] = (),
 ) -> Conversation:
     """Make a conversation of chat messages.
 
     Args:
         messages: the list `messages` of a chat request or of a training row.
         tools: the list `tools` (or legacy `functions`), or the same as a JSON text.
+        system: the system message, of which texts and the arguments below can change a part. None: no such message.
+        effort: the effort that the row or request states itself; goes before a line in a text.
+        builtin_tools: names of built-in tools to announce, beside those of `system`.
+        response_format: as `response_format` of Chat Completions or `text.format` of Responses, or a list of such.
         report: gets every problem, with its place under `path`. By default errors raise UserError. With another
             report, a faulty part is left out and the rest converted.
+        path: where the list stands in the row, for problems.
+        paths: the place of each message, where the row's own form is not a list of chat messages.
     """
-    reader = _Reader(report)
-    for index, message in enumerate(messages):
-        reader.read(f"{path}[{index}]", message)
-    reader.settle_calls()
+    if builtin_tools and system is not None:
+        system = _announce(system, builtin_tools, report)
     found = tools_from_chat(tools, report)
+    formats = response_formats_from_chat(response_format, report)
+    namespaces = () if system is None else system.namespaces
+    reader = _Reader(report, path, paths, namespaces, frozenset(tool.name for tool in found))
+    for index, message in enumerate(messages):
+        reader.read(index, message)
+    reader.settle_calls()
+    effort = effort or reader.effort
+    if effort is not None and system is not None and effort != system.effort:
+        system = replace(system, effort=effort)
     instructions = "\n\n".join(reader.instructions) if reader.instructions else None
-    return Conversation(tuple(reader.messages), system, instructions, found, source, dict(extra or {}))
-
-
-def tools_from_chat(tools: object, report: Report = raise_errors) -> tuple[ToolDescription, ...]:
-    """The function tools of a chat request. A function without properties has no arguments: `() => any`."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            report(Problem("error", "tools", f"tools is not JSON: {error}", path="tools"))
-            return ()
-    if not isinstance(tools, list):
-        if tools:
-            report(Problem("error", "tools", "tools is not a list", path="tools"))
-        return ()
-    found = []
-    for index, tool in enumerate(tools):
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            report(Problem("error", "tools", "a tool without a function name", path=f"tools[{index}]"))
-            continue
-        parameters = function.get("parameters")
-        takes_arguments = isinstance(parameters, Mapping) and bool(parameters.get("properties"))
-        description = function.get("description")
-        found.append(ToolDescription(function["name"], str(description or ""), parameters if takes_arguments else None))
-    return tuple(found)
+    return Conversation(
+        tuple(reader.messages), system, instructions, found, formats, source=source, extra=dict(extra or {})
+    )
 
 
 def text_of(content: object) -> str | None:
@@ -97,9 +104,22 @@ def text_of(content: object) -> str | None:
         return content or ""
     if not isinstance(content, list):
         return None
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-    strings = [text for text in texts if isinstance(text, str)]
-    return "".join(strings) if len(strings) == len(texts) else None
+    texts = [part.get("text") or part.get("refusal") or "" if _is_text(part) else part for part in content]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, Mapping) and (isinstance(part.get("text"), str) or isinstance(part.get("refusal"), str))
+
+
+def _announce(system: SystemSettings, names: Sequence[str], report: Report) -> SystemSettings:
+    known = {namespace.name for namespace in system.namespaces}
+    try:
+        new = builtin_namespaces(names)
+    except UserError as error:
+        report(Problem("error", "unknown-builtin", error.what, error.do or "", "builtin_tools"))
+        return system
+    return replace(system, namespaces=system.namespaces + tuple(space for space in new if space.name not in known))
 
 
 @dataclass(slots=True)
@@ -107,145 +127,230 @@ class _Call:
     id: str | None
     name: str
     message: Message
-    path: str
+    place: str
 
 
 class _Reader:
     """Collects atomic messages. Calls wait for their results, so that parallel calls come out one after the other."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(
+        self,
+        report: Report,
+        path: str,
+        paths: Sequence[str],
+        namespaces: Sequence[ToolNamespace],
+        functions: frozenset[str],
+    ) -> None:
         self.messages: list[Message] = []
         self.instructions: list[str] = []
-        self._report = report
+        self.effort: Effort | None = None
+        self._report, self._path, self._paths = report, path, paths
+        self._namespaces = {namespace.name: namespace for namespace in namespaces}
+        self._functions = functions
         self._waiting: list[_Call] = []
+        self._begun = False  # the texts at the start are over
+        self._place = ""  # of the message that is being read
 
-    def read(self, path: str, message: object) -> None:
+    def read(self, index: int, message: object) -> None:
+        self._place = self._paths[index] if self._paths else f"{self._path}[{index}]"
         if not isinstance(message, Mapping):
-            self._problem("error", "not-an-object", "a message is not an object", path)
+            self._problem("error", "not-an-object", "a message is not an object")
             return
-        role = message.get("role")
+        role, content = message.get("role"), message.get("content")
+        text = content if isinstance(content, str) else text_of(content)
+        if role in ("tool", "function"):
+            self._begun = True
+            self._read_result(message, json.dumps(content, ensure_ascii=False) if text is None else text)
+            return
         if role not in CHAT_ROLES:
             guess = did_you_mean(str(role), CHAT_ROLES)
             known = f'did you mean "{guess}"?' if guess else f"roles are {', '.join(CHAT_ROLES)}"
-            self._problem("error", "unknown-role", f"unknown role {role!r}", f"{path}.role", known)
+            self._problem("error", "unknown-role", f"unknown role {role!r}", ".role", known)
             return
-        text = text_of(message.get("content"))
-        if text is None and role not in ("tool", "function"):
+        if text is None:
             what = "content is neither text nor a list of text parts"
-            self._problem("error", "not-text", what, f"{path}.content", "gpt-oss reads text only")
-            return
-        if role in ("tool", "function"):
-            value = message.get("content")
-            self._read_result(path, message, text if text is not None else json.dumps(value, ensure_ascii=False))
+            self._problem("error", "not-text", what, ".content", "gpt-oss reads text only")
             return
         self.settle_calls()
-        if role in ("system", "developer"):
-            self._read_instructions(text or "")
+        if role == "assistant":
+            self._begun = True
+            self._read_assistant(message, text)
+        elif (header := self._header(message)) is not None:
+            self._begun = True
+            self.messages.append(self._as_given(role, text, header, _name(message)))
         elif role == "user":
-            name = message.get("name")
-            self.messages.append(user(text or "", name if isinstance(name, str) else None))
+            self._begun = True
+            self.messages.append(user(text, _name(message), self._place))
         else:
-            self._read_assistant(path, message, text or "")
+            self._read_instructions(text)
 
     def settle_calls(self) -> None:
         """Write out calls that no result came for. Only the first can stand: the model stops after it."""
-        if self._waiting:
-            first, *others = self._waiting
-            self.messages.append(first.message)
-            for other in others:
-                what = f"the parallel call of {other.name} has no result: left out"
-                self._problem("warning", "call-without-result", what, other.path, "give every call its tool message")
+        if not self._waiting:
+            return
+        first, *others = self._waiting
+        self.messages.append(first.message)
+        for other in others:
+            what = f"the parallel call of {other.name} has no result: left out"
+            do = "give every call its tool message"
+            self._report(Problem("warning", "call-without-result", what, do, other.place))
         self._waiting = []
 
     def _read_instructions(self, text: str) -> None:
-        if self.messages:
-            self.messages.append(developer(text))
-        else:
-            self.instructions.append(text)
-
-    def _read_assistant(self, path: str, message: Mapping[str, Any], text: str) -> None:
-        weight = self._weight(path, message)
-        if (channel := message.get("channel")) is not None:
-            self._read_harmony(path, message, text, channel, weight)
+        if self._begun:
+            self.messages.append(developer(text, self._place))
             return
+        rest, effort = split_effort(text)
+        self.effort = effort or self.effort
+        if rest or effort is None:
+            self.instructions.append(rest)
+
+    def _read_assistant(self, message: Mapping[str, Any], text: str) -> None:
+        weight = self._weight(message["weight"]) if "weight" in message else None
         for key in THOUGHT_KEYS:
             if (thinking := message.get(key)) and isinstance(thinking, str):
-                self.messages.append(thought(thinking, weight))
+                self.messages.append(thought(thinking, weight, self._place))
                 break
-        calls = self._read_calls(path, message, weight)
-        if calls and text:
-            self.messages.append(preamble(text, weight))
-        self._waiting = calls
-        says_something = message.get("content") is not None
-        if not calls and not message.get("tool_calls") and not message.get("function_call"):
+        calls = self._read_calls(message, weight)
+        has_calls = bool(message.get("tool_calls") or message.get("function_call"))
+        if (header := self._header(message)) is not None:
+            self._read_harmony(message, text, header, weight, has_calls)
+        elif has_calls:
+            if text:
+                self.messages.append(preamble(text, weight, self._place))
+        else:
             refusal = message.get("refusal")
-            if says_something or isinstance(refusal, str):
-                self.messages.append(answer(text or (refusal if isinstance(refusal, str) else ""), weight))
+            said = text or (refusal if isinstance(refusal, str) else "")
+            if said or message.get("content") is not None:
+                self.messages.append(answer(said, weight, self._place))
+        self._waiting += calls
 
     def _read_harmony(
-        self, path: str, message: Mapping[str, Any], text: str, channel: object, weight: float | None
+        self, message: Mapping[str, Any], text: str, header: _Header, weight: float | None, has_calls: bool
     ) -> None:
-        if channel not in CHANNELS:
-            self._problem("error", "unknown-channel", f"unknown channel {channel!r}", f"{path}.channel")
-            return
-        fields = {key: message.get(key) for key in ("recipient", "content_type")}
-        texts = {key: value if isinstance(value, str) else None for key, value in fields.items()}
-        made = Message("assistant", text, str(channel), texts["recipient"], texts["content_type"], weight=weight)
-        if made.recipient is None:
+        """A message that says where it goes. Beside calls it is what stands before them, if it says anything."""
+        channel, recipient, content_type = header
+        if channel is None:
+            channel = "final" if recipient is None else "commentary"
+        made = self._as_given("assistant", text, (channel, recipient, content_type), _name(message), weight)
+        if recipient is not None and not has_calls:
+            self._waiting = [_Call(None, recipient.removeprefix("functions."), made, self._place)]
+        elif text or not has_calls:
             self.messages.append(made)
-        else:
-            self._waiting = [_Call(None, made.recipient.removeprefix("functions."), made, path)]
 
-    def _read_calls(self, path: str, message: Mapping[str, Any], weight: float | None) -> list[_Call]:
-        listed = message.get("tool_calls") or []
-        items = [(f"{path}.tool_calls[{i}]", item) for i, item in enumerate(listed if isinstance(listed, list) else [])]
-        if message.get("function_call"):
-            items.append((f"{path}.function_call", {"function": message["function_call"]}))
+    def _read_calls(self, message: Mapping[str, Any], weight: float | None) -> list[_Call]:
+        listed, legacy = message.get("tool_calls"), message.get("function_call")
+        if not listed and not legacy:
+            return []
+        if listed and not isinstance(listed, list):
+            self._problem("error", "call-without-name", "tool_calls is not a list", ".tool_calls")
+        items = list(enumerate(listed)) if isinstance(listed, list) else []
         calls = []
-        for place, item in items:
+        for number, item in [*items, *([(-1, {"function": legacy})] if legacy else [])]:
+            place = f".tool_calls[{number}]" if number >= 0 else ".function_call"
             function = item.get("function", item) if isinstance(item, Mapping) else None
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
                 self._problem("error", "call-without-name", "a call without a function name", place)
                 continue
-            arguments = self._arguments(function.get("arguments"), f"{place}.function.arguments")
-            name = function["name"].removeprefix("functions.")
-            calls.append(_Call(item.get("id"), name, call(name, arguments, weight), place))
+            name, arguments = function["name"], function.get("arguments")
+            short = name.removeprefix("functions.")
+            space = self._namespaces.get(name.partition(".")[0])
+            if space is None or name in self._functions:
+                made = call(short, self._arguments(arguments, place), weight, self._place)
+            else:
+                text = self._arguments(arguments, place) if space.tools else _code(arguments)
+                made = Message("assistant", text, "analysis", name, "code", None, weight, self._place)
+            calls.append(_Call(item.get("id"), short, made, self._place + place))
         return calls
 
-    def _arguments(self, arguments: object, path: str) -> str:
+    def _arguments(self, arguments: object, place: str) -> str:
         """A JSON text stays as it is; an object becomes one."""
         if not isinstance(arguments, str):
             return json.dumps({} if arguments is None else arguments, ensure_ascii=False)
         try:
             json.loads(arguments)
         except ValueError as error:
-            what = f"the arguments of a call are not JSON: {error}"
-            self._problem("error", "arguments-not-json", what, path, 'write them as in "{\\"city\\": \\"Oslo\\"}"')
+            what, where = f"the arguments of a call are not JSON: {error}", f"{place}.function.arguments"
+            self._problem("error", "arguments-not-json", what, where, 'write them as in "{\\"city\\": \\"Oslo\\"}"')
         return arguments
 
-    def _read_result(self, path: str, message: Mapping[str, Any], text: str) -> None:
-        id, name = message.get("tool_call_id"), message.get("name")
-        if isinstance(name, str):
-            name = name.removeprefix("functions.")
-        found = next((c for c in self._waiting if id is not None and c.id == id), None)
-        if found is None:  # legacy functions and rows without ids: by name, else in order
-            open_calls = [c for c in self._waiting if c.id is None or id is None]
-            found = next((c for c in open_calls if name is None or c.name == name), None)
-        if found is None:
-            what = "a tool result without a call before it"
+    def _read_result(self, message: Mapping[str, Any], text: str) -> None:
+        id, name, header = message.get("tool_call_id"), _name(message), self._header(message)
+        found = self._call_of(id, name)
+        if found is None and (header is None or name is None):
             do = "put it after the assistant message whose tool_calls has its id"
-            self._problem("error", "result-without-call", what, path, do)
+            self._problem("error", "result-without-call", "a tool result without a call before it", do=do)
             return
-        self._waiting.remove(found)
-        recipient, channel = found.message.recipient, found.message.channel
-        self.messages += [found.message, Message("tool", text, channel, "assistant", name=recipient)]
+        if found is None:
+            self.settle_calls()
+        else:
+            self._waiting.remove(found)
+            self.messages.append(found.message)
+        if header is None and found is not None:
+            header, name = (found.message.channel, "assistant", None), found.message.recipient
+        assert header is not None
+        author = name if found is None else name or found.message.recipient
+        self.messages.append(self._as_given("tool", text, header, author))
 
-    def _weight(self, path: str, message: Mapping[str, Any]) -> float | None:
-        weight = message.get("weight")
-        if weight is None or (isinstance(weight, (int, float)) and 0 <= weight <= 1):
-            return None if weight is None else float(weight)
-        self._problem("error", "weight", f"weight is {weight!r}, not a number from 0 to 1", f"{path}.weight")
+    def _call_of(self, id: object, name: str | None) -> _Call | None:
+        """The waiting call of a result: by its id; for legacy functions and rows without ids by name, else in order."""
+        if id is not None:
+            for waiting in self._waiting:
+                if waiting.id == id:
+                    return waiting
+        name = None if name is None else name.removeprefix("functions.")
+        for waiting in self._waiting:
+            if (id is None or waiting.id is None) and (name is None or waiting.name == name):
+                return waiting
         return None
 
-    def _problem(self, level: Level, code: str, what: str, path: str, do: str = "") -> None:
-        self._report(Problem(level, code, what, do, path))
+    def _header(self, message: Mapping[str, Any]) -> _Header | None:
+        """Channel, recipient and content type as given. A recipient "all" alone says nothing."""
+        if "channel" not in message and "recipient" not in message and "content_type" not in message:
+            return None
+        values: list[str | None] = []
+        for key in _HEADER_KEYS:
+            value = message.get(key)
+            values.append(value if isinstance(value, str) and value else None)
+            if value is not None and not isinstance(value, str):
+                self._problem("error", "header", f"{key} is {value!r}, not a text", f".{key}")
+        channel, recipient, content_type = values
+        if channel is not None and channel not in CHANNELS:
+            do = f"channels are {', '.join(CHANNELS)}"
+            self._problem("error", "unknown-channel", f"unknown channel {channel!r}", ".channel", do)
+            channel = "analysis"  # what it was for is unknown, and a thought cannot leak into an answer
+        if channel is None and recipient in (None, "all") and content_type is None:
+            return None
+        return channel, recipient, content_type
+
+    def _weight(self, weight: object) -> float | None:
+        if weight is None or (isinstance(weight, (int, float)) and 0 <= weight <= 1):
+            return None if weight is None else float(weight)
+        self._problem("error", "weight", f"weight is {weight!r}, not a number from 0 to 1", ".weight")
+        return None
+
+    def _as_given(
+        self, role: Role, text: str, header: _Header, name: str | None, weight: float | None = None
+    ) -> Message:
+        return Message(role, text, *header, name, weight, self._place)
+
+    def _problem(self, level: Level, code: str, what: str, place: str = "", do: str = "") -> None:
+        self._report(Problem(level, code, what, do, self._place + place))
+
+
+def _name(message: Mapping[str, Any]) -> str | None:
+    name = message.get("name")
+    return name if isinstance(name, str) and name else None
+
+
+def _code(arguments: object) -> str:
+    """What is sent to `python`: raw code, given as `{"code": …}` (as an object or as JSON text) or as it is."""
+    value = arguments
+    if isinstance(arguments, str):
+        try:
+            value = json.loads(arguments)
+        except ValueError:
+            return arguments
+    if isinstance(value, Mapping) and isinstance(value.get("code"), str):
+        return str(value["code"])
+    return arguments if isinstance(arguments, str) else json.dumps(value, ensure_ascii=False)

@@ -40,6 +40,8 @@ class Message:
     """The author's name: the tool for role tool (needed there), else written `role:name`."""
     weight: float | None = None
     """Factor on the training loss of this message; None means 1, 0 keeps it as context."""
+    place: str = field(default="", compare=False, repr=False)
+    """The place of the chat message that it came from, as in `messages[2]`; for problems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,15 @@ DEFAULT_SYSTEM = SystemSettings()
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """A JSON Schema that answers have to follow, announced at the end of the developer message."""
+
+    name: str
+    schema: Mapping[str, Any]
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages and what stands before them. `source` names the row it came from, as in `data.jsonl:17`."""
 
@@ -86,34 +97,37 @@ class Conversation:
     system: SystemSettings | None = DEFAULT_SYSTEM
     instructions: str | None = None
     tools: tuple[ToolDescription, ...] = ()
+    response_formats: tuple[ResponseFormat, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    """Of a preference pair: the worse alternative to the assistant's last turn (`messages` ends with the better)."""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the row said: an expected answer, labels, an id. Never rendered."""
 
 
-def user(text: str, name: str | None = None) -> Message:
+def user(text: str, name: str | None = None, place: str = "") -> Message:
     """What a person says."""
-    return Message("user", text, name=name)
+    return Message("user", text, name=name, place=place)
 
 
-def developer(text: str) -> Message:
+def developer(text: str, place: str = "") -> Message:
     """Instructions given in the middle of a conversation. Those at the start belong to `Conversation.instructions`."""
-    return Message("developer", f"# Instructions\n\n{text}")
+    return Message("developer", f"# Instructions\n\n{text}", place=place)
 
 
-def thought(text: str, weight: float | None = None) -> Message:
+def thought(text: str, weight: float | None = None, place: str = "") -> Message:
     """Chain of thought."""
-    return Message("assistant", text, channel="analysis", weight=weight)
+    return Message("assistant", text, "analysis", weight=weight, place=place)
 
 
-def preamble(text: str, weight: float | None = None) -> Message:
+def preamble(text: str, weight: float | None = None, place: str = "") -> Message:
     """Text for the user that does not end the turn, such as a plan before tool calls."""
-    return Message("assistant", text, channel="commentary", weight=weight)
+    return Message("assistant", text, "commentary", weight=weight, place=place)
 
 
-def call(name: str, arguments: str, weight: float | None = None) -> Message:
+def call(name: str, arguments: str, weight: float | None = None, place: str = "") -> Message:
     """A call of the function `name`; `arguments` is a JSON text and is kept as it is."""
-    return Message("assistant", arguments, "commentary", f"functions.{name}", JSON_CONTENT, weight=weight)
+    return Message("assistant", arguments, "commentary", f"functions.{name}", JSON_CONTENT, None, weight, place)
 
 
 def tool_result(name: str, text: str) -> Message:
@@ -121,9 +135,9 @@ def tool_result(name: str, text: str) -> Message:
     return Message("tool", text, channel="commentary", recipient="assistant", name=f"functions.{name}")
 
 
-def answer(text: str, weight: float | None = None) -> Message:
+def answer(text: str, weight: float | None = None, place: str = "") -> Message:
     """The reply that ends the turn."""
-    return Message("assistant", text, channel="final", weight=weight)
+    return Message("assistant", text, "final", weight=weight, place=place)
 
 
 def is_answer(message: Message) -> bool:

@@ -6,7 +6,9 @@ Well-formed headers, in both orders:
     assistant to=functions.f<|channel|>commentary <|constrain|>json
     functions.f to=assistant<|channel|>commentary
 
-Everything else that models have been seen to write is mended, and text that is no header goes to the content.
+Everything else that models have been seen to write is mended, and text that is no header goes to the content. A
+channel is `final` only if the control token `<|channel|>` is followed by exactly that word: in doubt, text that looks
+like an answer becomes `commentary`, which people see too, and everything else `analysis`, which they do not.
 """
 
 from __future__ import annotations
@@ -19,12 +21,20 @@ from ossia.harmony.conversation import CHANNELS, ROLES, Role
 CONTENT_TYPES = ("json", "code", "text", "plain", "yaml", "xml", "markdown")
 _BUILT_INS = ("python", "browser", "container")
 
-_REPEATED_ROLE = re.compile(r"^(?:\s*assistant(?=assistant|to=|\s|$))+")
+_NAMES = "|".join(CHANNELS)
+_REPEATED_ROLE = re.compile(rf"^(?:\s*assistant(?=assistant|{_NAMES}|to=|\s|\Z))+")
+_GLUED_ROLE = re.compile(rf"assistant(?=(?:{'|'.join(ROLES)}|{_NAMES}|to=))")
 _AUTHOR = re.compile(r"^\s*([^\s<:]+)(?::([^\s<]+))?")
-_CHANNEL = re.compile(rf"^\s*({'|'.join(CHANNELS)})(?![a-z0-9_])")
-_RECIPIENT = re.compile(r"^\s*to=([^\s<]+)")
+_CHANNEL = re.compile(  # the name, then perhaps punctuation and more names: `commentary?commentary?`
+    rf"^(\s*)({_NAMES})(?![a-z0-9_])((?:[^\w\s<]++(?:(?:{_NAMES})(?![a-z0-9_]))?)*+)(?=([\s<]|\Z)?)"
+)
+_RECIPIENT = re.compile(r"^\s*to(?:=([^\s<]*)|\Z)")
+_MISPLACED_RECIPIENT = re.compile(r"(?:^|\s)to=([A-Za-z_][\w.:/-]*)(?![^\s<])")
 _CONSTRAINT = re.compile(r"<\|constrain\|>\s?([A-Za-z0-9_.+/-]*)\s*")
-_IDENTIFIER = re.compile(r"^[A-Za-z_][\w.:/-]*$")
+_CONTENT_TYPE = re.compile(rf"^\s*(?:{'|'.join(CONTENT_TYPES)}|<\|constrain\|>\s?[A-Za-z0-9_.+/-]*)\s*\Z")
+_LONE_CALL = re.compile(r"^(?:\s*to=[^\s<]*+(?:\s++[A-Za-z]*+|\s*+<\|constrain\|>\s?\w*+)?\s*+|\s+to)\Z")
+_IDENTIFIER = re.compile(r"^[A-Za-z_][\w.:/-]*\Z")
+_WORD = re.compile(r"\w")
 
 
 @dataclass(slots=True)
@@ -37,9 +47,23 @@ class Header:
     recipient: str | None = None
     content_type: str | None = None
     rest: str = ""
-    text: str = ""
-    """The header as read."""
     repairs: list[str] = field(default_factory=list)
+
+    @property
+    def says_nothing(self) -> bool:
+        """Nothing in it but, perhaps, a role."""
+        return not (self.rest or self.channel or self.recipient or self.content_type or self.name)
+
+    def inherit(self, before: Header) -> None:
+        """Take what was said under a `<|channel|>` that another one followed in the same header."""
+        for field_ in ("recipient", "content_type"):
+            old, new = getattr(before, field_), getattr(self, field_)
+            # The assistant does not talk to itself: `to=assistant` is how it begins to make up a tool's result.
+            usable = old is not None and not (self.role == "assistant" and old == "assistant")
+            if new is None and usable:
+                setattr(self, field_, old)
+            elif old is not None and old != new:
+                self.repairs.append(f"{field_.replace('_', ' ')} {old!r} before the last <|channel|>: left out")
 
 
 def read_header(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
@@ -48,27 +72,48 @@ def read_header(author: str, channel: str | None, implied_role: bool, closed: bo
     Args:
         author: the text before `<|channel|>`.
         channel: the text after it; None without that token.
-        implied_role: the prompt has already said `<|start|>assistant`.
+        implied_role: no `<|start|>` stands before it, so that the role, assistant, has been said already.
         closed: `<|message|>` followed. Without it, only explicit fields count and the rest is content.
     """
-    header = Header(text=author if channel is None else f"{author}<|channel|>{channel}")
+    header, early = Header(), Header()
     is_header = closed or channel is not None
     remaining = _read_author(header, author, implied_role, is_header)
-    remaining = _read_recipient(header, remaining) if is_header else remaining
-    if channel is None and closed and _CHANNEL.match(remaining):
-        header.repairs.append("<|channel|> is missing")
-        remaining, channel = "", remaining
-    if channel is not None:
-        tail = _read_recipient(header, _read_channel(header, channel))
+    if not is_header and _LONE_CALL.match(remaining):  # a call cut off before its channel
+        is_header = True
+    if is_header:
+        remaining = _read_recipient(header, remaining)
+    if channel is None:
+        remaining = _read_unmarked_channel(header, remaining, closed)
+    else:
+        tail = _read_recipient(header, _read_channel(header, channel, closed))
+        if _CONTENT_TYPE.match(remaining):
+            remaining = _read_content_type(early, remaining, closed=True)
+        elif remaining.strip() and (header.role == "assistant" or header.channel == "final"):
+            # What stood before an answer is no part of it.
+            header.repairs.append(f"{remaining.strip()!r} before <|channel|>: left out of the content")
+            remaining = ""
         remaining = f"{remaining} {tail}" if remaining.strip() else tail
     if is_header:
         remaining = _read_content_type(header, remaining, closed)
+    header.inherit(early)
+    if header.role == "tool" and header.recipient is None:
+        header.repairs.append("the tool's message names no recipient")
     header.rest = remaining.lstrip() if is_header else remaining
     if header.rest and closed:
-        what = "moved to the content" if re.search(r"\w", header.rest) else "left out"
+        moved = bool(_WORD.search(header.rest))
+        what = "moved to the content" if moved else "left out of the content"
         header.repairs.append(f"text in the header ({header.rest[:40]!r}): {what}")
-        header.rest = header.rest if re.search(r"\w", header.rest) else ""
+        header.rest = header.rest if moved else ""
     return header
+
+
+def text_before_channel(author: str, implied_role: bool) -> bool:
+    """Whether text of the assistant stands before `<|channel|>`: what is no author, no recipient, no content type."""
+    header = Header()
+    remaining = _read_recipient(header, _read_author(header, author, implied_role, True))
+    if header.role != "assistant" or not _WORD.search(remaining) or remaining.strip() in CHANNELS:
+        return False
+    return header.recipient is None or not _CONTENT_TYPE.match(remaining)
 
 
 def _read_author(header: Header, text: str, implied_role: bool, is_header: bool) -> str:
@@ -88,41 +133,68 @@ def _read_author(header: Header, text: str, implied_role: bool, is_header: bool)
         if word == role:
             header.role, header.name = role, found[2]
             return remaining
-    glued = re.match(rf"assistant(?=({'|'.join((*ROLES, *CHANNELS, 'to='))}))", word)
-    if glued:  # `assistantassistant`, `assistantanalysis`
+    if _GLUED_ROLE.match(word):  # `assistantassistant`, `assistantanalysis`
         header.repairs.append("the role runs into the next word")
         return _REPEATED_ROLE.sub("", text.lstrip()[len("assistant") :])
-    if is_header and ("." in word or _RECIPIENT.match(remaining)):
+    tool = "." in word.strip(".") if is_header else word.startswith("functions.") and not remaining.strip()
+    if tool or (_RECIPIENT.match(remaining) if is_header else _LONE_CALL.match(remaining)):
         header.role, header.name = "tool", text[: found.end()].strip()
         return remaining
     header.repairs.append(f"unknown role {word[:40]!r}: taken as assistant")
+    # The word stands where the role belongs; whatever more there is, is text.
+    return "" if is_header and _IDENTIFIER.match(word) and not remaining.strip() else text
+
+
+def _read_unmarked_channel(header: Header, text: str, closed: bool) -> str:
+    """A channel's name without `<|channel|>`. It may hide text, but it cannot make an answer of it."""
+    found = _CHANNEL.match(text)
+    if found and closed:
+        header.repairs.append("<|channel|> is missing")
+        remaining = _read_channel(header, text, closed)
+        if header.channel == "final":
+            header.channel = "commentary"
+            header.repairs.append("final without <|channel|>: taken as commentary")
+        return _read_recipient(header, remaining)
+    if found and (found[2] == "analysis" or not found[1]):  # `assistantfinal I'm`, but not `assistant final words`
+        header.channel = "analysis" if found[2] == "analysis" else "commentary"
+        header.repairs.append(f"{found[2]} without <|channel|> and <|message|>: taken as {header.channel}")
     return text
 
 
-def _read_channel(header: Header, text: str) -> str:
+def _read_channel(header: Header, text: str, closed: bool) -> str:
+    """Set the channel from what follows `<|channel|>`, return what follows its name."""
     found = _CHANNEL.match(text)
     if found:
-        header.channel = found[1]
+        space, name, marks, ends = found.groups()
+        header.channel = name
+        if space:
+            header.repairs.append("space before the channel's name")
+        if marks or ends is None:  # `final?`, `final日本`
+            header.channel = "commentary" if name == "final" else name
+            header.repairs.append(f"the channel reads {text.split()[0][:40]!r}: taken as {header.channel}")
         return text[found.end() :]
-    if not text.strip():
+    word, *others = text.split(maxsplit=1) or [""]
+    if not word or word.startswith(("to=", "<|constrain|>")):
         header.repairs.append("<|channel|> without a name")
         return text
     # Nobody can tell what an unknown channel is for; as a thought it cannot leak into an answer.
-    header.channel = "analysis"
-    header.repairs.append(f"unknown channel {text.split()[0][:40]!r}: taken as analysis")
-    word, *others = text.split(maxsplit=1)
+    cut = not closed and not others and "commentary".startswith(word)
+    header.channel = "commentary" if cut else "analysis"
+    header.repairs.append(f"unknown channel {word[:40]!r}: taken as {header.channel}")
     explicit = _IDENTIFIER.match(word) and (not others or others[0].startswith(("to=", "<|constrain|>")))
     return " ".join(others) if explicit else text
 
 
 def _read_recipient(header: Header, text: str) -> str:
-    found = _RECIPIENT.match(text)
-    if not found:
-        return text
-    if header.recipient is not None:
-        header.repairs.append("the recipient is given twice")
-    header.recipient = found[1]
-    return text[found.end() :]
+    while found := _RECIPIENT.match(text):
+        if not found[1]:
+            header.repairs.append("to= without a name")
+        else:
+            if header.recipient is not None:
+                header.repairs.append(f"the recipient is given twice: {header.recipient!r} left out")
+            header.recipient = found[1]
+        text = text[found.end() :]
+    return text
 
 
 def _read_content_type(header: Header, text: str, closed: bool) -> str:
@@ -131,14 +203,28 @@ def _read_content_type(header: Header, text: str, closed: bool) -> str:
     if found := _CONSTRAINT.search(text):
         header.content_type = f"<|constrain|>{found[1]}"
         before, after = text[: found.start()], text[found.end() :]
-    words = before.split() if closed else []
+    if closed and header.recipient is None and header.channel != "final":
+        before, after = _read_misplaced_recipient(header, before), _read_misplaced_recipient(header, after)
+    words = before.split()
+    if not closed:
+        sure = header.recipient is not None or "".join(words) in CONTENT_TYPES
+        words = words if sure and len(words) == 1 else []
     if words and header.content_type is None and _is_content_type(header, words):
         header.content_type = words.pop()
         before = " ".join(words)
-    if len(words) == 1 and header.recipient is None and _may_be_recipient(header, words[0]):
+    if closed and len(words) == 1 and header.recipient is None and _may_be_recipient(header, words[0]):
         header.recipient = words[0]
         before = ""
-    return before + after
+    return f"{before} {after}" if before.strip() and after.strip() else before + after
+
+
+def _read_misplaced_recipient(header: Header, text: str) -> str:
+    found = _MISPLACED_RECIPIENT.search(text)
+    if not found:
+        return text
+    header.recipient = found[1]
+    header.repairs.append("the recipient stands in the wrong place")
+    return f"{text[: found.start()]} {text[found.end() :]}"
 
 
 def _is_content_type(header: Header, words: list[str]) -> bool:
@@ -149,7 +235,6 @@ def _is_content_type(header: Header, words: list[str]) -> bool:
 
 def _may_be_recipient(header: Header, word: str) -> bool:
     """Whether a bare word is a recipient. Harmony allows leaving `to=` out."""
-    if not _IDENTIFIER.match(word):
+    if not _IDENTIFIER.match(word) or header.channel == "final":
         return False
-    built_in = "." in word.strip(".") or word in _BUILT_INS
-    return built_in if header.channel == "analysis" else header.channel != "final"
+    return header.channel == "commentary" or "." in word.strip(".") or word in _BUILT_INS

@@ -1,28 +1,44 @@
-"""Token ids back to messages. Total: any sequence of ids gives messages.
+"""Token ids back to messages. Total: any sequence of ids gives messages, and nothing ever raises.
 
-On well-formed streams the messages are those of openai-harmony's strict parser. On all others three promises hold:
+On well-formed streams the messages are those of openai-harmony's strict parser. On all others, what was mended is named
+in `ParsedMessage.repairs`, and two promises hold that can be checked from the ids and the spans alone:
 
-* nothing raises, whatever comes;
-* no text is lost: every token that is not a control token is in the `content` or `header` of some message;
-* no thought leaks: text that the model wrote under `analysis` never appears in a message on another channel.
+* No text is lost. Every token that is not a control token lies in exactly one header span or content span. A message's
+  `header` is the decoded header span, byte for byte; its `content` is the decoded content span without control tokens,
+  behind `moved` characters that stood in the header and were no header.
+* Nothing surfaces that was not meant to. A message is on channel `final` only if the last `<|channel|>` of its header
+  is followed by exactly that word. Text under `<|channel|>analysis` stays on channel analysis until another
+  `<|channel|>` or `<|start|>` comes, whatever else is between.
 
-Whatever had to be mended is named in `ParsedMessage.repairs`. Text without a proper header is filed under a channel
-if one was named; else under the channel of the message before it (it is a continuation); else, at the very start of the
-model's turn, as the answer, because models that were tuned without thoughts begin like that.
+Text without a channel continues the message before it if that is a thought; else it is commentary, which people see,
+but which nobody takes for an answer.
 
-One deviation from the library on legal streams: in `final json` and `final <|constrain|>json` (structured output), the
-library takes the content type for a recipient. Here it is the content type.
+Where the library's strict parser accepts a stream and Ossia reads it otherwise (L the library, O Ossia):
+
+    final json, final <|constrain|>json   L: recipient json. O: content type json, for that is structured output.
+    analysis I think                      L: recipient I, content type think. O: text, moved to the content. A bare word
+                                          is a recipient on commentary, or else if it is dotted or a built-in tool.
+    commentary?, final.                   L: a channel of that name. O: commentary.
+    thinking, FINAL, finale               L: a channel of that name. O: analysis.
+    no <|channel|>                        L: no channel. O: see above; a bare name is no recipient.
+    two <|channel|> in one header         L: the second is the recipient. O: the last one counts.
+    foo bar<|message|> after <|start|>    L: a result of tool foo for bar. O: the assistant's text.
+    <|channel|> inside a content          L: text. O: the content ends there and a header begins.
+    <|message|>, <|constrain|>, <|startoftext|> there   L: text. O: left out and named in the repairs.
+    <|endoftext|> there                   L: text. O: it ends the message, as it ends sampling.
+    <|endofprompt|> there                 L: <|reserved_200018|>. O: its name.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ossia.harmony.conversation import Message, Role
-from ossia.harmony.header import Header, read_header
+from ossia.harmony.header import Header, read_header, text_before_channel
+from ossia.harmony.parsed import Delta, ParsedMessage
+from ossia.harmony.pieces import Pieces
 from ossia.harmony.vocabulary import (
     CALL,
     CHANNEL,
@@ -31,59 +47,73 @@ from ossia.harmony.vocabulary import (
     ENDOFTEXT,
     MESSAGE,
     RETURN,
+    SPECIAL_TOKENS,
     START,
     STARTOFTEXT,
+    VOCABULARY_SIZE,
     Vocabulary,
 )
 
 Start = Literal["assistant-header", "message"]
 
-_CLOSING = {END: "<|end|>", RETURN: "<|return|>", CALL: "<|call|>", ENDOFTEXT: "<|endoftext|>"}
+_CLOSING = frozenset({END, RETURN, CALL, ENDOFTEXT})
+_MOST_REPAIRS = 50
+CONTROL = _CLOSING | {START, CHANNEL, CONSTRAIN, MESSAGE, STARTOFTEXT}
+"""The control tokens. All other ids are text: reserved ones by their names, unknown ones as U+FFFD."""
 
 
 @dataclass(slots=True)
-class ParsedMessage:
-    """A message read from tokens. `content` grows while the message is open."""
+class _Draft:
+    """The tokens of a header that is being read."""
 
-    role: Role
-    channel: str | None
-    recipient: str | None
-    content_type: str | None
-    content: str = ""
-    name: str | None = None
-    header: str = ""
-    """The header as it was read, control tokens spelt out."""
-    complete: bool = False
-    """Closed by a control token; False when the stream ended first."""
-    stop: int | None = None
-    """The id of the closing token, `<|end|>`, `<|return|>`, `<|call|>`, or whatever stood in its place."""
-    repairs: list[str] = field(default_factory=list)
+    begin: int
+    """Where the message's span begins."""
+    start: int
+    """Where the header's span begins."""
+    implied_role: bool
+    """No `<|start|>` before it."""
+    ids: list[int] = field(default_factory=list)
+    """All tokens from `start` on."""
+    own: int = 0
+    """Up to here, `ids` are of headers before it that led to nothing."""
+    author_stop: int | None = None
+    """The first `<|channel|>` in `ids`."""
+    channel: int | None = None
+    """The last one."""
+    before: Header | None = None
+    """What it says up to the last `<|channel|>`, if that is not the first."""
+    header: Header | None = None
+    """What it says, once it has led to nothing."""
+    has_startoftext: bool = False
 
-    def to_message(self) -> Message:
-        """The same as a message of a conversation."""
-        return Message(self.role, self.content, self.channel, self.recipient, self.content_type, self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """Text that a token added to the message `messages[message]`."""
-
-    message: int
-    text: str
+    def has_text(self) -> bool:
+        return any(id not in CONTROL for id in self.ids)
 
 
 class Parser:
-    """Reads one token at a time. `messages` holds what has been read so far, the last one possibly still open."""
+    """Reads one token at a time."""
 
-    def __init__(self, vocabulary: Vocabulary, start: Start = "assistant-header") -> None:
+    def __init__(self, vocabulary: Vocabulary | Pieces, start: Start = "assistant-header") -> None:
         """`start`: the stream begins after `<|start|>assistant`, as sampled tokens do, or with `<|start|>`."""
-        self.messages: list[ParsedMessage] = []
-        self._vocabulary = vocabulary
+        self.repairs: list[str] = []
+        """What had to be mended in a stream that has no message to say it."""
+        self._bytes: Callable[[int], bytes] = vocabulary.token_bytes
+        self._messages: list[ParsedMessage] = []
+        self._count = 0  # tokens taken
         self._open = False  # the last message still takes content
-        self._header: list[int] | None = [] if start == "assistant-header" else None  # None: between messages
-        self._implied_role = start == "assistant-header"  # the prompt has already said "assistant"
-        self._repairs: list[str] = []  # for the next message
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._parts: list[str] = []  # its content since it was last put together
+        self._unfinished = b""  # of a character
+        self._draft = _Draft(0, 0, True) if start == "assistant-header" else None
+        self._between = start == "message"  # between messages; a draft there is a header that led to nothing
+        self._continuation = "commentary"  # the channel of text that names none
+        self._pending: list[str] = []  # repairs for the next message
+
+    @property
+    def messages(self) -> list[ParsedMessage]:
+        """What has been read so far. The content and the spans of an open message grow whenever this is read."""
+        if self._open:
+            self._settle(self._count)
+        return self._messages
 
     @property
     def current(self) -> ParsedMessage | None:
@@ -92,133 +122,267 @@ class Parser:
 
     def push(self, id: int) -> list[Delta]:
         """Take one token and return the text it added: one piece or none, more where a broken header is mended."""
+        self._count += 1
         if self._open:
-            return self._push_content(id)
-        if self._header is None:
-            return self._push_between(id)
-        return self._push_header(id)
+            return self._push_content(id) if 0 <= id < STARTOFTEXT else self._push_special(int(id))
+        if self._between:
+            return self._push_between(int(id))
+        return self._push_header(int(id))
 
     def finish(self) -> list[Delta]:
         """The stream is over. An open message stays incomplete; a header without `<|message|>` becomes one."""
         deltas: list[Delta] = []
         if self._open:
-            deltas = self._close(None)
-        elif self._header:
-            deltas = self._flush_header(None, "the stream ended in a header")
-        self._header = None
-        if self.messages:
-            self.messages[-1].repairs += self._repairs
-        self._repairs = []
+            deltas = self._close(None, self._count)
+        elif not self._between and self._draft and self._draft.begin < self._count:
+            deltas = self._end_header(None, self._count, "the stream ended in a header")
+        if self._draft is not None and self._draft.has_text():
+            header = self._draft.header or self._read(self._draft, closed=False)
+            self._start(header, None, self._count, self._count)
+            self._close(None, self._count)
+        self._draft, self._between = None, True
+        target = self._messages[-1].repairs if self._messages else self.repairs
+        target += [repair for repair in self._pending if repair not in target]
+        self._pending = []
         return deltas
 
+    # Content
+
     def _push_content(self, id: int) -> list[Delta]:
+        data = self._unfinished + self._bytes(id) if self._unfinished else self._bytes(id)
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._unfinished = data[used:] if used < len(data) else b""
+        if not text:
+            return []
+        self._parts.append(text)
+        return [Delta(len(self._messages) - 1, text)]
+
+    def _push_special(self, id: int) -> list[Delta]:
+        at = self._count - 1
         if id in _CLOSING:
-            return self._close(id)
+            return self._close(id, at)
         if id in (START, CHANNEL):
-            self.messages[-1].repairs.append(f"{self._vocabulary.token_text(id)} inside the content: closed before it")
-            deltas = self._close(id)
-            self._header, self._implied_role = ([], False) if id == START else ([id], True)
+            self._repair(f"{SPECIAL_TOKENS[id]} inside the content: closed before it")
+            deltas = self._close(id, at)
+            self._begin_header(id, at)
             return deltas
-        if id in (MESSAGE, CONSTRAIN, STARTOFTEXT):
-            self.messages[-1].repairs.append(f"{self._vocabulary.token_text(id)} inside the content: left out")
+        if id in CONTROL:
+            self._repair(f"{SPECIAL_TOKENS[id]} inside the content: left out")
             return []
-        return self._grow(self._utf8.decode(self._vocabulary.token_bytes(id)))
-
-    def _push_between(self, id: int) -> list[Delta]:
-        if id == START:
-            self._header, self._implied_role = [], False
-        elif id in _CLOSING or id == STARTOFTEXT:
-            self._note(f"stray {self._vocabulary.token_text(id)} between messages: left out")
-        else:
-            self._repairs.append("<|start|> is missing")
-            self._header, self._implied_role = [], True
-            return self._push_header(id)
-        return []
-
-    def _push_header(self, id: int) -> list[Delta]:
-        assert self._header is not None
-        if id == MESSAGE:
-            return self._open_message()
-        if id in _CLOSING:
-            deltas = self._flush_header(id, f"{_CLOSING[id]} instead of <|message|>")
-            self._header = None
-            return deltas
-        if id == START:
-            deltas = self._flush_header(id, "<|start|> inside a header")
-            self._header, self._implied_role = [], False
-            return deltas
-        if id == STARTOFTEXT:
-            self._repairs.append("<|startoftext|> inside a header: left out")
-            return []
-        if id == CHANNEL and CHANNEL in self._header:
-            # Two channels: what was said under the first one stays there, what follows belongs to the second.
-            deltas = self._flush_header(id, "a second <|channel|> in one header")
-            self._header, self._implied_role = [id], True
-            return deltas
-        self._header.append(id)
-        return []
-
-    def _open_message(self) -> list[Delta]:
-        header = self._read_header(closed=True)
-        self._start(header)
-        self._header, self._open = None, True
-        return self._grow(header.rest)
-
-    def _flush_header(self, stop: int | None, repair: str) -> list[Delta]:
-        """A header that never came to `<|message|>`. With something to tell it becomes a message, else a note."""
-        header = self._read_header(closed=False)
-        self._repairs.append(repair)
-        if not (header.rest or header.channel or header.recipient or header.content_type or header.name):
-            return []
-        self._start(header)
-        self._open = True
-        return self._grow(header.rest) + self._close(stop)
-
-    def _read_header(self, closed: bool) -> Header:
-        # Cut at the control token, not at its spelling: plain text that says "<|channel|>" opens none.
-        assert self._header is not None
-        cut = self._header.index(CHANNEL) if CHANNEL in self._header else len(self._header)
-        author, channel = (self._vocabulary.decode(ids) for ids in (self._header[:cut], self._header[cut + 1 :]))
-        return read_header(author, channel if cut < len(self._header) else None, self._implied_role, closed)
-
-    def _start(self, header: Header) -> None:
-        channel, repairs = header.channel, self._repairs + header.repairs
-        if channel is None and header.role == "assistant":
-            channel = "commentary" if header.recipient else self._channel_of_continuation()
-            repairs.append(f"no channel: taken as {channel}")
-        self._repairs = []
-        self.messages.append(
-            ParsedMessage(
-                header.role,
-                channel,
-                header.recipient,
-                header.content_type,
-                name=header.name,
-                header=header.text,
-                repairs=repairs,
-            )
-        )
-
-    def _channel_of_continuation(self) -> str:
-        before = next((m for m in reversed(self.messages) if m.role == "assistant"), None)
-        return "final" if before is None else before.channel or "final"
+        self._repair(_oddity(id))
+        return self._push_content(id)
 
     def _grow(self, text: str) -> list[Delta]:
         if not text:
             return []
-        self.messages[-1].content += text
-        return [Delta(len(self.messages) - 1, text)]
+        self._parts.append(text)
+        return [Delta(len(self._messages) - 1, text)]
 
-    def _close(self, stop: int | None) -> list[Delta]:
-        deltas = self._grow(self._utf8.decode(b"", final=True))
-        self._utf8.reset()
-        message = self.messages[-1]
+    def _settle(self, stop: int) -> None:
+        message = self._messages[-1]
+        if self._parts:
+            message.content += "".join(self._parts)
+            self._parts = []
+        message.content_span = message.content_span[0], stop
+        message.span = message.span[0], stop
+
+    def _close(self, stop: int | None, at: int) -> list[Delta]:
+        """The content ends before the token `at`, which belongs to the message if it is a closing one."""
+        deltas = self._grow(self._unfinished.decode("utf-8", "replace"))
+        self._settle(at)
+        message = self._messages[-1]
         message.complete, message.stop = stop is not None, stop
-        self._open = False
+        if stop in _CLOSING:
+            message.span = message.span[0], at + 1
+        self._unfinished, self._open, self._between = b"", False, True
         return deltas
 
+    # Between messages
+
+    def _push_between(self, id: int) -> list[Delta]:
+        if id in _CLOSING or id == STARTOFTEXT:
+            self._repair(f"stray {SPECIAL_TOKENS[id]} between messages: left out")
+            if self._draft is not None:
+                self._draft.ids.append(id)
+        elif id == START:
+            self._begin_header(id, self._count - 1)
+        else:
+            self._note("<|start|> is missing")
+            self._begin_header(None, self._count - 1)
+            return self._push_header(id)
+        return []
+
+    def _begin_header(self, first: int | None, at: int) -> None:
+        """A header begins at the token `at`: with START, with CHANNEL, or (None) with text."""
+        if self._draft is None:
+            self._draft = _Draft(at, at + 1 if first == START else at, first != START)
+        else:
+            draft = self._draft
+            draft.ids += [START] if first == START else []
+            draft.own, draft.implied_role = len(draft.ids), first != START
+            draft.author_stop = draft.channel = draft.before = None
+        if first == CHANNEL:
+            self._draft.author_stop = self._draft.channel = len(self._draft.ids)
+            self._draft.ids.append(CHANNEL)
+        self._between = False
+
+    # Headers
+
+    def _push_header(self, id: int) -> list[Delta]:
+        assert self._draft is not None
+        at = self._count - 1
+        if id == MESSAGE:
+            return self._open_message(at)
+        if id in _CLOSING:
+            return self._end_header(id, at, f"{SPECIAL_TOKENS[id]} instead of <|message|>")
+        if id == START:
+            deltas = self._end_header(id, at, "<|start|> inside a header")
+            self._begin_header(id, at)
+            return deltas
+        if id == CHANNEL:
+            return self._push_channel(at)
+        if id == STARTOFTEXT:
+            self._draft.has_startoftext = True
+            self._note("<|startoftext|> inside a header: left out")
+        elif id != CONSTRAIN and not 0 <= id < STARTOFTEXT:
+            self._note(_oddity(id))
+        self._draft.ids.append(id)
+        return []
+
+    def _push_channel(self, at: int) -> list[Delta]:
+        """What stood in the header before `<|channel|>` keeps its own channel, if it is text."""
+        draft = self._draft
+        assert draft is not None
+        repair = ""
+        if draft.channel is None:
+            has_text = any(id not in CONTROL for id in draft.ids[draft.own :])
+            if has_text and text_before_channel(self._author(draft), draft.implied_role):
+                repair = "text before <|channel|>: a message of its own"
+        else:
+            header = self._read(draft, closed=False)
+            draft.before = header
+            repair = "a second <|channel|> in one header"
+            if not header.rest:
+                self._note(repair)
+                self._note_all(header)
+                repair = ""
+        if repair:
+            deltas = self._end_header(CHANNEL, at, repair)
+            self._begin_header(CHANNEL, at)
+            return deltas
+        draft.channel = len(draft.ids)
+        draft.author_stop = draft.channel if draft.author_stop is None else draft.author_stop
+        draft.ids.append(CHANNEL)
+        return []
+
+    def _open_message(self, at: int) -> list[Delta]:
+        draft = self._draft
+        assert draft is not None
+        header = self._read(draft, closed=True)
+        self._start(header, self._channel_of(header, draft), at, at + 1)
+        return self._grow(header.rest)
+
+    def _end_header(self, stop: int | None, at: int, repair: str) -> list[Delta]:
+        """A header that never came to `<|message|>`. With something to tell it becomes a message."""
+        draft = self._draft
+        assert draft is not None
+        self._note(repair)
+        self._between = True
+        header, own = self._read(draft, closed=False), draft.ids[draft.own :]
+        if header.says_nothing or all(id in CONTROL for id in own):
+            self._keep_for_the_next(draft, header, stop)
+            return []
+        channel, content_start = self._channel_of(header, draft), at
+        if draft.channel is None and header.rest == self._author(draft):
+            # Text without any header: its tokens are the content.
+            content_start = draft.start + draft.own
+            header.rest, text = "", self._decode(id for id in own if id not in CONTROL)
+            if CONSTRAIN in own:
+                header.repairs.append("<|constrain|> inside the content: left out")
+        else:
+            text = header.rest
+        self._start(header, channel, content_start, content_start)
+        return self._grow(text) + self._close(stop, at)
+
+    def _keep_for_the_next(self, draft: _Draft, header: Header, stop: int | None) -> None:
+        """A header that says nothing belongs to the next one, unless it has no text at all."""
+        if not draft.has_text():
+            for id in draft.ids if draft.implied_role else [START, *draft.ids]:
+                self._note(f"{SPECIAL_TOKENS[id]} in a header without text: left out")
+            self._draft = None
+            return
+        draft.header, header.rest = header, ""
+        self._note_all(header)
+        if stop in _CLOSING:
+            draft.ids.append(stop)
+
+    def _read(self, draft: _Draft, closed: bool) -> Header:
+        # Cut at the control token, not at its spelling: plain text that says "<|channel|>" opens none.
+        channel = None if draft.channel is None else self._decode(draft.ids[draft.channel + 1 :])
+        header = read_header(self._author(draft), channel, draft.implied_role, closed)
+        if draft.before is not None:
+            header.inherit(draft.before)
+        if draft.has_startoftext:
+            header.rest = header.rest.replace(SPECIAL_TOKENS[STARTOFTEXT], " ")
+        return header
+
+    def _author(self, draft: _Draft) -> str:
+        """What stands before `<|channel|>`."""
+        ids = draft.ids[draft.own : draft.author_stop]
+        return b"".join(b" " if id == STARTOFTEXT else self._bytes(id) for id in ids).decode("utf-8", "replace")
+
+    def _channel_of(self, header: Header, draft: _Draft) -> str | None:
+        goes_on = draft.implied_role and draft.channel is None and self._continuation == "analysis"
+        if header.role != "assistant" or (header.channel is not None and not goes_on):
+            return header.channel
+        channel = self._continuation
+        if not draft.implied_role and (header.recipient or (self._messages and self._messages[-1].role == "user")):
+            channel = "commentary"  # nothing that a thought could go on with
+        header.repairs.append(f"no channel: taken as {channel}")
+        return channel
+
+    def _start(self, header: Header, channel: str | None, header_stop: int, content_start: int) -> None:
+        """Make a message of the draft."""
+        draft = self._draft
+        assert draft is not None
+        self._note_all(header)
+        message = ParsedMessage(header.role, channel, header.recipient, header.content_type, name=header.name)
+        message.header = self._decode(draft.ids[: header_stop - draft.start])
+        message.repairs, message.moved = self._pending, len(header.rest)
+        message.span, message.header_span = (draft.begin, content_start), (draft.start, header_stop)
+        message.content_span = content_start, content_start
+        self._messages.append(message)
+        if channel == "analysis" or header.role == "assistant":
+            self._continuation = "analysis" if channel == "analysis" else "commentary"
+        self._pending, self._draft = [], None
+        self._open, self._between = True, False
+
+    # Repairs
+
+    def _repair(self, repair: str) -> None:
+        """Note a repair of the last message, or of the next one if there is none."""
+        repairs = self._messages[-1].repairs if self._messages and self._draft is None else self._pending
+        if repair not in repairs:
+            repairs.append(repair)
+
     def _note(self, repair: str) -> None:
-        (self.messages[-1].repairs if self.messages else self._repairs).append(repair)
+        """Note a repair of the next message."""
+        if repair not in self._pending:
+            self._pending.append(repair)
+
+    def _note_all(self, header: Header) -> None:
+        for repair in header.repairs:
+            if len(self._pending) < _MOST_REPAIRS:  # endless headers exist
+                self._note(repair)
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        return b"".join(map(self._bytes, ids)).decode("utf-8", "replace")
+
+
+def _oddity(id: int) -> str:
+    if 0 <= id < VOCABULARY_SIZE:
+        return f"{SPECIAL_TOKENS.get(id, 'a reserved token')} in the text: kept by its name"
+    return "an id outside the vocabulary: kept as U+FFFD"
 
 
 def parse(ids: Iterable[int], vocabulary: Vocabulary, start: Start = "assistant-header") -> list[ParsedMessage]:
@@ -226,5 +390,19 @@ def parse(ids: Iterable[int], vocabulary: Vocabulary, start: Start = "assistant-
     parser = Parser(vocabulary, start)
     for id in ids:
         parser.push(id)
+    parser.finish()
+    return parser.messages
+
+
+def parse_text(text: str, start: Start = "message") -> list[ParsedMessage]:
+    """All messages in a text in which control tokens are spelt out, such as Harmony kept as text in a data set.
+
+    The same parser without a tokenizer: what stands between two control tokens is one token, also for the spans.
+    Lone surrogates become U+FFFD.
+    """
+    pieces = Pieces()
+    parser = Parser(pieces, start)
+    for piece in pieces.split(text):
+        parser.push(pieces.id_of(piece))
     parser.finish()
     return parser.messages

@@ -5,7 +5,7 @@ With colour, trained tokens are bold and underlined and the rest is dim. Without
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.style import Style
 from rich.text import Text
@@ -42,25 +42,17 @@ def preview(
     A character that several tokens share is drawn with the first of them. Every message starts on a line of its own.
     """
     text = _legend(channels, colour) if legend else Text()
-    pending: list[int] = []
     inside = False
-    for position, id in enumerate(ids):
-        pending.append(id)
-        if position + 1 < len(ids) and not _ends_character(pending, vocabulary):
-            continue
-        first = position + 1 - len(pending)
+    for first, _, piece in pieces(ids, vocabulary):
         trained = weights[first] > 0
         if not colour and inside and not trained:
             text.append(_SHUT)
-        if pending[0] == START and first:
+        if ids[first] == START and first:
             text.append("\n")
         if not colour and trained and not inside:
             text.append(_OPEN)
         inside = trained
-        text.append(
-            vocabulary.decode(pending).translate(VISIBLE), _style(channels[first], trained, id) if colour else None
-        )
-        pending = []
+        text.append(piece, _style(channels[first], trained, ids[first]) if colour else None)
     if inside and not colour:
         text.append(_SHUT)
     return text
@@ -69,6 +61,16 @@ def preview(
 def preview_plain(ids: Sequence[int], weights: Sequence[float], channels: Sequence[str], vocabulary: Vocabulary) -> str:
     """The same without colour, as a string."""
     return preview(ids, weights, channels, vocabulary, colour=False).plain
+
+
+def pieces(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[int, int, str]]:
+    """Cut ids into the shortest stretches [start, stop) that are whole characters, and spell them safely."""
+    pending: list[int] = []
+    for position, id in enumerate(ids):
+        pending.append(id)
+        if position + 1 == len(ids) or _ends_character(pending, vocabulary):
+            yield position + 1 - len(pending), position + 1, vocabulary.decode(pending).translate(VISIBLE)
+            pending = []
 
 
 def _ends_character(ids: list[int], vocabulary: Vocabulary) -> bool:

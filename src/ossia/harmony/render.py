@@ -12,22 +12,30 @@ only: in tool results the recipient always comes first, as in OpenAI's format.md
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ossia.harmony.conversation import Conversation, Message, SystemSettings, ToolNamespace, without_old_thoughts
-from ossia.harmony.typescript import tools_section
+from ossia.harmony.conversation import (
+    Conversation,
+    Message,
+    ResponseFormat,
+    SystemSettings,
+    ToolNamespace,
+    without_old_thoughts,
+)
+from ossia.harmony.typescript import compact_json, lines_of, tools_section
 from ossia.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 
 HeaderOrder = Literal["channel-first", "recipient-first"]
 Part = Literal["start", "header", "content", "end"]
 
 _CONSTRAIN_TEXT = "<|constrain|>"
+_CACHED_HEADERS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Tokens [start, stop) of a rendering: one part of one message."""
 
     start: int
@@ -68,20 +76,36 @@ def system_text(settings: SystemSettings, has_functions: bool) -> str:
     return "\n\n".join(sections)
 
 
-def developer_text(instructions: str | None, tools: ToolNamespace | None) -> str:
-    """The content of the developer message: instructions, then the functions on offer."""
+def developer_text(
+    instructions: str | None, tools: ToolNamespace | None, formats: Sequence[ResponseFormat] = ()
+) -> str:
+    """The content of the developer message: instructions, functions on offer, formats that answers have to follow."""
     sections = [] if instructions is None else ["# Instructions", instructions]
-    return "\n\n".join(sections + ([] if tools is None else [tools_section([tools])]))
+    if tools is not None:
+        sections.append(tools_section([tools]))
+    if formats:
+        sections.append(response_formats_section(formats))
+    return "\n\n".join(sections)
+
+
+def response_formats_section(formats: Sequence[ResponseFormat]) -> str:
+    """The section "# Response Formats" (OpenAI's docs/format.md, "Structured output"), the schemas as compact JSON."""
+    parts = ["# Response Formats"]
+    for one in formats:
+        comment = "".join(f"// {line}\n" for line in lines_of(one.description))
+        parts += [f"## {one.name}", comment + compact_json(one.schema)]
+    return "\n\n".join(parts)
 
 
 def prologue(conversation: Conversation) -> tuple[Message, ...]:
-    """The system message and, if there are instructions or tools, the developer message."""
+    """The system message and, if it has anything to say, the developer message."""
     functions = ToolNamespace("functions", conversation.tools) if conversation.tools else None
     messages = []
     if conversation.system is not None:
         messages.append(Message("system", system_text(conversation.system, functions is not None)))
-    if conversation.instructions is not None or functions is not None:
-        messages.append(Message("developer", developer_text(conversation.instructions, functions)))
+    formats = conversation.response_formats
+    if conversation.instructions is not None or functions is not None or formats:
+        messages.append(Message("developer", developer_text(conversation.instructions, functions, formats)))
     return tuple(messages)
 
 
@@ -93,17 +117,34 @@ def message_parts(
     Raises:
         ValueError: a message of role tool without a name.
     """
+    m = message
+    start, header, end = _frame(vocabulary, order, m.role, m.name, m.channel, m.recipient, m.content_type)
+    return start, header, vocabulary.encode_tuple(m.content), end
+
+
+@functools.lru_cache(maxsize=_CACHED_HEADERS)
+def _frame(
+    vocabulary: Vocabulary,
+    order: HeaderOrder,
+    role: str,
+    name: str | None,
+    channel: str | None,
+    recipient: str | None,
+    content_type: str | None,
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Start, header and end of a message: all but its content. A corpus has few different ones, so they are kept."""
     encode = vocabulary.encode_tuple
-    if message.role == "tool" and not message.name:
-        raise ValueError("a tool message needs the tool's name")
-    author = message.role + (f":{message.name}" if message.name is not None else "")
-    start = (START, *encode(str(message.name) if message.role == "tool" else author))
-    channel = () if message.channel is None else (CHANNEL, *encode(message.channel))
-    recipient = () if message.recipient in (None, "all") else encode(f" to={message.recipient}")
-    channel_first = order == "channel-first" and message.role == "assistant"
-    header = channel + recipient if channel_first else recipient + channel
-    end = CALL if message.role == "assistant" and message.recipient is not None else END
-    return start, header + _content_type(message, vocabulary) + (MESSAGE,), encode(message.content), end
+    if role == "tool":
+        if not name:
+            raise ValueError("a tool message needs the tool's name")
+        start = (START, *encode(name))
+    else:
+        start = (START, *encode(role), *(() if name is None else encode(f":{name}")))
+    on = () if channel is None else (CHANNEL, *encode(channel))
+    to = () if recipient in (None, "all") else encode(f" to={recipient}")
+    header = on + to if order == "channel-first" and role == "assistant" else to + on
+    end = CALL if role == "assistant" and recipient is not None else END
+    return start, (*header, *_content_type(content_type, vocabulary), MESSAGE), end
 
 
 def render_message(message: Message, vocabulary: Vocabulary, order: HeaderOrder = "channel-first") -> list[int]:
@@ -122,10 +163,9 @@ def render_messages(
     """
     ids: list[int] = []
     spans: list[Span] = []
+    at = 0
     for index, message in enumerate(messages):
         start, header, content, end = message_parts(message, vocabulary, order)
-        if stop and index == len(messages) - 1 and message.role == "assistant" and message.channel == "final":
-            end = RETURN
         label = message.channel or message.role
         named: tuple[tuple[Part, tuple[int, ...]], ...] = (
             ("start", start),
@@ -135,8 +175,10 @@ def render_messages(
         )
         for part, tokens in named:
             if tokens:
-                spans.append(Span(len(ids), len(ids) + len(tokens), index, part, label))
-                ids.extend(tokens)
+                ids += tokens
+                spans.append(Span(at, at := at + len(tokens), index, part, label))
+    if stop and messages and messages[-1].role == "assistant" and messages[-1].channel == "final":
+        ids[-1] = RETURN
     return Rendering(ids, spans)
 
 
@@ -161,10 +203,10 @@ def assistant_start(vocabulary: Vocabulary) -> list[int]:
     return [START, *vocabulary.encode_tuple("assistant")]
 
 
-def _content_type(message: Message, vocabulary: Vocabulary) -> tuple[int, ...]:
-    if message.content_type is None:
+def _content_type(content_type: str | None, vocabulary: Vocabulary) -> tuple[int, ...]:
+    if content_type is None:
         return ()
-    if not message.content_type.startswith(_CONSTRAIN_TEXT):
-        return vocabulary.encode_tuple(f" {message.content_type}")
-    rest = message.content_type.removeprefix(_CONSTRAIN_TEXT)
+    if not content_type.startswith(_CONSTRAIN_TEXT):
+        return vocabulary.encode_tuple(f" {content_type}")
+    rest = content_type.removeprefix(_CONSTRAIN_TEXT)
     return (*vocabulary.encode_tuple(" "), CONSTRAIN, *vocabulary.encode_tuple(rest))

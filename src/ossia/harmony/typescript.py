@@ -46,7 +46,7 @@ def type_of(schema: object, indent: str = "") -> str:
 def _namespace(namespace: ToolNamespace) -> str:
     lines = [f"## {namespace.name}\n"]
     comment = "// " if namespace.tools else ""
-    lines += [comment + line for line in _lines(namespace.description or "")]
+    lines += [comment + line for line in lines_of(namespace.description or "")]
     if namespace.tools:
         lines.append(f"namespace {namespace.name} {{\n")
         lines += [line for tool in namespace.tools for line in _tool(tool)]
@@ -56,7 +56,7 @@ def _namespace(namespace: ToolNamespace) -> str:
 
 def _tool(tool: ToolDescription) -> list[str]:
     argument = "" if tool.parameters is None else f"_: {type_of(tool.parameters)}"
-    return [*(f"// {line}" for line in _lines(tool.description)), f"type {tool.name} = ({argument}) => any;\n"]
+    return [*(f"// {line}" for line in lines_of(tool.description)), f"type {tool.name} = ({argument}) => any;\n"]
 
 
 def _object(schema: Schema, indent: str) -> str:
@@ -135,7 +135,7 @@ def _has_choices(schema: Schema) -> bool:
     return isinstance(schema.get("enum"), list) and bool(schema["enum"])
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines as Rust's `str::lines` sees them: cut at newlines only, a final newline starts no line."""
     *ended, last = text.split("\n")
     return [line.removesuffix("\r") for line in ended] + ([last] if last else [])

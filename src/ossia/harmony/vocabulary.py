@@ -59,9 +59,11 @@ _CACHED_LENGTH = 4096  # characters; longer texts hardly ever repeat and would f
 class Vocabulary:
     """The tokenizer of one checkpoint. Immutable and safe to share between threads."""
 
-    def __init__(self, encoder: Encoder, digest: str = "") -> None:
+    def __init__(self, encoder: Encoder, digest: str = "", folder: Path | None = None) -> None:
         self.digest = digest
         """SHA-256 of the tokenizer.json."""
+        self.folder = folder
+        """The folder that it was loaded from, for other processes to load the same."""
         self.encoder = encoder.name
         """The package that encodes, for reports."""
         self._encoder = encoder
@@ -142,4 +144,4 @@ class Vocabulary:
 def _load(path: str, _modified_ns: int, _size: int) -> Vocabulary:
     """The vocabulary in the file `path`; the other arguments only tell one state of the file from the next."""
     digest = sha256_of(Path(path))
-    return Vocabulary(encoder_for(Path(path), digest), digest)
+    return Vocabulary(encoder_for(Path(path), digest), digest, Path(path).parent)

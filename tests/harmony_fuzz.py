@@ -1,0 +1,138 @@
+"""The renderer against both Harmony libraries on random conversations, as a program and for the tests.
+
+    python tests/harmony_fuzz.py --conversations 20000
+
+prints JSON with the number of conversations whose token ids differ: from openai-harmony in recipient-first order, from
+oss-harmony in channel-first order. oss-harmony 0.0.11 departs from the other sources in some points, where ours stays
+with them on purpose. Three are not left out of the comparison but asserted: the ids must be equal in its own way.
+
+    result     Tool results are `functions.f to=assistant<|channel|>commentary` in OpenAI's docs/format.md, in the
+               published template and in openai-harmony; oss-harmony puts the channel first for all on commentary.
+    channel    Calls on other channels than commentary are recipient-first there; ours keep the order asked for.
+    type       A plain content type, `json` or `code`, becomes `<|constrain|>json` there; ours stays as given.
+
+A fourth is kept out of these conversations and has a test of its own: numbers from 1e16 on in a schema are `1e16` in
+openai-harmony and `1e+16` in oss-harmony, which was built with a later serde_json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import harmony_samples as samples
+import oss_harmony_judge
+from ossia.harmony.conversation import Conversation, Message, ToolDescription
+from ossia.harmony.render import prologue, render_conversation, render_message
+from ossia.harmony.vocabulary import CHANNEL, START, Vocabulary
+
+_CHUNK = 1000
+
+
+def conversations(count: int, seed: int) -> Iterator[Conversation]:
+    """Half of them well formed, half with everything that Harmony can say."""
+    rng = random.Random(seed)
+    for number in range(count):
+        yield (samples.any_conversation if number % 2 else samples.conversation)(rng)
+
+
+def against_openai_harmony(count: int, seed: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    import openai_harmony as oh
+
+    judge, keep_all = samples.judge(), oh.RenderConversationConfig(auto_drop_analysis=False)
+    result: dict[str, Any] = {"conversations": count, "messages": 0, "tokens": 0, "differences": 0, "first": None}
+    for conversation in conversations(count, seed):
+        ours = render_conversation(conversation, vocabulary, "recipient-first")
+        theirs = judge.render_conversation(samples.to_judge(conversation), keep_all)
+        _count(result, conversation, ours, theirs, vocabulary)
+    return result
+
+
+def against_oss_harmony(count: int, seed: int, vocabulary: Vocabulary) -> dict[str, Any]:
+    result: dict[str, Any] = {"conversations": count, "messages": 0, "tokens": 0, "differences": 0, "first": None}
+    departures: Counter[str] = Counter()
+    chunk: list[Conversation] = []
+    for number, conversation in enumerate(conversations(count, seed), 1):
+        chunk.append(with_small_numbers(conversation))
+        if number % _CHUNK and number < count:
+            continue
+        rendered = oss_harmony_judge.render([samples.to_judge(one).to_json() for one in chunk])
+        assert len(rendered) == len(chunk)
+        for one, theirs in zip(chunk, rendered, strict=True):
+            ours: list[int] = []
+            for message in prologue(one) + one.messages:
+                ids, departed = as_oss_writes(message, vocabulary)
+                ours += ids
+                departures.update(departed)
+            _count(result, one, ours, theirs, vocabulary)
+        chunk = []
+    return result | {"messages_with_departures": dict(departures)}
+
+
+def with_small_numbers(conversation: Conversation) -> Conversation:
+    def small(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: small(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [small(item) for item in value]
+        return 1.5 if isinstance(value, (int, float)) and value >= 1e16 else value
+
+    def tamed(tools: tuple[ToolDescription, ...]) -> tuple[ToolDescription, ...]:
+        return tuple(replace(tool, parameters=small(tool.parameters)) for tool in tools)
+
+    system = conversation.system
+    if system is not None:
+        spaces = tuple(replace(space, tools=tamed(space.tools)) for space in system.namespaces)
+        system = replace(system, namespaces=spaces)
+    return replace(conversation, system=system, tools=tamed(conversation.tools))
+
+
+def as_oss_writes(message: Message, vocabulary: Vocabulary) -> tuple[list[int], list[str]]:
+    """The ids of a message in oss-harmony's way, and the departures that they take. Without one it is our default."""
+    departures = []
+    if message.content_type is not None and not message.content_type.startswith("<|constrain|>"):
+        departures.append("type")
+        message = replace(message, content_type=f"<|constrain|>{message.content_type}")
+    ids = render_message(message, vocabulary, "channel-first")
+    if message.recipient in (None, "all") or message.channel is None:
+        return ids, departures
+    if message.role == "assistant" and message.channel != "commentary":
+        return render_message(message, vocabulary, "recipient-first"), [*departures, "channel"]
+    if message.role != "assistant" and message.channel == "commentary":
+        to, on = vocabulary.encode(f" to={message.recipient}"), [CHANNEL, *vocabulary.encode("commentary")]
+        at = ids.index(CHANNEL) - len(to)
+        assert ids[0] == START and ids[at : at + len(to + on)] == to + on
+        return ids[:at] + on + to + ids[at + len(to + on) :], [*departures, "result"]
+    return ids, departures
+
+
+def _count(
+    result: dict[str, Any], conversation: Conversation, ours: list[int], theirs: list[int], vocabulary: Vocabulary
+) -> None:
+    result["messages"] += len(prologue(conversation)) + len(conversation.messages)
+    result["tokens"] += len(theirs)
+    if ours != theirs:
+        result["differences"] += 1
+        result["first"] = result["first"] or [vocabulary.decode(ours), vocabulary.decode(theirs)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conversations", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    vocabulary = Vocabulary.load()
+    count, seed = arguments.conversations, arguments.seed
+    results = {"openai-harmony 0.0.8, recipient-first": against_openai_harmony(count, seed, vocabulary)}
+    if oss_harmony_judge.is_installed():
+        results["oss-harmony 0.0.11, channel-first"] = against_oss_harmony(count, seed, vocabulary)
+    print(json.dumps(results, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    main()
