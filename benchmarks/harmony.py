@@ -1,9 +1,16 @@
-"""Rendering of long chats: ours against openai-harmony's, the same conversations, token for token the same ids."""
+"""The compiler beside openai-harmony on the same long chats: compiling, rendering, parsing, in one run.
+
+Compiling is what `ossia train` does with a file: JSON, format, every check but the search for near-duplicates, tokens
+and weights of all turns' examples, on all cores, with nothing in the cache. Its tokens are counted once per
+conversation, however many examples share them. openai-harmony renders the conversations, in its own classes that were
+built before the clock started; it has neither checks nor examples, and one thread. The ids of both are compared.
+"""
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 import os
 import random
 import statistics
@@ -11,71 +18,159 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ossia.harmony.conversation import Conversation, Message, answer, user
+from ossia.data.compile import Compiled, compile_sources, usable_cores
+from ossia.data.load import load_conversations
+from ossia.data.settings import DataSettings
+from ossia.harmony.conversation import Conversation
+from ossia.harmony.parse import parse
 from ossia.harmony.render import render_conversation
 from ossia.harmony.vocabulary import Vocabulary
 
-TEXT = "the model reads a sentence about rivers tables numbers 17 and 2,048 möglich élève niño 東京 while it answers"
+TEXT = """the model reads a sentence about rivers, tables and numbers like 17 or 2,048 while it answers; möglich élève
+niño 東京 However, don't `return x + 1;` https://example.org/a?b=c **bold** def f(items): for i in range(10): camelCase
+understanding international 3.14159 [1, 2, 3] (see below) Therefore we conclude that - first - second weather"""
+WORDS = [*TEXT.split(), "\n\n"]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Searches.",
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string"}, "limit": {"type": "integer"}},
+            "required": ["query"],
+        },
+    },
+}
+ROUNDS, CHATS, TURNS = 5, 1500, 20
+SETTINGS = DataSettings(max_tokens=131_072)
 
 
 def run(cuda: bool) -> dict[str, object]:
-    """Return the median tokens per second over five rounds, in turns."""
-    rng = random.Random(0)
-    chats = [_chat(rng) for _ in range(30)]
-    vocabulary = Vocabulary.load()
-    theirs = _library()
-    ours = [render_conversation(chat, vocabulary, "recipient-first") for chat in chats]
-    assert ours == [theirs(chat) for chat in chats], "the two renderers disagree"
-    tokens = sum(map(len, ours))
-    rounds: dict[str, list[float]] = {"ossia": [], "openai-harmony": []}
-    for _ in range(5):
-        # Texts of a round are new to both: neither profits from what it has seen.
-        fresh = [_chat(rng) for _ in range(30)]
-        rounds["ossia"].append(_seconds(lambda chat: render_conversation(chat, vocabulary, "recipient-first"), fresh))
-        rounds["openai-harmony"].append(_seconds(theirs, fresh))
-    medians = {name: tokens / statistics.median(seconds) for name, seconds in rounds.items()}
+    """Return medians in tokens per second, and ratios to openai-harmony."""
+    vocabulary, library, cores = Vocabulary.load(), Library(), usable_cores()
+    rounds: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["OSSIA_CACHE"] = folder
+        for number in range(ROUNDS):
+            # Texts of a round are new to all: nobody profits from what it has seen.
+            file = _write(Path(folder) / f"{number}.jsonl", random.Random(number))
+            for name, rate in _round(file, vocabulary, library, cores).items():
+                rounds.setdefault(name, []).append(rate)
+    medians = {name: round(statistics.median(rates)) for name, rates in rounds.items()}
     return {
         "unit": "tokens per second",
-        "tokens": tokens,
-        **{name: round(value) for name, value in medians.items()},
-        "ratio": round(medians["ossia"] / medians["openai-harmony"], 3),
+        "chats": CHATS,
+        "turns": TURNS,
+        "cores": cores,
+        "encoder": vocabulary.encoder,
+        **medians,
+        "ratios to openai-harmony": {
+            name: round(medians[ours] / medians[f"openai-harmony, {theirs}"], 2)
+            for name, ours, theirs in (
+                ("compile, all cores", "compile, all cores", "render"),
+                ("compile, one core", "compile, one core", "render"),
+                ("render, one core", "render, one core", "render"),
+                ("parse, one core", "parse, one core", "parse"),
+            )
+        },
     }
 
 
-def _chat(rng: random.Random) -> Conversation:
-    messages: list[Message] = []
-    for _ in range(20):
-        messages.append(user(" ".join(rng.choices(TEXT.split(), k=60))))
-        messages.append(answer(" ".join(rng.choices(TEXT.split(), k=120))))
-    return Conversation(tuple(messages))
+def _round(file: Path, vocabulary: Vocabulary, theirs: Library, cores: int) -> dict[str, float]:
+    def compiled(workers: int, cache: bool) -> Compiled:
+        return compile_sources(file, vocabulary, SETTINGS, workers=workers, cache=cache)
+
+    rates = {}
+    for name, workers, cache in (
+        ("compile, one core", 1, False),
+        ("compile, all cores", cores, True),
+        ("compile, from the cache", cores, True),
+    ):
+        seconds, found = _timed(lambda workers=workers, cache=cache: compiled(workers, cache))
+        tokens = sum(len(conversation.tokens) for conversation in found.conversations)
+        assert len(found.conversations) == CHATS and bool(found.cached) == (name == "compile, from the cache")
+        rates[name] = tokens / seconds
+    chats = load_conversations(file, SETTINGS).conversations[: CHATS // 5]
+    built = [theirs.conversation(chat) for chat in chats]
+    seconds, ids = _timed(lambda: [theirs.render(chat) for chat in built])
+    tokens = sum(map(len, ids))
+    rates["openai-harmony, render"] = tokens / seconds
+    seconds, ours = _timed(lambda: [render_conversation(chat, vocabulary, "recipient-first") for chat in chats])
+    assert ours == ids, "the two renderers disagree"
+    rates["render, one core"] = tokens / seconds
+    streams = ids[: CHATS // 50]
+    tokens = sum(map(len, streams))
+    rates["openai-harmony, parse"] = tokens / _timed(lambda: [theirs.parse(stream) for stream in streams])[0]
+    rates["parse, one core"] = tokens / _timed(lambda: [parse(stream, vocabulary, "message") for stream in streams])[0]
+    return rates
 
 
-def _seconds(render: Callable[[Conversation], object], chats: list[Conversation]) -> float:
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
-    for chat in chats:
-        render(chat)
-    return time.perf_counter() - began
+    result = work()
+    return time.perf_counter() - began, result
 
 
-def _library() -> Callable[[Conversation], list[int]]:
-    spec = importlib.util.find_spec("bpe_openai")
-    assert spec is not None and spec.origin is not None
-    ranks = Path(spec.origin).parent / "data" / "o200k_base.tiktoken.gz"
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "o200k_base.tiktoken").write_bytes(gzip.decompress(ranks.read_bytes()))
-        os.environ["TIKTOKEN_ENCODINGS_BASE"] = folder
-        import openai_harmony as h
+def _write(file: Path, rng: random.Random) -> Path:
+    def text(words: int) -> str:
+        return " ".join(rng.choices(WORDS, k=words))
 
-        encoding = h.load_harmony_encoding("HarmonyGptOss")
+    with file.open("w", encoding="utf-8") as out:
+        for _ in range(CHATS):
+            messages: list[dict[str, Any]] = [{"role": "system", "content": text(50)}]
+            for turn in range(TURNS):
+                messages.append({"role": "user", "content": text(40)})
+                if turn % 4 == 3:
+                    arguments = json.dumps({"query": text(5), "limit": 3})
+                    call = {"id": "1", "type": "function", "function": {"name": "search", "arguments": arguments}}
+                    messages.append({"role": "assistant", "thinking": text(60), "tool_calls": [call]})
+                    messages.append({"role": "tool", "tool_call_id": "1", "content": text(120)})
+                messages.append({"role": "assistant", "thinking": text(120), "content": text(100)})
+            out.write(json.dumps({"messages": messages, "tools": [TOOL]}, ensure_ascii=False) + "\n")
+    return file
 
-    def render(chat: Conversation) -> list[int]:
+
+class Library:
+    """openai-harmony, fed with the published ranks."""
+
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec("bpe_openai")
+        assert spec is not None and spec.origin is not None
+        ranks = Path(spec.origin).parent / "data" / "o200k_base.tiktoken.gz"
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "o200k_base.tiktoken").write_bytes(gzip.decompress(ranks.read_bytes()))
+            os.environ["TIKTOKEN_ENCODINGS_BASE"] = folder
+            import openai_harmony
+
+            self._h = openai_harmony
+            self._encoding = openai_harmony.load_harmony_encoding("HarmonyGptOss")
+        self._config = openai_harmony.RenderConversationConfig(auto_drop_analysis=False)
+
+    def conversation(self, chat: Conversation) -> Any:
+        """The same conversation in the library's classes."""
+        h = self._h
         system = h.SystemContent.new().with_reasoning_effort(h.ReasoningEffort.MEDIUM)
-        messages = [h.Message.from_role_and_content(h.Role.SYSTEM, system)]
+        developer = h.DeveloperContent.new().with_instructions(chat.instructions or "")
+        tools = [h.ToolDescription.new(t.name, t.description, t.parameters) for t in chat.tools]
+        messages = [
+            h.Message.from_role_and_content(h.Role.SYSTEM, system),
+            h.Message.from_role_and_content(h.Role.DEVELOPER, developer.with_function_tools(tools)),
+        ]
         for message in chat.messages:
-            made = h.Message.from_role_and_content(h.Role(message.role), message.content)
-            messages.append(made.with_channel(message.channel) if message.channel else made)
-        config = h.RenderConversationConfig(auto_drop_analysis=False)
-        return encoding.render_conversation(h.Conversation.from_messages(messages), config=config)
+            made = h.Message.from_author_and_content(
+                h.Author(role=h.Role(message.role), name=message.name), message.content
+            )
+            made.channel, made.recipient, made.content_type = message.channel, message.recipient, message.content_type
+            messages.append(made)
+        return h.Conversation.from_messages(messages)
 
-    return render
+    def render(self, conversation: Any) -> list[int]:
+        """Its ids, nothing dropped."""
+        return self._encoding.render_conversation(conversation, config=self._config)
+
+    def parse(self, ids: list[int]) -> Any:
+        """Its messages, strictly."""
+        return self._encoding.parse_messages_from_completion_tokens(ids, None, strict=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import harmony_samples as samples
-from ossia.data import DataSettings, examples_of, statistics, turns_of
+from ossia.data import DataSettings, examples_of, statistics
+from ossia.data.examples import kinds_of, render, turns_of
 from ossia.harmony import conversation as c
 from ossia.harmony.problem import Problem
 from ossia.harmony.render import render_prompt
@@ -64,20 +65,20 @@ def test_every_prompt_of_inference_is_a_prefix_and_what_follows_is_trained(vocab
     settings = replace(ROOMY, order=order)
     for _ in range(150):
         conversation = samples.conversation(rng)
-        turns = turns_of(conversation.messages)
+        turns = turns_of(kinds_of(conversation.messages))
         examples = examples_of(conversation, vocabulary, settings)
         assert [example.turn for example in examples] == list(range(len(turns)))
-        for example, turn in zip(examples, turns, strict=True):
-            resumes = [i + 1 for i in range(turn.start, turn.stop - 1) if conversation.messages[i].role == "tool"]
+        for example, (start, stop) in zip(examples, turns, strict=True):
+            resumes = [i + 1 for i in range(start, stop - 1) if conversation.messages[i].role == "tool"]
             expected = [0.0] * len(example.ids)
-            for resume in [turn.start, *resumes]:
+            for resume in [start, *resumes]:
                 boundaries += 1
                 prompt = render_prompt(
                     replace(conversation, messages=conversation.messages[:resume]), vocabulary, order
                 )
                 assert example.ids[: len(prompt)] == prompt
-                stop = next(i for i in range(len(prompt), len(example.ids)) if _stops(example.ids, i))
-                expected[len(prompt) : stop + 1] = [1.0] * (stop + 1 - len(prompt))
+                end = next(i for i in range(len(prompt), len(example.ids)) if _stops(example.ids, i))
+                expected[len(prompt) : end + 1] = [1.0] * (end + 1 - len(prompt))
             assert example.weights == expected
             assert len(example.channels) == len(example.ids)
     assert boundaries > 250
@@ -96,14 +97,13 @@ def test_context_and_target_make_up_the_whole_turn(vocabulary: Vocabulary) -> No
     for _ in range(150):
         conversation = samples.conversation(rng)
         settings = replace(ROOMY, order="recipient-first")
-        for turn, example in zip(
-            turns_of(conversation.messages), examples_of(conversation, vocabulary, settings), strict=True
-        ):
-            context = conversation.messages[: turn.start]
+        turns = turns_of(kinds_of(conversation.messages))
+        for (start, stop), example in zip(turns, examples_of(conversation, vocabulary, settings), strict=True):
+            context = conversation.messages[:start]
             finals = [i for i, m in enumerate(context) if m.channel == "final"]
             last = finals[-1] if finals else -1
             kept = [m for i, m in enumerate(context) if m.channel != "analysis" or i > last]
-            whole = replace(conversation, messages=(*kept, *conversation.messages[turn.start : turn.stop]))
+            whole = replace(conversation, messages=(*kept, *conversation.messages[start:stop]))
             assert example.ids == judge.render_conversation_for_training(samples.to_judge(whole), keep_all)
 
 
@@ -174,8 +174,9 @@ def test_the_question_is_never_dropped(vocabulary: Vocabulary) -> None:
 def test_statistics_add_up(vocabulary: Vocabulary) -> None:
     rng = random.Random(33)
     conversations = [replace(samples.conversation(rng), source=f"d:{i}") for i in range(40)]
-    examples = [e for conversation in conversations for e in examples_of(conversation, vocabulary, ROOMY)]
-    found = statistics(examples, limit=300)
+    made = [render(conversation, vocabulary, ROOMY) for conversation in conversations]
+    examples = [example for conversation in made for example in conversation.examples]
+    found = statistics(made, limit=300, at=[100, 300])
     assert found.examples == len(examples) and sum(k * n for k, n in found.turns.items()) == len(examples)
     assert found.tokens == sum(len(e.ids) for e in examples) == sum(n for n, _ in found.channels.values())
     assert (
@@ -183,7 +184,7 @@ def test_statistics_add_up(vocabulary: Vocabulary) -> None:
         == sum(w > 0 for e in examples for w in e.weights)
         == sum(n for _, n in found.channels.values())
     )
-    assert found.over_limit == sum(len(e.ids) > 300 for e in examples)
+    assert found.over_limit == found.over[300] == sum(len(e.ids) > 300 for e in examples)
     assert sum(found.histogram.values()) == len(examples) and all(bound & (bound - 1) == 0 for bound in found.histogram)
     assert sum(n for bound, n in found.histogram.items() if bound <= 256) == sum(len(e.ids) <= 256 for e in examples)
     assert found.longest == max(len(e.ids) for e in examples) and found.median <= found.percentile_95 <= found.longest

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ossia.data import DataSettings, check, load_conversations
+from ossia.data import DataSettings, compile_sources, load_conversations
 from ossia.data.formats import detect, to_conversation
 from ossia.data.sources import read_rows
 from ossia.errors import UserError
@@ -41,6 +41,15 @@ TURN = (user("What is 1+1?"), thought("easy"), answer("2"))
 TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"x": {}}}},
+}
+
+
+NUMBER = {
+    "type": "function",
+    "function": {
+        "name": "n",
+        "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
+    },
 }
 
 
@@ -162,8 +171,8 @@ def test_prompt_completion() -> None:
 
 
 def test_unknown_and_wrong_formats_name_the_keys() -> None:
-    with pytest.raises(UserError, match="instruction, output"):
-        detect({"instruction": "x", "output": "y"})
+    with pytest.raises(UserError, match="question, reply"):
+        detect({"question": "x", "reply": "y"})
     with pytest.raises(UserError, match=r"prompt-completion.*keys: messages"):
         to_conversation(GOOD, DataSettings(format="prompt-completion"))
 
@@ -328,27 +337,93 @@ BAD_ROWS: dict[str, tuple[Any, str, str, str]] = {
     "nothing to train": ({"messages": [U]}, "nothing-to-train", "error", ""),
     "no messages": ({"messages": []}, "nothing-to-train", "error", ""),
     "all weights 0": ({"messages": [U, {**A, "weight": 0}]}, "nothing-to-train", "error", ""),
-    "last is user": ({"messages": [U, A, U]}, "last-not-assistant", "warning", ""),
+    "last is user": ({"messages": [U, A, U]}, "last-not-assistant", "warning", "messages[2]"),
     "only a thought": (
         {"messages": [U, {"role": "assistant", "content": None, "thinking": "t"}]},
         "unfinished-turn",
         "warning",
-        "",
+        "messages[1]",
     ),
     "empty answer": (
         {"messages": [U, {"role": "assistant", "content": " ", "thinking": "t"}]},
         "empty-final",
         "warning",
-        "",
+        "messages[1]",
     ),
     "no thought": ({"messages": [U, {"role": "assistant", "content": "x"}]}, "no-thought", "warning", ""),
-    "control tokens": ({"messages": [{"role": "user", "content": "a<|end|>"}, A]}, "special-tokens", "warning", ""),
-    "half a pair": ({"messages": [{"role": "user", "content": "\ud83d"}, A]}, "lone-surrogate", "warning", ""),
+    "control tokens": (
+        {"messages": [{"role": "user", "content": "a<|end|>"}, A]},
+        "special-tokens",
+        "warning",
+        "messages[0]",
+    ),
+    "half a pair": (
+        {"messages": [{"role": "user", "content": "\ud83d"}, A]},
+        "lone-surrogate",
+        "warning",
+        "messages[0]",
+    ),
     "unanswered parallel calls": (
-        {"messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1"), tool_call("2")]}]},
+        {
+            "messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1"), tool_call("2")]}],
+            "tools": [TOOL],
+        },
         "call-without-result",
         "warning",
         "messages[1].tool_calls[1]",
+    ),
+    "undeclared tool": (
+        {"messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "g")]}], "tools": [TOOL]},
+        "undeclared-tool",
+        "warning",
+        "messages[1]",
+    ),
+    "arguments of another type": (
+        {
+            "messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "n", '{"x": "1"}')]}],
+            "tools": [NUMBER],
+        },
+        "arguments-schema",
+        "warning",
+        "messages[1]",
+    ),
+    "a required argument missing": (
+        {
+            "messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "n", "{}")]}],
+            "tools": [NUMBER],
+        },
+        "arguments-schema",
+        "warning",
+        "messages[1]",
+    ),
+    "parameters that are no schema": (
+        {
+            "messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "n", "{}")]}],
+            "tools": [{"type": "function", "function": {"name": "n", "parameters": {"properties": {"x": 3}}}}],
+        },
+        "tool-schema",
+        "warning",
+        "messages[1]",
+    ),
+    "a schema that refers to the network": (
+        {
+            "messages": [U, {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "n", '{"x": 1}')]}],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "n", "parameters": {"properties": {"x": {"$ref": "http://x.invalid/y"}}}},
+                }
+            ],
+        },
+        "tool-schema",
+        "warning",
+        "messages[1]",
+    ),
+    "a thought after the answer": (
+        {"messages": [U, A, {"role": "assistant", "content": None, "thinking": "late"}]},
+        "thought-misplaced",
+        "warning",
+        "messages[2]",
     ),
 }
 
@@ -387,6 +462,7 @@ def test_duplicates_name_the_first(tmp_path: Path) -> None:
 def test_check_adds_what_only_rendering_shows(tmp_path: Path, tokenizer_folder: Path) -> None:
     long = {"messages": [U, {"role": "assistant", "content": "word " * 300, "thinking": "t"}]}
     file = write(tmp_path / "d.jsonl", GOOD, long)
-    problems = check(file, Vocabulary.load(tokenizer_folder), replace(DataSettings(), max_tokens=200))
+    settings = replace(DataSettings(), max_tokens=200)
+    problems = compile_sources(file, Vocabulary.load(tokenizer_folder), settings, cache=False).problems
     assert [(p.code, p.line) for p in problems] == [("too-long", 2), ("nothing-to-train", 2)]
     assert str(problems[0]).startswith(f"{file}:2: warning: turn 1 has")

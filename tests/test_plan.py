@@ -329,7 +329,10 @@ def test_rows_of_the_head_that_are_equal_are_computed_once() -> None:
 
 def test_examples_are_counted() -> None:
     class Row:
-        ids, weights = (1, 2, 3), (0.0, 1.0, 0.5)
+        trained_tokens = 2
+
+        def __len__(self) -> int:
+            return 3
 
     counted = Examples.counted([Row(), Row()], [Row()])
     assert (counted.count, counted.tokens, counted.trained, counted.longest) == (2, 6, 4, 3)

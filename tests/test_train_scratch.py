@@ -28,6 +28,9 @@ class Example:
     weights: list[float]
     channels: list[str]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 def corpus(count: int, seed: int) -> list[Example]:
     """A common beginning of six tokens, then a letter that says how the counting goes on."""

@@ -44,20 +44,71 @@ class ModelSection(Section):
     """Where to compute. auto: the first CUDA device, else the CPU."""
 
 
+Format = Literal[
+    "auto", "openai", "openai-responses", "harmony", "multilingual-thinking", "prompt-completion", "alpaca", "sharegpt",
+    "llama-factory", "apigen-mt", "hermes", "xlam", "glaive", "openthoughts", "openr1", "openai-preference",
+    "trl-preference",
+]  # fmt: skip
+"""Row formats; docs/formats.md describes them."""
+
+
+class DataSource(Section):
+    """One part of a mixture of data sets."""
+
+    path: str
+    """A file (jsonl, json, csv, parquet), a folder, or a hub data set id."""
+
+    format: Format | None = None
+    """Row format of this part. Not set: data.format."""
+
+    split: str | None = None
+    """Split of a hub data set, such as train or train[:10%]. Not set: train."""
+
+    columns: dict[str, str] = {}
+    """Column of the rows -> key of the format, where they have names of their own. Goes on top of data.columns."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most so many usable conversations, from the start. Not set: all."""
+
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often each conversation counts: 2 takes all of them twice, 0.5 a random half (by train.seed)."""
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, (str, dict, DataSource)) else value
+
+
+Mixture = Annotated[list[str | DataSource], BeforeValidator(_listed)]
+"""Data sets, each a path or id, or an object with settings of its own; a single one may stand without brackets."""
+
+
+def _channel_weights(value: dict[str, float]) -> dict[str, float]:
+    for channel, weight in value.items():
+        if channel not in ("analysis", "commentary", "final"):
+            raise ValueError(f"{channel!r} is not a channel: analysis, commentary, final")
+        if not 0 <= weight <= 100:
+            raise ValueError(f"the weight of {channel} must lie between 0 and 100")
+    return value
+
+
 class DataSection(Section):
     """Which conversations to train on and how to render them."""
 
-    train: Sources = []
-    """Files (jsonl, json, csv, parquet), folders, or hub data set ids. Relative to the folder of the command."""
+    train: Mixture = []
+    """Files (jsonl, json, csv, parquet), folders, or hub data set ids, relative to the folder of the command; or
+    objects with `path` and settings of their own (`format`, `split`, `columns`, `limit`, `weight`), to mix several."""
 
-    validation: Sources = []
+    validation: Mixture = []
     """The same for validation. Empty: a share of the training conversations is held back."""
 
     validation_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
     """Share of the training conversations held back for validation when no validation files are given. 0: none."""
 
-    format: Literal["auto", "openai", "multilingual-thinking", "prompt-completion"] = "auto"
+    format: Format = "auto"
     """Row format. auto: recognised from the keys of each row, and named in the report."""
+
+    columns: dict[str, str] = {}
+    """Column of the rows -> key of the format, where detection cannot know: {question: prompt, reply: completion}."""
 
     turns: Literal["every", "last"] = "every"
     """Which assistant turns are trained: every turn becomes an example of its own, or only the last one does."""
@@ -74,8 +125,26 @@ class DataSection(Section):
     identity: str = "You are ChatGPT, a large language model trained by OpenAI."
     """First line of the system message."""
 
+    builtin_tools: list[Literal["browser", "python"]] = []
+    """Built-in tools announced in the system message of every row."""
+
+    channel_weights: Annotated[dict[str, float], AfterValidator(_channel_weights)] = {}
+    """Channel -> factor on the loss of its tokens, such as {analysis: 0.5}. 1 for those not named; 0 leaves one out."""
+
+    header_order: Literal["channel-first", "recipient-first"] = "channel-first"
+    """Order of the assistant's headers, in targets and context alike. channel-first is what the model samples;
+    recipient-first is the order of the openai-harmony library."""
+
     strict: bool = False
     """Stop at the first bad row. Off: bad rows are reported and left out."""
+
+    cache: bool = True
+    """Keep compiled conversations in the cache folder, by the hash of their content, and use them the next time."""
+
+
+def sources(named: list[str | DataSource]) -> list[DataSource]:
+    """The parts of a mixture, all in the long form."""
+    return [DataSource(path=source) if isinstance(source, str) else source for source in named]
 
 
 class LoraSection(Section):

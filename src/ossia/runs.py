@@ -193,11 +193,11 @@ def environment(command: str) -> dict[str, object]:
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader or a crash sees the old or the new content, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader or a crash sees the old or the new content, never a part. Text becomes UTF-8."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

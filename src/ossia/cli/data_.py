@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,16 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.data.load import Loaded
-    from ossia.data.settings import DataSettings
+    from ossia.data import Compiled, DataSettings, Source
+    from ossia.data.compile import Compiling
+    from ossia.data.stats import Statistics
     from ossia.harmony.problem import Problem
     from ossia.harmony.vocabulary import Vocabulary
 
 app = verb("Check, show and count conversations before training.", no_args_is_help=True)
+
+SHOWN = 20
+"""Problems of one kind that `check` prints one by one."""
 
 Files = Annotated[
     list[str],
@@ -35,131 +40,199 @@ Model = Annotated[
 @app.command()
 def check(
     files: Files,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="FILE", help="Held-out data: report rows of it that these files have too."),
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option("--fix", metavar="FILE", help="Write a repaired copy (.jsonl) and say what changed.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every problem, however many of a kind.")] = False,
+    similar: Annotated[bool, typer.Option("--similar/--no-similar", help="Search for near-duplicates.")] = True,
     set_: output.Set = None,
     model: Model = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
     json: output.Json = False,
 ) -> None:
     """Find what is wrong, row by row. Exits with 2 if a row cannot be used."""
-    from ossia.data.checks import check_examples
-
-    sources, settings, vocabulary = _opened(files, set_, model)
-    loaded = _loaded(sources, settings)
-    before = len(loaded.errors)
-    check_examples(loaded.conversations, vocabulary, settings, loaded.problems.append)
-    good = len(loaded.conversations) - (len(loaded.errors) - before)
+    asked = _opened(files, set_, model)
+    if fix is not None:
+        _fix(asked, fix, json)
+        return
+    compiled = _compiled(asked.train, asked)
+    test = _compiled(asked.validation, asked) if asked.validation else None
+    if against:
+        test = _compiled(_named(against), asked)
+    problems = _all_problems(compiled, test, similar)
+    errors = sum(problem.level == "error" for problem in problems)
+    usable = len(compiled.conversations) + (len(test.conversations) if test else 0)
+    rows = compiled.rows + (test.rows if test else 0)
+    formats = compiled.formats + (test.formats if test else type(compiled.formats)())
     if json:
-        rows = [{**dataclasses.asdict(problem), "where": problem.where} for problem in loaded.problems]
-        counts = {"errors": len(loaded.errors), "warnings": len(loaded.warnings)}
-        usable = {"rows": loaded.rows, "usable": good, "formats": loaded.formats}
-        output.print_json({**usable, **counts, "problems": rows})
+        listed = [{**dataclasses.asdict(problem), "where": problem.where} for problem in problems]
+        counts = {"errors": errors, "warnings": len(problems) - errors}
+        output.print_json({"rows": rows, "usable": usable, "formats": formats, **counts, "problems": listed})
     else:
         console = output.out()
-        for problem in loaded.problems:
-            console.print(str(problem), markup=False)
-        formats = ", ".join(f"{count} {name}" for name, count in loaded.formats.items()) or "no known format"
-        console.print(
-            f"{loaded.rows} rows ({formats}): {good} usable, "
-            f"{len(loaded.errors)} errors, {len(loaded.warnings)} warnings"
-        )
-        output.next_step(f"ossia data show {shlex.quote(files[0])}")
-    if loaded.errors or (strict and loaded.warnings):
+        for line in _lines(problems, None if every else SHOWN):
+            console.print(line, markup=False)
+        named = ", ".join(f"{count} {name}" for name, count in formats.items()) or "no known format"
+        console.print(f"{rows} rows ({named}): {usable} usable, {errors} errors, {len(problems) - errors} warnings")
+        name = shlex.quote(files[0])
+        step = f"ossia data check {name} --fix repaired.jsonl" if errors else f"ossia data show {name}"
+        output.next_step(step)
+    if errors or (strict and problems):
         raise typer.Exit(2)
 
 
 @app.command()
 def show(
     files: Files,
-    row: Annotated[int, typer.Option("--row", min=1, help="Which conversation, from 1.")] = 1,
+    row: Annotated[
+        int | None, typer.Option("--row", min=1, help="Which row: its line in the file, from 1. Default: the first.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many conversations. Default: 1, 100 with --html.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page instead, for any browser.")
+    ] = None,
+    compare_template: Annotated[
+        str | None,
+        typer.Option(
+            "--compare-template", metavar="TEMPLATE",
+            help="Show where a chat template renders other tokens: a .jinja file, or a checkpoint (folder or id).",
+        ),
+    ] = None,
+    set_: output.Set = None,
+    model: Model = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per training example, of all rows, and nothing else.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Show training examples, token by token, with what is trained marked."""
+    from ossia.cli import data_show
+    from ossia.errors import UserError
+
+    asked = _opened(files, set_, model)
+    if sum(map(bool, (html, compare_template, json))) > 1:
+        raise UserError("--html, --compare-template and --json exclude each other", do="give one of them")
+    most = limit if limit is not None else None if json or row is not None else 100 if html else 1
+    found = _conversations(asked, row, most)
+    if html is not None:
+        data_show.write_page(html, found, asked.vocabulary, ", ".join(files))
+        output.next_step(f"open {shlex.quote(str(html))} in a browser")
+    elif compare_template is not None:
+        data_show.print_comparison(found, compare_template, asked.vocabulary)
+    elif json:
+        data_show.print_lines(found)
+    else:
+        data_show.print_examples(found, asked.vocabulary, asked.settings)
+        output.next_step(f"ossia data stats {shlex.quote(files[0])}")
+
+
+@app.command()
+def stats(
+    files: Files,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="LENGTHS", help="Count truncation at these lengths: 1024,4096.")
+    ] = None,
     set_: output.Set = None,
     model: Model = None,
     json: output.Json = False,
 ) -> None:
-    """Show a conversation's training examples, token by token, with what is trained marked."""
-    from ossia.data import examples_of
-    from ossia.data.checks import place
-    from ossia.errors import UserError
-    from ossia.harmony.preview import preview
+    """Count tokens: lengths, trained share, channels, turns, tools, languages, and what tree training saves."""
+    from ossia.data import statistics
+    from ossia.data.stats import LIMITS, languages
 
-    sources, settings, vocabulary = _opened(files, set_, model)
-    loaded = _loaded(sources, settings)
-    if row > len(loaded.conversations):
-        first = f"; first problem: {loaded.problems[0]}" if loaded.problems else ""
-        raise UserError(f"there are {len(loaded.conversations)} usable conversations, not {row}{first}")
-    found: list[Problem] = []
-    examples = examples_of(loaded.conversations[row - 1], vocabulary, settings, found.append)
-    for problem in found:
-        output.err().print(str(place(problem, loaded.conversations[row - 1].source)), markup=False)
-    if json:
-        output.print_json(
-            [{**dataclasses.asdict(e), "tokens": [vocabulary.token_text(i) for i in e.ids]} for e in examples]
-        )
-        return
-    console = output.out()
-    for example in examples:
-        title = f"{example.row} turn {example.turn + 1}: {len(example.ids)} tokens, {example.trained_tokens} trained"
-        console.print(title, markup=False, style="bold")
-        marked = (example.ids, example.weights, example.channels, vocabulary)
-        console.print(preview(*marked, colour=console.is_terminal, legend=example is examples[0]))
-        console.print()
-    output.next_step(f"ossia data stats {shlex.quote(files[0])}")
-
-
-@app.command()
-def stats(files: Files, set_: output.Set = None, model: Model = None, json: output.Json = False) -> None:
-    """Count tokens: lengths, trained share, channels, turns."""
-    from ossia.data import examples_of, statistics
-
-    sources, settings, vocabulary = _opened(files, set_, model)
-    loaded = _loaded(sources, settings)
-    if loaded.errors:
-        output.err().print(f"{len(loaded.errors)} rows cannot be used; ossia data check names them", markup=False)
+    asked = _opened(files, set_, model)
+    limits = _lengths(at) if at else LIMITS
     # Counted without the limit, to tell how much lies above it.
-    unlimited = dataclasses.replace(settings, max_tokens=1 << 30)
-    with output.progress("counting", len(loaded.conversations)) as advance:
-        examples = []
-        for conversation in loaded.conversations:
-            examples += examples_of(conversation, vocabulary, unlimited)
-            advance(1)
-    counted = statistics(examples, settings.max_tokens)
-    languages = Counter(
-        str(c.extra["reasoning_language"]) for c in loaded.conversations if "reasoning_language" in c.extra
-    )
+    limit = asked.settings.max_tokens
+    unlimited = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, max_tokens=1 << 30))
+    compiled = _compiled(asked.train + asked.validation, unlimited)
+    if compiled.errors:
+        output.err().print(f"{len(compiled.errors)} rows cannot be used; ossia data check names them", markup=False)
+    with output.progress("counting", len(compiled.conversations)) as advance:
+        counted = statistics(compiled.conversations, limit, limits, advance)
+    spoken = languages(compiled.conversations, asked.vocabulary)
     if json:
-        output.print_json({**dataclasses.asdict(counted), "trained_share": counted.trained_share,
-                           "limit": settings.max_tokens, "reasoning_languages": languages})  # fmt: skip
+        shares = {"trained_share": counted.trained_share, "saved_share": counted.saved_share}
+        output.print_json({**dataclasses.asdict(counted), **shares, "limit": limit, "languages": spoken})
         return
+    _print_statistics(counted, limit, spoken)
+    name = shlex.quote(files[0])
+    output.next_step(f"ossia plan {name}" if _is_recipe(files) else f"ossia plan <recipe> --set data.train={name}")
+
+
+def _print_statistics(counted: Statistics, limit: int, spoken: dict[str, dict[str, int]]) -> None:
     console = output.out()
+
+    def counts(of: dict[Any, int], most: int = 8) -> str:
+        shown = [f"{name} {count:,}" for name, count in list(of.items())[:most]]
+        return ", ".join(shown) + (f" and {len(of) - most} more" if len(of) > most else "")
+
     console.print(
-        f"{counted.rows} conversations, {counted.examples} examples (assistant turns), {counted.tokens:,} tokens, "
+        f"{counted.rows:,} conversations, {counted.examples:,} examples (assistant turns), {counted.tokens:,} tokens, "
         f"{counted.trained_tokens:,} trained ({counted.trained_share:.0%})"
     )
     console.print(
-        f"lengths: median {counted.median}, 95% at most {counted.percentile_95}, longest {counted.longest}; "
-        f"{counted.over_limit} longer than data.max_tokens = {settings.max_tokens}"
+        f"lengths: median {counted.median:,}, 95% at most {counted.percentile_95:,}, longest {counted.longest:,}; "
+        f"{counted.over_limit:,} longer than data.max_tokens = {limit}"
     )
     most = max(counted.histogram.values(), default=1)
-    bars = [(f"<= {top}", count, "#" * max(1, count * 40 // most)) for top, count in counted.histogram.items()]
+    bars = [(f"<= {top:,}", f"{count:,}", "#" * max(1, count * 40 // most)) for top, count in counted.histogram.items()]
     output.table(("tokens", "examples", ""), bars, right=("tokens", "examples"))
+    if counted.over:
+        console.print("longer than: " + counts({f"{bound:,}:": count for bound, count in counted.over.items()}, 99))
     output.table(
         ("channel", "tokens", "trained"),
         [(name or "(none)", f"{all_:,}", f"{trained:,}") for name, (all_, trained) in counted.channels.items()],
         right=("tokens", "trained"),
     )
-    turns = ", ".join(f"{count} with {number}" for number, count in counted.turns.items())
+    turns = ", ".join(f"{count:,} with {number}" for number, count in counted.turns.items())
     console.print(f"trained turns per conversation: {turns}")
-    if languages:
-        console.print("reasoning languages: " + ", ".join(f"{name} {count}" for name, count in languages.most_common()))
-    name = shlex.quote(files[0])
-    output.next_step(f"ossia plan {name}" if _is_recipe(files) else f"ossia plan <recipe> --set data.train={name}")
+    console.print(
+        f"shared prefixes: {counted.saved_share:.0%} of the tokens within conversations "
+        f"({counted.tokens:,} -> {counted.tree_tokens:,}), across them -> {counted.tree_tokens_across:,}"
+    )
+    if counted.tools or counted.with_tools:
+        console.print(
+            f"tools: declared in {counted.with_tools:,} conversations; calls: {counts(counted.tools) or 'none'}"
+        )
+    console.print(f"effort: {counts(counted.efforts)}")
+    for name, title in (("user", "questions"), ("analysis", "thoughts"), ("final", "answers")):
+        if name in spoken:
+            console.print(f"languages of {title} (a sample): {counts(spoken[name])}")
+    if counted.reasoning_languages:
+        console.print(f"reasoning languages as labelled: {counts(counted.reasoning_languages)}")
 
 
-def _opened(
-    files: list[str], overrides: list[str] | None, model: str | None
-) -> tuple[list[str], DataSettings, Vocabulary]:
-    """Return (sources, settings, vocabulary). A recipe in place of files gives its data and settings."""
+def _lengths(text: str) -> tuple[int, ...]:
+    from ossia.errors import UserError
+
+    words = [word.strip().replace("_", "") for word in text.split(",")]
+    if not all(word.isdigit() and int(word) > 0 for word in words):
+        raise UserError("lengths are whole numbers with commas between them", where=f"--at {text}", do="--at 1024,4096")
+    return tuple(sorted(map(int, words)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What a command works on."""
+
+    train: list[Source]
+    validation: list[Source]
+    settings: DataSettings
+    vocabulary: Vocabulary
+    cache: bool
+    seed: int
+
+
+def _opened(files: list[str], overrides: list[str] | None, model: str | None) -> _Asked:
+    """Find out what is asked for. A recipe in place of files gives its data and settings."""
     from ossia import recipes
-    from ossia.data.prepare import settings_of
+    from ossia.data.prepare import settings_of, sources_of_section
     from ossia.errors import UserError
     from ossia.harmony.vocabulary import Vocabulary
 
@@ -169,10 +242,18 @@ def _opened(
         if named
         else recipes.parse("", where="--set", overrides=overrides or [])
     )
-    sources = [*recipe.data.train, *recipe.data.validation] if named else list(files)
-    if not sources:
+    train = sources_of_section(recipe.data.train) if named else _named(files)
+    if not train:
         raise UserError("the recipe names no training data", where=files[0], do="--set data.train=conversations.jsonl")
-    return sources, settings_of(recipe.data), Vocabulary.load(_tokenizer(model))
+    validation = sources_of_section(recipe.data.validation) if named else []
+    vocabulary = Vocabulary.load(_tokenizer(model))
+    return _Asked(train, validation, settings_of(recipe.data), vocabulary, recipe.data.cache, recipe.train.seed)
+
+
+def _named(files: list[str]) -> list[Source]:
+    from ossia.data import Source
+
+    return [Source(file) for file in files]
 
 
 def _is_recipe(files: list[str]) -> bool:
@@ -181,15 +262,89 @@ def _is_recipe(files: list[str]) -> bool:
     return len(files) == 1 and (files[0] in recipes.available() or files[0].endswith((".yaml", ".yml")))
 
 
-def _loaded(sources: list[str], settings: DataSettings) -> Loaded:
-    """Read the data. Raises UserError if there are no rows at all."""
-    from ossia.data import load_conversations
+def _compiled(sources: list[Source], asked: _Asked) -> Compiled:
+    """Compile on all cores. Raises UserError if there are no rows at all."""
+    from ossia.data.compile import compile_sources, total_bytes, usable_cores
     from ossia.errors import UserError
 
-    loaded = load_conversations(sources, settings)
-    if not loaded.rows:
-        raise UserError("there are no rows", where=", ".join(sources))
-    return loaded
+    with output.progress("compiling (MB)", sum(map(total_bytes, sources)) // 10**6 or None) as advance:
+        compiled = compile_sources(
+            sources, asked.vocabulary, asked.settings,
+            workers=usable_cores(), cache=asked.cache, seed=asked.seed, progress=output.in_millions(advance),
+        )  # fmt: skip
+    if not compiled.rows:
+        raise UserError("there are no rows", where=", ".join(source.path for source in sources))
+    return compiled
+
+
+def _all_problems(compiled: Compiled, test: Compiled | None, similar: bool) -> list[Problem]:
+    """What is wrong with single rows, and what only all of them together show."""
+    from ossia.data import corpus
+
+    problems = [*compiled.problems, *(test.problems if test else [])]
+    if similar:
+        with output.progress("searching near-duplicates", len(compiled.conversations)) as advance:
+            problems += corpus.near_duplicates(compiled.conversations, advance)
+    if test:
+        problems += corpus.leaks(compiled.conversations, test.conversations)
+    return [*problems, *corpus.effort_labels(compiled.conversations)]
+
+
+def _conversations(asked: _Asked, row: int | None, most: int | None) -> Iterator[Compiling]:
+    """Usable conversations as they are read.
+
+    Raises UserError if there is none, or if `row` cannot be used.
+    """
+    from ossia.data.compile import compile_rows
+    from ossia.errors import UserError
+
+    count, first = 0, ""
+    for source in asked.train + asked.validation:
+        for done in compile_rows(source, asked.vocabulary, asked.settings):
+            if row is not None and done.row.line != row:
+                continue
+            if done.rendered is None:
+                first = first or next(str(problem) for problem in done.problems if problem.level == "error")
+                if row is not None:
+                    raise UserError(f"row {row} cannot be used", why=first, do="ossia data check FILE --fix COPY")
+                continue
+            yield done
+            count += 1
+            if row is not None or count == most:
+                return
+    if not count:
+        what = "there is no usable conversation" if row is None else f"there is no row {row}"
+        raise UserError(what, why=first or None, where=", ".join(source.path for source in asked.train))
+
+
+def _lines(problems: list[Problem], most: int | None) -> Iterator[str]:
+    """The problems as lines, at most so many of a kind, and how many more there are."""
+    seen: Counter[str] = Counter()
+    for problem in problems:
+        seen[problem.code] += 1
+        if most is None or seen[problem.code] <= most:
+            yield str(problem)
+    for code, count in seen.items():
+        if most is not None and count > most:
+            yield f"and {count - most:,} more of {code} (--all prints them)"
+
+
+def _fix(asked: _Asked, to: Path, json: bool) -> None:
+    """Write the repaired copy, say what changed, and keep what could not be repaired."""
+    from ossia.data.fix import write_fixed
+
+    written = write_fixed(asked.train, asked.settings, to)
+    if json:
+        output.print_json(dataclasses.asdict(written))
+    else:
+        for line in written.lines:
+            output.out().print(line, markup=False)
+        output.out().print(
+            f"{written.rows} rows: {written.unchanged} unchanged, {written.repaired} repaired, {written.left_out} left "
+            f"out; written to {to}" + (f", the rest to {written.rejects}" if written.left_out else ""),
+            markup=False,
+        )
+        output.next_step(f"ossia data check {shlex.quote(str(to))}")
 
 
 def _tokenizer(model: str | None) -> Path | None:

@@ -110,6 +110,18 @@ def progress(title: str, total: int | None) -> Iterator[Advance]:
         yield lambda units: bar.advance(task, units)
 
 
+def in_millions(advance: Advance) -> Advance:
+    """A counter of bytes in front of a bar that counts megabytes."""
+    total = 0
+
+    def count(units: int) -> None:
+        nonlocal total
+        before, total = total, total + units
+        advance(total // 10**6 - before // 10**6)
+
+    return count
+
+
 @contextmanager
 def transfer(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show a progress bar in megabytes for work that reports (bytes done, bytes in total, name)."""

@@ -48,6 +48,7 @@ def plan(
 
 def _examples(recipe: Any, found: Found) -> Examples:
     """Count the recipe's data, or assume some when there are none to count."""
+    from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
     from ossia.errors import UserError
     from ossia.harmony.vocabulary import Vocabulary
@@ -59,8 +60,9 @@ def _examples(recipe: Any, found: Found) -> Examples:
         vocabulary = Vocabulary.load(found.folder)
     except UserError as error:
         return Examples.assumed(recipe, f"there is no tokenizer to count with ({error.what})")
-    with output.progress("counting tokens", None):
-        prepared = prepare(recipe.data, vocabulary, recipe.train.seed)
+    with output.progress("counting tokens (MB)", None) as advance:
+        report = output.in_millions(advance)
+        prepared = prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
     for line in prepared.remarks():
         output.err().print(line, markup=False)
     return Examples.counted(prepared.train, prepared.validation)

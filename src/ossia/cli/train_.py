@@ -36,6 +36,7 @@ def train(
 ) -> None:
     """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
     from ossia import hardware, recipes, runs
+    from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
     from ossia.errors import UserError
     from ossia.harmony.vocabulary import Vocabulary
@@ -51,9 +52,10 @@ def train(
         )
     run = runs.find(resume) if resume is not None else None
     settings = run.recipe() if run else recipes.load(str(recipe), set_ or [])
-    with output.progress("compiling conversations", None):
-        vocabulary = Vocabulary.load(locate(settings.model.path))
-        prepared = prepare(settings.data, vocabulary, settings.train.seed)
+    vocabulary = Vocabulary.load(locate(settings.model.path))
+    with output.progress("compiling conversations (MB)", None) as advance:
+        report = output.in_millions(advance)
+        prepared = prepare(settings.data, vocabulary, settings.train.seed, workers=usable_cores(), progress=report)
     from ossia.train.callbacks import INTERRUPTED
     from ossia.train.distributed import agreed, is_main, leave
     from ossia.train.supervised import train as run_training
@@ -119,8 +121,8 @@ class Screen:
         ranks = [f"attention rank {lora.rank}"] if "attention" in lora.targets else []
         ranks += [f"experts rank {lora.expert_rank}"] if "experts" in lora.targets else []
         self.console.print(f"model {recipe.model.path}; LoRA on {', '.join(ranks)}", markup=False)
-        tokens = sum(len(example.ids) for example in prepared.train)
-        trained = sum(1 for example in prepared.train for weight in example.weights if weight)
+        tokens = sum(map(len, prepared.train))
+        trained = sum(example.trained_tokens for example in prepared.train)
         self.console.print(
             f"{len(prepared.train)} examples, {tokens:,} tokens, {trained:,} of them trained "
             f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"

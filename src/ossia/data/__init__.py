@@ -4,29 +4,37 @@
     formats    rows, their format recognised        -> conversations of Harmony messages
     checks     what is wrong, where, what to do     -> problems; a bad row never stops a good one
     examples   one per assistant turn               -> token ids with a weight each
-    stats      lengths, trained share, channels
+    compile    all of that on every core, cached    -> conversations as tokens (`rendered`), packed in `shard`s
+    corpus     what rows show together              -> near-duplicates, leaks, labels that do not fit
+    stats      lengths, trained share, channels, what trees would save
 
-    loaded = load_conversations(["data.jsonl"])
-    examples = [e for c in loaded.conversations for e in examples_of(c, Vocabulary.load(folder))]
+    compiled = compile_sources(["data.jsonl"], Vocabulary.load(folder))
+    compiled.examples[0].ids
 
 No torch in here.
 """
 
 from __future__ import annotations
 
-from ossia.data.examples import Example, examples_of, turns_of
-from ossia.data.load import Loaded, check, load_conversations
+from ossia.data.compile import Compiled, compile_sources
+from ossia.data.examples import examples_of, turns_of
+from ossia.data.load import Loaded, load_conversations
+from ossia.data.rendered import Example, Rendered
 from ossia.data.settings import DataSettings
+from ossia.data.sources import Source
 from ossia.data.stats import Statistics, statistics
 from ossia.harmony.problem import Problem
 
 __all__ = [
+    "Compiled",
     "DataSettings",
     "Example",
     "Loaded",
     "Problem",
+    "Rendered",
+    "Source",
     "Statistics",
-    "check",
+    "compile_sources",
     "examples_of",
     "load_conversations",
     "statistics",

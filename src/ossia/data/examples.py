@@ -15,61 +15,72 @@ thought trains the answer alone; no empty thought is put in.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ossia.data.rendered import ASSISTANT, LASTING, Example, Rendered, Target, context, kind_of
 from ossia.data.settings import DEFAULTS, DataSettings
-from ossia.harmony.conversation import Conversation, Message, is_answer, without_old_thoughts
+from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem, Report
-from ossia.harmony.render import Rendering, prologue, render_message, render_messages
+from ossia.harmony.render import message_parts, prologue
 from ossia.harmony.vocabulary import Vocabulary
 
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training sequence of n tokens. All lists have length n."""
-
-    ids: list[int]
-    weights: list[float]
-    """weights[i] is the weight of predicting ids[i] from ids[:i]; 0 for what is given."""
-    channels: list[str]
-    """Per token: analysis, commentary, final, or for messages without a channel the role."""
-    turn: int
-    """Which assistant turn of the conversation, from 0."""
-    row: str
-    """Where the conversation came from, as in `data.jsonl:17`."""
-    dropped_turns: int = 0
-    """Old turns left out of the context to fit the limit."""
-
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens with a weight above 0."""
-        return sum(weight > 0 for weight in self.weights)
+_SPEAKS = "usU"
+"""Kinds by which somebody other than the model and its tools takes the floor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Messages [start, stop) of a conversation: what the model does after a user's message until it stops."""
+def turns_of(kinds: str) -> list[tuple[int, int]]:
+    """The assistant's turns as message ranges (start, stop), from the kinds of a conversation's messages.
 
-    start: int
-    stop: int
-
-
-def turns_of(messages: Sequence[Message]) -> list[Turn]:
-    """The assistant's turns. A turn ends with its answer, or where somebody other than assistant and tools speaks."""
-    turns: list[Turn] = []
-    start: int | None = None
-    for index, message in enumerate(messages):
-        if message.role not in ("assistant", "tool"):
-            if start is not None:
-                turns.append(Turn(start, index))
-            start = None
+    A turn ends with its answer, or where somebody other than assistant and tools speaks.
+    """
+    turns: list[tuple[int, int]] = []
+    start = -1
+    for index, kind in enumerate(kinds):
+        if kind in _SPEAKS:
+            if start >= 0:
+                turns.append((start, index))
+            start = -1
             continue
-        start = index if start is None else start
-        if is_answer(message):
-            turns.append(Turn(start, index + 1))
-            start = None
-    return turns if start is None else [*turns, Turn(start, len(messages))]
+        start = index if start < 0 else start
+        if kind in "fF":
+            turns.append((start, index + 1))
+            start = -1
+    return turns if start < 0 else [*turns, (start, len(kinds))]
+
+
+def kinds_of(messages: Sequence[Message]) -> str:
+    """The letters of the messages' kinds, see `ossia.data.rendered`."""
+    return "".join(map(kind_of, messages))
+
+
+def render(
+    conversation: Conversation,
+    vocabulary: Vocabulary,
+    settings: DataSettings = DEFAULTS,
+    report: Report | None = None,
+) -> Rendered:
+    """Render a conversation once and choose its training examples.
+
+    A turn whose messages all have weight 0 gives none. Too long examples lose whole old turns, never a part of the
+    target; what still does not fit gives none and is reported as `too-long`.
+    """
+    made = _tokens(prologue(conversation) + conversation.messages, vocabulary, settings)
+    made.source = conversation.source
+    turns = turns_of(made.kinds)
+    for number, (start, stop) in enumerate(turns):
+        if settings.turns == "last" and number < len(turns) - 1:
+            continue
+        if not any(weight > 0 for weight in made.weights[start:stop]):
+            continue
+        target, length = _fit(made, Target(number, start, stop), settings.max_tokens)
+        if length <= settings.max_tokens:
+            made.targets.append(target)
+        elif report is not None:
+            what = f"turn {number + 1} has {length:,} tokens even without older turns: left out"
+            do = f"raise max_tokens above {settings.max_tokens:,} or shorten the row"
+            report(Problem("warning", "too-long", what, do))
+    return made
 
 
 def examples_of(
@@ -78,83 +89,77 @@ def examples_of(
     settings: DataSettings = DEFAULTS,
     report: Report | None = None,
 ) -> list[Example]:
-    """The training examples of a conversation, in order of its turns.
+    """The training examples of a conversation, in order of its turns; see `render`."""
+    return render(conversation, vocabulary, settings, report).examples
 
-    A turn whose messages all have weight 0 gives none. Too long examples lose whole old turns, never a part of the
-    target; what still does not fit gives none and is reported as `too-long`.
+
+def rejected_example(
+    conversation: Conversation, vocabulary: Vocabulary, settings: DataSettings = DEFAULTS
+) -> Example | None:
+    """Of a preference pair: the example of the rejected turn in the place of the preferred one. None if it is no pair.
+
+    Its weights are those of training towards it; what a preference loss does with them is its own affair.
     """
-    turns = turns_of(conversation.messages)
-    chosen = list(enumerate(turns)) if settings.turns == "every" else list(enumerate(turns))[-1:]
-    examples = []
-    for number, turn in chosen:
-        target = conversation.messages[turn.start : turn.stop]
-        if not any(_weight(message) > 0 for message in target):
-            continue
-        example = _example(conversation, number, turn, vocabulary, settings)
-        if len(example.ids) <= settings.max_tokens:
-            examples.append(example)
-        elif report is not None:
-            what = f"turn {number + 1} has {len(example.ids):,} tokens even without older turns: left out"
-            do = f"raise max_tokens above {settings.max_tokens:,} or shorten the row"
-            report(Problem("warning", "too-long", what, do))
-    return examples
+    if not conversation.rejected:
+        return None
+    start, _ = turns_of(kinds_of(conversation.messages))[-1]
+    other = dataclasses.replace(
+        conversation, messages=conversation.messages[:start] + conversation.rejected, rejected=()
+    )
+    examples = examples_of(other, vocabulary, dataclasses.replace(settings, turns="last"))
+    return examples[-1] if examples else None
 
 
-def _example(
-    conversation: Conversation, number: int, turn: Turn, vocabulary: Vocabulary, settings: DataSettings
-) -> Example:
-    target = conversation.messages[turn.start : turn.stop]
-    head = prologue(conversation)
-    rounds = _rounds(without_old_thoughts(conversation.messages[: turn.start]))
+def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSettings) -> Rendered:
+    made = Rendered("", kinds_of(messages))
+    tokens, bounds, order, factors = made.tokens, made.bounds, settings.order, settings.channel_weights
+    for message, kind in zip(messages, made.kinds, strict=True):
+        start, header, content, end = message_parts(message, vocabulary, order)
+        tokens.extend(start)
+        bounds.append(len(tokens))
+        tokens.extend(header)
+        bounds.append(len(tokens))
+        tokens.extend(content)
+        bounds.append(len(tokens))
+        tokens.append(end)
+        bounds.append(len(tokens))
+        made.labels.append(message.channel or message.role)
+        weight = 0.0
+        if kind in ASSISTANT:
+            weight = 1.0 if message.weight is None else message.weight
+            weight *= factors.get(message.channel or "", 1.0)
+        made.weights.append(weight)
+    return made
 
-    def length(part: Sequence[Message]) -> int:
-        return sum(len(render_message(message, vocabulary, settings.order)) for message in part)
 
-    # Whole rounds go, oldest first; the last one asks the question that the target answers.
-    total, dropped = sum(length(part) for part in (head, *rounds, target)), 0
-    while total > settings.max_tokens and dropped < len(rounds) - 1:
-        lasting = [m for m in rounds[dropped] if m.role == "developer"]
-        total -= length(rounds[dropped]) - length(lasting)
-        rounds[dropped] = lasting
+def _fit(made: Rendered, target: Target, most: int) -> tuple[Target, int]:
+    """Leave out whole old rounds until the example has at most `most` tokens; the last round asks the question.
+
+    Returns the target and the length that is left.
+    """
+    if len(made.tokens) <= most:
+        return target, 0
+    members = context(made.kinds, target.start)
+    total = sum(map(made.length, members)) + sum(map(made.length, range(target.start, target.stop)))
+    begins = _rounds(made.kinds, members)
+    dropped = 0
+    while total > most and dropped < len(begins) - 1:
+        gone = [i for i in members if begins[dropped] <= i < begins[dropped + 1] and made.kinds[i] != LASTING]
+        total -= sum(map(made.length, gone))
         dropped += 1
-    messages = [*head, *(m for part in rounds for m in part), *target]
-    rendering = render_messages(messages, vocabulary, settings.order, stop=True)
-    weights, channels = _weights(rendering, messages, len(messages) - len(target))
-    return Example(rendering.ids, weights, channels, number, conversation.source, dropped)
+    return target._replace(cut=begins[dropped] if dropped else 0, dropped_turns=dropped), total
 
 
-def _rounds(messages: Sequence[Message]) -> list[list[Message]]:
-    """Cut where a user (or developer) speaks after the assistant."""
-    rounds: list[list[Message]] = []
-    for index, message in enumerate(messages):
-        speaks = message.role in ("user", "developer")
-        if not rounds or (speaks and messages[index - 1].role in ("assistant", "tool")):
-            rounds.append([])
-        rounds[-1].append(message)
-    return rounds
-
-
-def _weights(rendering: Rendering, messages: Sequence[Message], first: int) -> tuple[list[float], list[str]]:
-    """Weights and channels per token; the target begins with the message `first`."""
-    weights, channels = [0.0] * len(rendering.ids), [""] * len(rendering.ids)
-    for span in rendering.spans:
-        width = span.stop - span.start
-        channels[span.start : span.stop] = [span.label] * width
-        message = messages[span.message]
-        if span.message < first or message.role != "assistant":
-            continue
-        if span.part == "start" and not (span.message > first and _goes_on(messages[span.message - 1])):
-            continue
-        weights[span.start : span.stop] = [_weight(message)] * width
-    return weights, channels
-
-
-def _goes_on(message: Message) -> bool:
-    """Whether the model itself writes `<|start|>assistant` after this message: its own, closed by `<|end|>`."""
-    return message.role == "assistant" and message.recipient is None
-
-
-def _weight(message: Message) -> float:
-    if message.role != "assistant":
-        return 0.0
-    return 1.0 if message.weight is None else message.weight
+def _rounds(kinds: str, members: Sequence[int]) -> list[int]:
+    """Where rounds begin: at the first message of a person, and where one speaks after the assistant."""
+    begins: list[int] = []
+    before = ""
+    for index in members:
+        kind = kinds[index]
+        if not begins:
+            if kind != LASTING:
+                begins.append(index)
+        elif kind in _SPEAKS and before not in _SPEAKS:
+            begins.append(index)
+        before = kind
+    return begins or [len(kinds)]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ossia.data.checks import Duplicates, check_conversation, check_examples, place
+from ossia.data.checks import Duplicates, check_conversation, place
 from ossia.data.formats import detect, to_conversation
 from ossia.data.settings import DEFAULTS, DataSettings
-from ossia.data.sources import Row, read_rows
+from ossia.data.sources import Row, Sources, read_chunks, sources_of
 from ossia.errors import UserError
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
-from ossia.harmony.vocabulary import Vocabulary
 
 
 @dataclass(slots=True)
@@ -36,7 +33,7 @@ class Loaded:
         return [problem for problem in self.problems if problem.level == "warning"]
 
 
-def load_conversations(sources: str | Path | Iterable[str | Path], settings: DataSettings = DEFAULTS) -> Loaded:
+def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> Loaded:
     """Read files, folders and hub data sets (see `read_rows`) into conversations.
 
     A row with an error is left out and the rest goes on, unless `settings.strict`.
@@ -45,41 +42,45 @@ def load_conversations(sources: str | Path | Iterable[str | Path], settings: Dat
         UserError: a source cannot be read at all; or, with `strict`, the first row with an error.
     """
     loaded, duplicates = Loaded(), Duplicates()
-    for row in read_rows(sources):
-        loaded.rows += 1
-        problems, conversation = _read(row, settings, loaded)
-        if conversation is not None:
-            problems += [place(problem, row.where) for problem in duplicates.check(conversation)]
-            loaded.conversations.append(conversation)
-        loaded.problems += problems
-        first = next((problem for problem in problems if problem.level == "error"), None)
-        if settings.strict and first is not None:
-            raise first.to_error()
+    for source in sources_of(sources):
+        own, usable = source.settings(settings), 0
+        for row in (row for chunk in read_chunks(source) for _, row in chunk.rows()):
+            if source.limit is not None and usable == source.limit:
+                break
+            loaded.rows += 1
+            problems, conversation, format = read_row(row, own)
+            if format:
+                loaded.formats[format] += 1
+            if conversation is not None:
+                usable += 1
+                problems += duplicates.check(repr((conversation.messages, conversation.tools)), row.where)
+                loaded.conversations.append(conversation)
+            loaded.problems += problems
+            raise_if_strict(problems, settings)
     return loaded
 
 
-def check(
-    sources: str | Path | Iterable[str | Path], vocabulary: Vocabulary, settings: DataSettings = DEFAULTS
-) -> list[Problem]:
-    """Every problem in the data, those that only rendering shows included. Never raises for a bad row."""
-    loaded = load_conversations(sources, settings)
-    check_examples(loaded.conversations, vocabulary, settings, loaded.problems.append)
-    return loaded.problems
-
-
-def _read(row: Row, settings: DataSettings, loaded: Loaded) -> tuple[list[Problem], Conversation | None]:
-    """The problems of a row, and its conversation if none of them is an error."""
+def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
+    """The problems of a row with their places, its conversation if none of them is an error, and its format."""
     if row.value is None:
         code = "not-an-object" if "not a JSON object" in row.error else "not-json"
-        return [Problem("error", code, row.error, file=row.file, line=row.line)], None
+        return [Problem("error", code, row.error, file=row.file, line=row.line)], None, ""
     found: list[Problem] = []
     try:
         conversation = to_conversation(row.value, settings, row.where, found.append)
-        loaded.formats[detect(row.value) if settings.format == "auto" else settings.format] += 1
+        format = detect(row.value, settings)
     except UserError as error:
-        problem = Problem("error", "unknown-format", error.what, error.do or "")
-        return [place(problem, row.where)], None
+        found = found or [Problem("error", "unknown-format", error.what, error.do or "")]
+        return [place(problem, row.where) for problem in found], None, ""
     if not any(problem.level == "error" for problem in found):
         found += check_conversation(conversation)
     bad = any(problem.level == "error" for problem in found)
-    return [place(problem, row.where) for problem in found], None if bad else conversation
+    return [place(problem, row.where) for problem in found], None if bad else conversation, format
+
+
+def raise_if_strict(problems: list[Problem], settings: DataSettings) -> None:
+    """Raise the first error among the problems of a row, if the settings demand it."""
+    if settings.strict:
+        for problem in problems:
+            if problem.level == "error":
+                raise problem.to_error()

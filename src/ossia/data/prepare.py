@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from ossia.config import DataSection
-from ossia.data.examples import Example, examples_of
-from ossia.data.load import load_conversations
+from ossia.config import DataSection, DataSource, sources
+from ossia.data.compile import Compiled, Progress, compile_sources
+from ossia.data.rendered import Example, Rendered
 from ossia.data.settings import DataSettings
+from ossia.data.sources import Source
 from ossia.errors import UserError
-from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
+from ossia.harmony.tokenizer_files import cache_folder
 from ossia.harmony.vocabulary import Vocabulary
 
 SHOWN = 5
@@ -48,19 +51,33 @@ def settings_of(section: DataSection) -> DataSettings:
     """The recipe's choices in the form that the compiler takes."""
     return DataSettings(
         format=section.format,
+        columns=section.columns,
         turns=section.turns,
         max_tokens=section.max_tokens,
         effort=section.effort,
         date=section.date,
         identity=section.identity,
+        builtin_tools=tuple(section.builtin_tools),
+        channel_weights=section.channel_weights,
+        order=section.header_order,
         strict=section.strict,
     )
 
 
-def prepare(section: DataSection, vocabulary: Vocabulary, seed: int) -> Prepared:
+def sources_of_section(named: list[str | DataSource]) -> list[Source]:
+    """The recipe's data sets in the form that the compiler takes."""
+    return [Source(s.path, s.format, s.split, s.columns, s.limit, s.weight) for s in sources(named)]
+
+
+def prepare(
+    section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: Progress | None = None
+) -> Prepared:
     """Read, check and compile a recipe's data. Bad rows are left out and reported, unless `section.strict`.
 
     Without validation files a share of the conversations, chosen by `seed`, is held back, all turns of one together.
+
+    Args:
+        workers, progress: as in `compile_sources`.
 
     Raises:
         UserError: no data are named, a source cannot be read, or no row can be trained on.
@@ -69,41 +86,58 @@ def prepare(section: DataSection, vocabulary: Vocabulary, seed: int) -> Prepared
         raise UserError(
             "the recipe names no training data", where="data.train", do="--set data.train=conversations.jsonl"
         )
-    settings, prepared = settings_of(section), Prepared()
-    conversations = _conversations(section.train, settings, prepared)
-    held_back: Sequence[Conversation] = []
+    settings = settings_of(section)
+
+    def compiled(named: list[str | DataSource]) -> Compiled:
+        with _one_of_many(section):
+            return compile_sources(
+                sources_of_section(named), vocabulary, settings,
+                workers=workers, cache=section.cache, seed=seed, progress=progress,
+            )  # fmt: skip
+
+    found = compiled(section.train)
+    prepared = Prepared(problems=found.problems, formats=found.formats)
+    conversations: Sequence[Rendered] = found.conversations
+    held_back: Sequence[Rendered] = []
     if section.validation:
-        held_back = _conversations(section.validation, settings, prepared)
+        other = compiled(section.validation)
+        prepared.problems += other.problems
+        prepared.formats += other.formats
+        held_back = other.conversations
     else:
         conversations, held_back = split(conversations, section.validation_share, seed)
-    report = prepared.problems.append
-    prepared.train = [e for c in conversations for e in examples_of(c, vocabulary, settings, report)]
-    prepared.validation = [e for c in held_back for e in examples_of(c, vocabulary, settings, report)]
+    prepared.train = [example for conversation in conversations for example in conversation.examples]
+    prepared.validation = [example for conversation in held_back for example in conversation.examples]
     if not prepared.train:
         first = next((problem for problem in prepared.problems), None)
         raise UserError(
             "no row can be trained on",
-            where=first.where if first else ", ".join(section.train),
+            where=first.where if first else ", ".join(source.path for source in sources(section.train)),
             why=first.what if first else "the files are empty",
             do="ossia data check  lists what is wrong with every row",
         )
     return prepared
 
 
-def split(
-    conversations: Sequence[Conversation], share: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
-    """Hold back a share of the conversations: (the rest, those held back), both in their order. At least one stays."""
-    count = min(round(len(conversations) * share), len(conversations) - 1)
-    if share and not count and len(conversations) > 1:
+def split(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
+    """Hold back a share of the conversations: (the rest, those held back), both in their order. At least one stays.
+
+    Repeats of one conversation, as a weighted source makes them, go to the same side.
+    """
+    distinct = list({id(conversation): conversation for conversation in conversations}.values())
+    count = min(round(len(distinct) * share), len(distinct) - 1)
+    if share and not count and len(distinct) > 1:
         count = 1
-    chosen = set(random.Random(seed).sample(range(len(conversations)), max(count, 0)))
-    rest = [conversation for index, conversation in enumerate(conversations) if index not in chosen]
-    return rest, [conversations[index] for index in sorted(chosen)]
+    chosen = {id(distinct[index]) for index in random.Random(seed).sample(range(len(distinct)), max(count, 0))}
+    rest = [conversation for conversation in conversations if id(conversation) not in chosen]
+    return rest, [conversation for conversation in distinct if id(conversation) in chosen]
 
 
-def _conversations(sources: Sequence[str], settings: DataSettings, prepared: Prepared) -> Sequence[Conversation]:
-    loaded = load_conversations(sources, settings)
-    prepared.problems += loaded.problems
-    prepared.formats += loaded.formats
-    return loaded.conversations
+def _one_of_many(section: DataSection) -> AbstractContextManager[object]:
+    """In a job of several processes, one compiles and the others then find its work in the cache."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not section.cache:
+        return nullcontext()
+    from filelock import FileLock
+
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return FileLock(cache_folder() / "compiling.lock")

@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ossia.data.settings import DataSettings, Format
 from ossia.errors import UserError, did_you_mean
 from ossia.recipes.examples import resolve
 
+CHUNK_BYTES = 1 << 20
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _HUB_ID = re.compile(r"^(hub:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<split>[\w.-]+(\[[\w%:]+\])?))?$")
-_JSON_COLUMNS = ("messages", "tools", "functions", "prompt", "completion")  # lists, written as JSON text in CSV files
+_JSON_COLUMNS = (  # lists and objects, written as JSON text in CSV files
+    "messages", "tools", "functions", "prompt", "completion", "conversations", "items", "input", "output", "history",
+    "chosen", "rejected", "preferred_output", "non_preferred_output", "preferred_completion",
+    "non_preferred_completion",
+    "generations", "correctness_math_verify", "correctness_llama", "is_reasoning_complete", "finish_reasons",
+    "chat_template_kwargs",
+)  # fmt: skip
+_TEXT_TOO = (
+    "prompt",
+    "completion",
+    "input",
+    "output",
+    "chosen",
+    "rejected",
+    "tools",
+)  # text that may begin with [ or {
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One data set of a mixture."""
+
+    path: str
+    format: Format | None = None
+    """Row format; None leaves it to the settings."""
+    split: str | None = None
+    """Split of a hub data set; None: the one after `@`, else train."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    """At most so many usable conversations, from the start."""
+    weight: float = 1.0
+    """How often each conversation counts."""
+
+    def settings(self, common: DataSettings) -> DataSettings:
+        """The settings for the rows of this source."""
+        columns = {**common.columns, **self.columns}
+        return dataclasses.replace(common, format=self.format or common.format, columns=columns)
+
+
+Sources = str | Path | Source | Iterable[str | Path | Source]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +70,41 @@ class Row:
     file: str
     line: int
     error: str = ""
+    text: str = field(default="", repr=False)
+    """Of a line that is not JSON: what it says."""
 
     @property
     def where(self) -> str:
         return f"{self.file}:{self.line}"
 
 
-def read_rows(sources: str | Path | Iterable[str | Path]) -> Iterator[Row]:
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some rows of a file as JSON lines, small enough to be handed to another process."""
+
+    file: str
+    numbers: Sequence[int]
+    """The `Row.line` of each line of `text`."""
+    text: bytes
+    errors: Mapping[int, str] = field(default_factory=dict)
+    """Index of a line that stands for a row that could not be read -> why."""
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """The rows with their index in the chunk. Empty lines are none."""
+        for index, (number, line) in enumerate(zip(self.numbers, self.text.split(b"\n"), strict=False)):
+            if index in self.errors:
+                yield index, Row(None, self.file, number, self.errors[index])
+            elif line.strip():
+                yield index, _row_of_json(line, self.file, number)
+
+
+def sources_of(named: Sources) -> list[Source]:
+    """A list of sources from whatever names them."""
+    listed = [named] if isinstance(named, (str, Path, Source)) else named
+    return [source if isinstance(source, Source) else Source(str(source)) for source in listed]
+
+
+def read_rows(sources: Sources) -> Iterator[Row]:
     """The rows of files (.jsonl, .json, .csv, .parquet), folders of these, or hub ids such as `org/name@train`.
 
     A line that cannot be read becomes a `Row` with an error; the rows after it are still read. Files are read as they
@@ -43,14 +113,29 @@ def read_rows(sources: str | Path | Iterable[str | Path]) -> Iterator[Row]:
     Raises:
         UserError: a source does not exist, has an unknown type, or needs a package that is missing.
     """
-    for named in [sources] if isinstance(sources, (str, Path)) else sources:
-        source = resolve(str(named))
-        hub = _HUB_ID.match(str(source))
-        if hub and (hub[1] or not _looks_like_a_path(Path(source))):
-            yield from _read_hub(hub["id"], hub["split"] or "train")
+    for source in sources_of(sources):
+        for chunk in read_chunks(source):
+            yield from (row for _, row in chunk.rows())
+
+
+def read_chunks(source: Source) -> Iterator[Chunk]:
+    """The same rows in pieces of about a megabyte."""
+    path = resolve(source.path)
+    hub = _HUB_ID.match(path)
+    if hub and (hub[1] or not _looks_like_a_path(Path(path))):
+        yield from _batched(_read_hub(hub["id"], source.split or hub["split"] or "train"))
+        return
+    for file in data_files(Path(path)):
+        if file.suffix in (".jsonl", ".ndjson"):
+            yield from _cut(file)
         else:
-            for path in data_files(Path(source)):
-                yield from _read_file(path)
+            yield from _batched(_READERS[file.suffix](file))
+
+
+def total_bytes(source: Source) -> int:
+    """Size of a source's files on disk, for progress; 0 for hub data sets."""
+    path = Path(resolve(source.path))
+    return sum(file.stat().st_size for file in data_files(path)) if path.exists() else 0
 
 
 def _looks_like_a_path(path: Path) -> bool:
@@ -74,28 +159,45 @@ def data_files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read_file(path: Path) -> Iterator[Row]:
-    readers = {".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    return readers.get(path.suffix, _read_jsonl)(path)
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
+def _cut(path: Path) -> Iterator[Chunk]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield _row_of_json(line, str(path), number)
+        first = 1
+        while lines := file.readlines(CHUNK_BYTES):
+            if first == 1:
+                lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+            yield Chunk(str(path), range(first, first + len(lines)), b"".join(lines))
+            first += len(lines)
+
+
+def _batched(rows: Iterable[Row]) -> Iterator[Chunk]:
+    lines: list[bytes] = []
+    numbers: list[int] = []
+    errors: dict[int, str] = {}
+    size, file = 0, ""
+    for row in rows:
+        if row.value is None:
+            errors[len(lines)] = row.error
+        line = b"" if row.value is None else json.dumps(row.value, default=str).encode("ascii")
+        lines.append(line)
+        numbers.append(row.line)
+        size, file = size + len(line), row.file
+        if size > CHUNK_BYTES:
+            yield Chunk(file, numbers, b"\n".join(lines) + b"\n", errors)
+            lines, numbers, errors, size = [], [], {}, 0
+    if lines:
+        yield Chunk(file, numbers, b"\n".join(lines) + b"\n", errors)
 
 
 def _row_of_json(line: bytes, file: str, number: int) -> Row:
     try:
         return _row(json.loads(line.decode("utf-8")), file, number)
     except UnicodeDecodeError as error:
-        return Row(None, file, number, f"the line is not UTF-8: {error.reason} at byte {error.start}")
+        why = f"the line is not UTF-8: {error.reason} at byte {error.start}"
     except json.JSONDecodeError as error:  # its own line number would be that within the line
-        return Row(None, file, number, f"the line is not JSON: {error.msg} at character {error.pos + 1}")
+        why = f"the line is not JSON: {error.msg} at character {error.pos + 1}"
     except (ValueError, RecursionError) as error:
-        return Row(None, file, number, f"the line is not JSON: {error}")
+        why = f"the line is not JSON: {error}"
+    return Row(None, file, number, why, line.decode("utf-8", "replace"))
 
 
 def _row(value: object, file: str, number: int) -> Row:
@@ -146,7 +248,7 @@ def _row_of_cells(cells: dict[str, Any], file: str, line: int) -> Row:
             try:
                 value[column] = json.loads(text)
             except ValueError as error:
-                if column not in ("prompt", "completion"):  # these may be text that begins with a bracket
+                if column not in _TEXT_TOO:
                     return Row(None, file, line, f"column {column} is not JSON: {error}")
     return Row(value, file, line)
 
@@ -186,6 +288,9 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value
+
+
+_READERS = {".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _need(package: str, purpose: str) -> None:

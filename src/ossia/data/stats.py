@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ossia.data.examples import Example
+from ossia.data.rendered import Example, Rendered
+from ossia.harmony.vocabulary import Vocabulary
+
+LIMITS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+"""Lengths at which truncation is counted."""
 
 
 @dataclass(slots=True)
@@ -23,6 +27,8 @@ class Statistics:
     """Trained turns of a conversation -> how many conversations have that many."""
     histogram: dict[int, int] = field(default_factory=dict)
     """Upper bound (a power of two) -> examples of at most that length and above the bound before."""
+    over: dict[int, int] = field(default_factory=dict)
+    """Length -> examples that are longer: what a limit of that many tokens would shorten or leave out."""
     median: int = 0
     percentile_95: int = 0
     longest: int = 0
@@ -30,36 +36,150 @@ class Statistics:
     """Examples that lost old turns to fit."""
     over_limit: int = 0
     """Examples longer than the limit that was asked about."""
+    tree_tokens: int = 0
+    """Tokens left when the examples of each conversation share their common prefixes, as tree training does."""
+    tree_tokens_across: int = 0
+    """The same when conversations share theirs too, such as a system prompt with its tools; counted on first turns."""
+    tools: dict[str, int] = field(default_factory=dict)
+    """Recipient -> calls."""
+    with_tools: int = 0
+    """Conversations that declare tools."""
+    efforts: dict[str, int] = field(default_factory=dict)
+    """Reasoning effort -> conversations."""
+    reasoning_languages: dict[str, int] = field(default_factory=dict)
+    """What the rows themselves say in `reasoning_language` -> conversations."""
 
     @property
     def trained_share(self) -> float:
         """Trained tokens over all tokens, 0..1."""
         return self.trained_tokens / self.tokens if self.tokens else 0.0
 
+    @property
+    def saved_share(self) -> float:
+        """Share of the tokens that sharing prefixes within conversations saves, 0..1."""
+        return 1 - self.tree_tokens / self.tokens if self.tokens else 0.0
 
-def statistics(examples: Sequence[Example], limit: int | None = None) -> Statistics:
-    """Count. `limit`: how many examples are longer than this many tokens?"""
-    if not examples:
-        return Statistics()
+
+def statistics(
+    conversations: Iterable[Rendered],
+    limit: int | None = None,
+    at: Sequence[int] = LIMITS,
+    advance: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Count.
+
+    Args:
+        limit: how many examples are longer than this many tokens?
+        at: the same for several lengths, up to the longest example.
+    """
     tokens: Counter[str] = Counter()
     trained: Counter[str] = Counter()
-    for example in examples:
-        tokens.update(example.channels)
-        trained.update(channel for channel, weight in zip(example.channels, example.weights, strict=True) if weight > 0)
-    lengths = sorted(len(example.ids) for example in examples)
-    # Rows of a conversation that names no source cannot be told apart; each counts as one.
-    per_row = Counter(example.row or f"unnamed {number}" for number, example in enumerate(examples))
-    return Statistics(
-        examples=len(examples),
-        rows=len(per_row),
-        tokens=sum(lengths),
-        trained_tokens=sum(trained.values()),
-        channels={channel: (tokens[channel], trained[channel]) for channel in sorted(tokens)},
-        turns=dict(sorted(Counter(per_row.values()).items())),
-        histogram=dict(sorted(Counter(1 << (length - 1).bit_length() for length in lengths).items())),
-        median=lengths[(len(lengths) - 1) // 2],
-        percentile_95=lengths[(len(lengths) * 95 + 99) // 100 - 1],
-        longest=lengths[-1],
-        shortened=sum(example.dropped_turns > 0 for example in examples),
-        over_limit=sum(length > limit for length in lengths) if limit is not None else 0,
-    )
+    counted, lengths, first_turns = Statistics(), list[int](), list[bytes]()
+    turns: Counter[int] = Counter()
+    facts: dict[str, Counter[str]] = defaultdict(Counter)
+    for conversation in conversations:
+        examples = conversation.examples
+        turns[len(examples)] += 1
+        for example in examples:
+            for run in example.runs():
+                tokens[run.channel] += run.stop - run.start
+                trained[run.channel] += (run.stop - run.start) * (run.weight > 0)
+        own = [_sequence(example) for example in examples]
+        lengths += [len(sequence) // 4 for sequence in own]
+        counted.tree_tokens += distinct_tokens(own)
+        first_turns += own[:1]
+        counted.shortened += sum(example.dropped_turns > 0 for example in examples)
+        _count_facts(conversation, counted, facts)
+        if advance is not None:
+            advance(1)
+    if not lengths:
+        return counted
+    lengths.sort()
+    shared = sum(map(len, first_turns)) // 4 - distinct_tokens(first_turns)
+    counted.tree_tokens_across = counted.tree_tokens - shared
+    counted.examples, counted.rows = len(lengths), sum(turns.values())
+    counted.tokens, counted.trained_tokens = sum(lengths), sum(trained.values())
+    counted.channels = {channel: (tokens[channel], trained[channel]) for channel in sorted(tokens)}
+    counted.turns = dict(sorted(turns.items()))
+    counted.histogram = dict(sorted(Counter(1 << (length - 1).bit_length() for length in lengths).items()))
+    counted.over = {bound: sum(length > bound for length in lengths) for bound in at if bound < lengths[-1]}
+    counted.median = lengths[(len(lengths) - 1) // 2]
+    counted.percentile_95 = lengths[(len(lengths) * 95 + 99) // 100 - 1]
+    counted.longest = lengths[-1]
+    counted.over_limit = sum(length > limit for length in lengths) if limit is not None else 0
+    counted.tools = dict(facts["calls"].most_common())
+    counted.efforts = dict(facts["effort"].most_common())
+    counted.reasoning_languages = dict(facts["reasoning_language"].most_common())
+    return counted
+
+
+def languages(
+    conversations: Sequence[Rendered], vocabulary: Vocabulary, most: int = 400, letters: int = 2000
+) -> dict[str, dict[str, int]]:
+    """Languages of questions, thoughts and answers: {"user" | "analysis" | "final": {ISO 639 code: conversations}}.
+
+    Told by py3langid from the first `letters` characters of each kind, in at most `most` conversations spread evenly.
+    """
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for conversation in conversations[:: max(1, -(-len(conversations) // most))]:
+        for name, kind in (("user", "u"), ("analysis", "a"), ("final", "f")):
+            text = " ".join(content(conversation, index, vocabulary) for index in _places(conversation, kind))[:letters]
+            if sum(map(str.isalpha, text)) >= 12:
+                found[name][identifier.classify(text)[0]] += 1
+    return {name: dict(counts.most_common()) for name, counts in found.items()}
+
+
+def content(conversation: Rendered, message: int, vocabulary: Vocabulary) -> str:
+    """The text of a message."""
+    start, stop = conversation.bounds[4 * message + 1 : 4 * message + 3]
+    return vocabulary.decode(conversation.tokens[start:stop])
+
+
+def distinct_tokens(sequences: Iterable[bytes]) -> int:
+    """Nodes of the prefix tree of token sequences, given as 32-bit big-endian ids: tokens that are not shared."""
+    total, before = 0, b""
+    for sequence in sorted(sequences):
+        total += len(sequence) // 4 - _common(before, sequence)
+        before = sequence
+    return total
+
+
+def _common(first: bytes, second: bytes) -> int:
+    """How many tokens two sequences have in common at their start, by bisection."""
+    low, high = 0, min(len(first), len(second)) // 4
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[4 * low : 4 * middle] == second[4 * low : 4 * middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _sequence(example: Example) -> bytes:
+    """An example's ids as 32-bit big-endian numbers, whose order as bytes is that of the ids."""
+    from array import array
+    from sys import byteorder
+
+    ids = array("i", example.ids)
+    if byteorder == "little":
+        ids.byteswap()
+    return ids.tobytes()
+
+
+def _places(conversation: Rendered, kind: str) -> list[int]:
+    return [index for index, letter in enumerate(conversation.kinds) if letter == kind]
+
+
+def _count_facts(conversation: Rendered, counted: Statistics, facts: dict[str, Counter[str]]) -> None:
+    row = conversation.facts
+    counted.with_tools += bool(row.get("tools"))
+    for name in ("effort", "reasoning_language"):
+        if isinstance(value := row.get(name), str):
+            facts[name][value] += 1
+    calls = row.get("calls")
+    if isinstance(calls, dict):
+        facts["calls"].update(calls)

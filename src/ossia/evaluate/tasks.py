@@ -17,7 +17,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ossia.evaluate.language import judge
@@ -76,14 +76,7 @@ def questions(conversations: Iterable[Conversation], vocabulary: Vocabulary) -> 
     for number, conversation in enumerate(conversations, start=1):
         others = [index for index, message in enumerate(conversation.messages) if message.role != "assistant"]
         cut = others[-1] + 1 if others else 0
-        asked = Conversation(
-            conversation.messages[:cut],
-            conversation.system,
-            conversation.instructions,
-            conversation.tools,
-            conversation.source,
-            conversation.extra,
-        )
+        asked = replace(conversation, messages=conversation.messages[:cut], rejected=())
         extra = conversation.extra
         in_instructions = _REQUEST.search(conversation.instructions or "")
         made.append(

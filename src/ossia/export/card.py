@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ossia.config import sources
 from ossia.export.source import Source
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -70,7 +71,7 @@ def _training(source: Source) -> list[str]:
         return []
     lora, train = recipe.lora, recipe.train
     rows = [
-        ("data", ", ".join(Path(name).name for name in recipe.data.train) or "none named"),
+        ("data", ", ".join(Path(source.path).name for source in sources(recipe.data.train)) or "none named"),
         ("checkpoint", source.adapter.name),
         ("adapted", " and ".join(lora.targets)),
         ("attention's rank and alpha", f"{lora.rank} and {lora.alpha:g}"),

@@ -17,12 +17,11 @@ SLOWER, FASTER = 2.0, 0.5
 
 
 class Tokens(Protocol):
-    """What is counted of a compiled example: its tokens, and the weight of each."""
+    """What is counted of a compiled example: its tokens, and how many of them are trained."""
 
+    def __len__(self) -> int: ...
     @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def weights(self) -> Sequence[float]: ...
+    def trained_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Examples:
     @staticmethod
     def counted(train: Sequence[Tokens], validation: Sequence[Tokens]) -> Examples:
         """Count compiled training examples."""
-        lengths = [len(example.ids) for example in train]
-        trained = sum(sum(1 for weight in example.weights if weight) for example in train)
-        held_back = sum(len(example.ids) for example in validation)
+        lengths = [len(example) for example in train]
+        trained = sum(example.trained_tokens for example in train)
+        held_back = sum(map(len, validation))
         source = f"counted: {len(train):,} examples, {len(validation):,} for validation"
         return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source)
 

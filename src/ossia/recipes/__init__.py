@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ossia.config import Recipe
+from ossia.config import DataSource, Recipe
 from ossia.errors import UserError, did_you_mean
 
 KeyPath = tuple[str, ...]
@@ -170,6 +170,10 @@ def _lines(node: yaml.Node | None, where: str, prefix: KeyPath = ()) -> dict[Key
                 raise UserError(what, where=f"{where}:{line}", do="remove one of them")
             places[here] = line
             places |= _lines(value, where, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            here = (*prefix, str(index))
+            places |= {here: value.start_mark.line + 1, **_lines(value, where, here)}
     return places
 
 
@@ -214,12 +218,22 @@ def _reject_unknown(
 
 def _readable(error: ValidationError, origin: Mapping[KeyPath, str], where: str) -> UserError:
     """Turn pydantic's first complaint into one sentence with its place."""
-    first = error.errors()[0]
-    path = tuple(str(part) for part in first["loc"])
+    # A key that is not known explains one that is missing; an entry of a mixture that is an object is no bad text.
+    order = {"extra_forbidden": 0, "string_type": 2}
+    first = min(error.errors(), key=lambda found: order.get(found["type"], 1))
+    path = tuple(str(part) for part in first["loc"] if part not in ("str", "DataSource"))
     place = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), where)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "model_type":  # pydantic would name the class
         message = "a section with settings of its own is expected here"
+    if first["type"] == "extra_forbidden":  # inside a list, where `_reject_unknown` does not look
+        close = did_you_mean(path[-1], DataSource.model_fields)
+        return UserError(
+            f"{'.'.join(path)} is not a setting",
+            where=place,
+            why=f"known here: {', '.join(DataSource.model_fields)}",
+            do=f"did you mean {close}?" if close else None,
+        )
     given = "" if not path or isinstance(first.get("input"), dict) else f" (given: {first['input']!r})"
     what = f"{'.'.join(path)}: {message[0].lower()}{message[1:]}{given}" if path else message
     return UserError(what, where=place)

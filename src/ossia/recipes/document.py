@@ -25,9 +25,19 @@ def document() -> str:
     parts.append(_table("Top level", "", top))
     for name, node in schema["properties"].items():
         if "$ref" in node:
-            section = schema["$defs"][node["$ref"].rpartition("/")[2]]
+            section = schema["$defs"][_named(node)]
             parts.append(_table(f"`{name}`", section.get("description", ""), section["properties"]))
+            for key, inner in section["properties"].items():
+                named = [option for option in inner.get("items", {}).get("anyOf", []) if "$ref" in option]
+                if key == "train" and named:
+                    source = schema["$defs"][_named(named[0])]
+                    title = f"An entry of `{name}.train` and `{name}.validation`"
+                    parts.append(_table(title, source.get("description", ""), source["properties"]))
     return "\n".join(parts)
+
+
+def _named(node: dict[str, Any]) -> str:
+    return str(node["$ref"]).rpartition("/")[2]
 
 
 def _table(title: str, about: str, properties: dict[str, Any]) -> str:
@@ -48,6 +58,10 @@ def kind(node: dict[str, Any]) -> str:
         return ", or ".join(kind(option) for option in node["anyOf"] if option.get("type") != "null")
     if "enum" in node or "const" in node:
         return ", ".join(str(choice) for choice in node.get("enum", [node.get("const")]))
+    if "$ref" in node:
+        return "an object (below)"
+    if node["type"] == "object":
+        return f"mapping of names to {kind(node.get('additionalProperties', {'type': 'string'}))}"
     if node["type"] == "array":
         return f"list of: {kind(node['items'])}"
     words = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text"}[node["type"]]

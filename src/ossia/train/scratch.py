@@ -102,11 +102,11 @@ def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: Scra
         order = list(examples)
         shuffler.shuffle(order)
         # Equal prompts sort together, and within them similar lengths; the shuffle before decides among equals.
-        order.sort(key=lambda example: (tuple(example.ids[:48]), len(example.ids) // 4))
+        order.sort(key=lambda example: (tuple(example.ids[:48]), len(example) // 4))
         groups: list[list[Trainable]] = [[]]
         for example in order:
             trunk = _common([*groups[-1][:1], example])
-            longest = max(len(e.ids) for e in (*groups[-1], example))
+            longest = max(map(len, (*groups[-1], example)))
             if groups[-1] and (longest - trunk) * (len(groups[-1]) + 1) > settings.tokens_per_step:
                 groups.append([])
             groups[-1].append(example)

@@ -18,11 +18,13 @@ from ossia.model.batch import from_rows
 
 
 class Trainable(Protocol):
-    """What training needs of an example. All three have one entry per token.
+    """What training needs of an example of n tokens. All three sequences have one entry per token.
 
-    weights[i] is the weight of predicting ids[i]; channels[i] names the channel that the token belongs to.
+    weights[i] is the weight of predicting ids[i]; channels[i] names the channel that the token belongs to. They may be
+    put together anew at each access; `len` is cheap.
     """
 
+    def __len__(self) -> int: ...
     @property
     def ids(self) -> Sequence[int]: ...
     @property
@@ -54,14 +56,14 @@ def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Tr
         UserError: one example alone is longer than a pass.
     """
     group: list[Trainable] = []
-    for example in sorted(examples, key=lambda example: len(example.ids)):
-        if len(example.ids) > tokens_per_pass:
+    for example in sorted(examples, key=len):
+        if len(example) > tokens_per_pass:
             raise UserError(
-                f"an example has {len(example.ids)} tokens, a pass holds {tokens_per_pass}",
-                do=f"--set train.tokens_per_pass={len(example.ids)}, or a smaller data.max_tokens",
+                f"an example has {len(example)} tokens, a pass holds {tokens_per_pass}",
+                do=f"--set train.tokens_per_pass={len(example)}, or a smaller data.max_tokens",
             )
         # Ascending lengths: this example is the longest so far.
-        if (len(group) + 1) * len(example.ids) > tokens_per_pass and group:
+        if (len(group) + 1) * len(example) > tokens_per_pass and group:
             yield group
             group = []
         group.append(example)

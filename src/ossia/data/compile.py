@@ -1,0 +1,293 @@
+"""Files to training examples, on all cores, and only once.
+
+    chunk of rows -> [cache] or [worker: JSON, format, checks, tokens] -> shard -> conversations and problems, in order
+
+Workers are processes of their own (spawned, so that nothing of the caller's state, such as torch's threads, is copied).
+A megabyte or two is compiled in this process, because starting others would take longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import NamedTuple
+
+from ossia.data.cache import Cache
+from ossia.data.checks import Duplicates, place
+from ossia.data.examples import render
+from ossia.data.load import raise_if_strict, read_row
+from ossia.data.rendered import Example, Rendered
+from ossia.data.settings import DEFAULTS, DataSettings
+from ossia.data.shard import Shard, bare, pack, unpack
+from ossia.data.sources import CHUNK_BYTES, Chunk, Row, Source, Sources, read_chunks, sources_of, total_bytes
+from ossia.harmony.conversation import Conversation
+from ossia.harmony.problem import Problem
+from ossia.harmony.vocabulary import Vocabulary
+
+SMALL = 3 * CHUNK_BYTES
+"""Sources up to this size are compiled without further processes."""
+
+Progress = Callable[[int], None]
+"""Told how many bytes of rows were compiled since the last call."""
+
+
+@dataclass(slots=True)
+class Compiled:
+    """Conversations as tokens, in the order of their rows, and what was found on the way."""
+
+    conversations: list[Rendered] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    rows: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    """Format -> rows."""
+    cached: int = 0
+    """Conversations that came from the cache."""
+
+    @property
+    def examples(self) -> list[Example]:
+        """All training examples."""
+        return [example for conversation in self.conversations for example in conversation.examples]
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "warning"]
+
+
+class Compiling(NamedTuple):
+    """What became of one row. `rendered` is None if it cannot be used; the problems say why."""
+
+    row: Row
+    problems: list[Problem]
+    conversation: Conversation | None
+    rendered: Rendered | None
+    format: str
+
+
+def compile_sources(
+    sources: Sources,
+    vocabulary: Vocabulary,
+    settings: DataSettings = DEFAULTS,
+    *,
+    workers: int = 1,
+    cache: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Compile files, folders and hub data sets.
+
+    Args:
+        workers: processes to use. More than one needs a main module that can be imported (see multiprocessing).
+        cache: use what was compiled before, and keep what is compiled now.
+        seed: chooses the conversations of sources with a weight that is no whole number.
+
+    Raises:
+        UserError: a source cannot be read at all; or, with `settings.strict`, the first row with an error.
+    """
+    compiled, duplicates, weights = Compiled(), Duplicates(), list[float]()
+    for source in sources_of(sources):
+        before = len(compiled.conversations)
+        own = source.settings(settings)
+        store = Cache(own, vocabulary.digest) if cache else None
+        shards = _shards(source, vocabulary, own, workers, store, progress)
+        try:
+            for shard, from_cache in shards:
+                missing = None if source.limit is None else source.limit - len(compiled.conversations) + before
+                _take(_first(shard, missing), compiled, duplicates, settings)
+                compiled.cached += from_cache * len(shard.conversations)
+                if missing is not None and missing <= len(shard.conversations):
+                    break
+        finally:
+            shards.close()
+        if store is not None:
+            store.trim()
+        weights += [source.weight] * (len(compiled.conversations) - before)
+    compiled.conversations = _weighted(compiled.conversations, weights, seed)
+    return compiled
+
+
+def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Compiling:
+    """Check and render one row."""
+    problems, conversation, format = read_row(row, settings)
+    if conversation is None:
+        return Compiling(row, problems, None, None, format)
+    found: list[Problem] = []
+    made = render(conversation, vocabulary, settings, found.append)
+    made.facts = {"format": format, **_facts(conversation, made)}
+    if conversation.rejected:
+        what = "a preference pair: the preferred answer is trained, the rejected one is not"
+        found.append(Problem("warning", "rejected", what))
+    if not made.targets:
+        found.append(Problem("error", "nothing-to-train", "no token of this row is trained"))
+    problems += [place(problem, row.where) for problem in found]
+    return Compiling(row, problems, conversation, made if made.targets else None, format)
+
+
+def compile_rows(source: Source, vocabulary: Vocabulary, settings: DataSettings) -> Iterator[Compiling]:
+    """Compile a source row by row, in this process, as the rows are asked for: to look at some of them."""
+    own = source.settings(settings)
+    for chunk in read_chunks(source):
+        for _, row in chunk.rows():
+            yield compile_row(row, vocabulary, own)
+
+
+def usable_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSettings) -> Shard:
+    """Compile the rows of a chunk."""
+    shard, formats = Shard(), Counter[str]()
+    for index, row in chunk.rows():
+        shard.rows += 1
+        done = compile_row(row, vocabulary, settings)
+        if done.format:
+            formats[done.format] += 1
+        if done.rendered is not None:
+            shard.conversations.append((index, done.rendered))
+        shard.problems += [(index, bare(problem)) for problem in done.problems]
+    shard.formats = dict(formats)
+    return shard
+
+
+def _facts(conversation: Conversation, made: Rendered) -> dict[str, object]:
+    """What checks and statistics of the whole corpus want to know beside the tokens."""
+    begin = made.begin(1) if conversation.system is not None and made.kinds else 0
+    content = made.tokens[begin:].tobytes() + repr(conversation.rejected).encode("utf-8", "surrogatepass")
+    facts: dict[str, object] = {"digest": hashlib.blake2b(content, digest_size=16).hexdigest()}
+    if conversation.system is not None:
+        facts["effort"] = conversation.system.effort
+    if conversation.tools:
+        facts["tools"] = len(conversation.tools)
+    if calls := [m.recipient for m in conversation.messages if m.role == "assistant" and m.recipient]:
+        facts["calls"] = Counter(calls)
+    if isinstance(language := conversation.extra.get("reasoning_language"), str):
+        facts["reasoning_language"] = language
+    return facts
+
+
+def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: DataSettings) -> None:
+    """Add a shard to what was compiled before it."""
+    compiled.rows += shard.rows
+    compiled.formats.update(shard.formats)
+    for _, made in shard.conversations:
+        found = duplicates.check(str(made.facts["digest"]), made.source)
+        compiled.problems += found
+        compiled.conversations.append(made)
+    problems = [problem for _, problem in shard.problems]
+    compiled.problems += problems
+    raise_if_strict(problems, settings)
+
+
+def _first(shard: Shard, count: int | None) -> Shard:
+    """The rows of a shard up to its conversation number `count`; all of them for None."""
+    if count is None or count >= len(shard.conversations):
+        return shard
+    last = shard.conversations[count - 1][0]
+    kept = shard.conversations[:count]
+    formats = Counter(str(made.facts["format"]) for _, made in kept)
+    return Shard(
+        last + 1, dict(formats), kept, [(index, problem) for index, problem in shard.problems if index <= last]
+    )
+
+
+def _weighted(conversations: list[Rendered], weights: list[float], seed: int) -> list[Rendered]:
+    """Take each conversation as often as its weight says; of a fraction, a share chosen by `seed`."""
+    if all(weight == 1 for weight in weights):
+        return conversations
+    chosen, rng = [], random.Random(seed)
+    for conversation, weight in zip(conversations, weights, strict=True):
+        whole = int(weight)
+        chosen += [conversation] * (whole + (rng.random() < weight - whole))
+    return chosen
+
+
+def _shards(
+    source: Source,
+    vocabulary: Vocabulary,
+    settings: DataSettings,
+    workers: int,
+    cache: Cache | None,
+    progress: Progress | None,
+) -> Generator[tuple[Shard, bool], None, None]:
+    """The shards of a source in order, and whether each came from the cache."""
+    parallel = workers > 1 and total_bytes(source) > SMALL and vocabulary.folder is not None
+    with _Pool(workers if parallel else 0, vocabulary, settings) as pool:
+        waiting: deque[tuple[Chunk, Shard | None, Future[bytes] | None]] = deque()
+        chunks = read_chunks(source)
+        while True:
+            while len(waiting) <= pool.ahead and (chunk := next(chunks, None)) is not None:
+                known = cache.read(chunk) if cache is not None else None
+                waiting.append((chunk, known, None if known is not None else pool.submit(chunk)))
+            if not waiting:
+                return
+            chunk, known, future = waiting.popleft()
+            if known is None:
+                packed = pool.result(chunk, future)
+                if cache is not None:
+                    cache.write(chunk, packed)
+            if progress is not None:
+                progress(len(chunk.text))
+            yield (unpack(packed, chunk.file, chunk.numbers), False) if known is None else (known, True)
+
+
+class _Pool:
+    """Processes that compile chunks; with no workers, this process does it itself."""
+
+    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSettings) -> None:
+        self._here = (vocabulary, settings)
+        self.ahead = 2 * workers
+        self._pool: ProcessPoolExecutor | None = None
+        if workers:
+            start = (str(vocabulary.folder), settings)
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, start)
+
+    def submit(self, chunk: Chunk) -> Future[bytes] | None:
+        if self._pool is None:
+            return None
+        try:
+            return self._pool.submit(_work, chunk)
+        except BrokenProcessPool:
+            return None
+
+    def result(self, chunk: Chunk, future: Future[bytes] | None) -> bytes:
+        """The packed shard; made here if the worker that had the chunk was killed."""
+        if future is not None:
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                self.ahead = 0
+        return pack(compile_chunk(chunk, *self._here))
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+_worker: tuple[Vocabulary, DataSettings] | None = None
+
+
+def _start_worker(folder: str, settings: DataSettings) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    _worker = Vocabulary.load(folder), settings
+
+
+def _work(chunk: Chunk) -> bytes:
+    assert _worker is not None
+    return pack(compile_chunk(chunk, *_worker))

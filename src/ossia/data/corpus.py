@@ -1,0 +1,172 @@
+"""What only many rows together show: near-duplicates, test rows that training has seen, effort labels that do not fit.
+
+Near-duplicates are found by MinHash (Broder 1997) on runs of five tokens, with bands (Leskovec, Rajaraman, Ullman,
+Mining of Massive Datasets, 3.4), and each pair is then compared in full, so that what is reported is true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ossia.data.checks import place
+from ossia.data.rendered import LASTING, Rendered
+from ossia.harmony.problem import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SIMILAR = 0.8
+"""Share of common five-token runs (Jaccard index) from which two conversations are near-duplicates."""
+_RUN, _BANDS, _ROWS = 5, 16, 4
+_FEWEST_RUNS = 16  # shorter conversations are alike by chance
+_CANDIDATES = 8  # conversations of one band that are compared in full
+LONG_FOR_LOW, SHORT_FOR_HIGH = 1000, 24
+"""Mean tokens of a turn's thoughts from which `low` is doubted, and up to which `high` is."""
+
+
+def near_duplicates(conversations: Iterable[Rendered], advance: Callable[[int], None] | None = None) -> list[Problem]:
+    """A warning for every conversation that is nearly one before it. Exact duplicates are left to `Duplicates`."""
+    index, problems = _Similar(), []
+    for conversation in conversations:
+        if advance is not None:
+            advance(1)
+        found = index.find(conversation)
+        if found is not None and found[0].facts.get("digest") != conversation.facts.get("digest"):
+            other, share = found
+            what = f"nearly the same conversation as {other.source} ({share:.0%} of its five-token runs)"
+            problems.append(_warning("near-duplicate", what, conversation, "keep one of them"))
+        if found is None:
+            index.add(conversation)
+    return problems
+
+
+def leaks(train: Iterable[Rendered], test: Iterable[Rendered]) -> list[Problem]:
+    """A warning for every test conversation that training has seen: the same, nearly the same, or the same question."""
+    index, questions, digests = _Similar(), dict[bytes, str](), dict[object, str]()
+    for conversation in train:
+        index.add(conversation)
+        questions.setdefault(_question(conversation), conversation.source)
+        digests.setdefault(conversation.facts.get("digest"), conversation.source)
+    problems = []
+    for conversation in test:
+        if (source := digests.get(conversation.facts.get("digest"))) is not None:
+            what = f"the training data have the same conversation: {source}"
+        elif (source := questions.get(_question(conversation))) is not None:
+            what = f"the training data have the same question: {source}"
+        elif (found := index.find(conversation)) is not None:
+            what = f"the training data have nearly the same conversation: {found[0].source} ({found[1]:.0%})"
+        else:
+            continue
+        problems.append(_warning("leak", what, conversation, "take it out of one of the two"))
+    return problems
+
+
+def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:
+    """Warnings about effort labels that the length of the thoughts contradicts."""
+    lengths: dict[str, list[float]] = defaultdict(list)
+    problems = []
+    for conversation in conversations:
+        effort, mean = conversation.facts.get("effort"), _mean_thought(conversation)
+        if mean is None or not isinstance(effort, str):
+            continue
+        lengths[effort].append(mean)
+        if effort == "low" and mean > LONG_FOR_LOW:
+            what = f"effort low, but {mean:,.0f} tokens of thought a turn"
+            problems.append(_warning("effort-length", what, conversation, "label it medium or high"))
+        elif effort == "high" and mean <= SHORT_FOR_HIGH:
+            what = f"effort high, but only {mean:,.0f} tokens of thought a turn"
+            problems.append(_warning("effort-length", what, conversation, "label it low or medium"))
+    ordered = [(effort, statistics.median(lengths[effort])) for effort in ("low", "medium", "high") if lengths[effort]]
+    for (less, short), (more, long) in itertools.pairwise(ordered):
+        if short > long:
+            what = (
+                f"thoughts under effort {less} are longer (median {short:,.0f} tokens) than under {more} ({long:,.0f})"
+            )
+            problems.append(Problem("warning", "effort-length", what, "the labels may be swapped"))
+    return problems
+
+
+@dataclass(slots=True)
+class _Similar:
+    """Conversations by the bands of their MinHash signatures."""
+
+    buckets: dict[tuple[int, bytes], list[Rendered]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, conversation: Rendered) -> None:
+        for band in _bands(_runs(conversation)):
+            if len(self.buckets[band]) < _CANDIDATES:
+                self.buckets[band].append(conversation)
+
+    def find(self, conversation: Rendered) -> tuple[Rendered, float] | None:
+        """The most similar conversation that was added, with its Jaccard index, if that is at least `SIMILAR`."""
+        runs = _runs(conversation)
+        candidates = {id(other): other for band in _bands(runs) for other in self.buckets.get(band, ())}
+        best: tuple[Rendered, float] | None = None
+        own = set(runs.tolist()) if candidates else set()
+        for other in candidates.values():
+            theirs = set(_runs(other).tolist())
+            share = len(own & theirs) / max(1, len(own | theirs))
+            if share >= SIMILAR and (best is None or share > best[1]):
+                best = other, share
+        return best
+
+
+def _runs(conversation: Rendered) -> np.ndarray:
+    """Hashes (uint64) of all runs of five tokens in what is said, without system and developer messages."""
+    import numpy as np
+
+    said = [
+        np.frombuffer(conversation.tokens, np.int32)[conversation.bounds[4 * i + 1] : conversation.bounds[4 * i + 2]]
+        for i, kind in enumerate(conversation.kinds)
+        if kind != LASTING
+    ]
+    tokens = (np.concatenate(said) if said else np.zeros(0, np.int32)).astype(np.uint64)
+    count = len(tokens) - _RUN + 1
+    if count < _FEWEST_RUNS:
+        return np.zeros(0, np.uint64)
+    mixed = np.zeros(count, np.uint64)
+    for offset in range(_RUN):
+        mixed = (mixed ^ tokens[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return np.unique(mixed)
+
+
+def _bands(runs: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """The bands of a MinHash signature: conversations that share one are worth comparing."""
+    import numpy as np
+
+    if not len(runs):
+        return
+    factors = np.random.default_rng(0).integers(1, 2**63, _BANDS * _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    signature = np.array([(runs * factor).min() for factor in factors])
+    for band in range(_BANDS):
+        yield band, signature[band * _ROWS : (band + 1) * _ROWS].tobytes()
+
+
+def _question(conversation: Rendered) -> bytes:
+    """A hash of all that people said."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index, kind in enumerate(conversation.kinds):
+        if kind == "u":
+            start, stop = conversation.bounds[4 * index + 1 : 4 * index + 3]
+            digest.update(conversation.tokens[start:stop].tobytes() + b"|")
+    return digest.digest()
+
+
+def _mean_thought(conversation: Rendered) -> float | None:
+    """Mean tokens of thought in a trained turn that has any."""
+    totals = [
+        sum(conversation.length(i) for i in range(target.start, target.stop) if conversation.kinds[i] == "a")
+        for target in conversation.targets
+    ]
+    return statistics.mean(present) if (present := [total for total in totals if total]) else None
+
+
+def _warning(code: str, what: str, conversation: Rendered, do: str) -> Problem:
+    return place(Problem("warning", code, what, do), conversation.source)

@@ -1,0 +1,161 @@
+"""Row formats, recognised by their keys and made into conversations. docs/formats.md shows every one.
+
+    reading        what a format makes of a row: chat messages that know their place in it
+    row            what all formats have in common: column names, settings of a row, further keys
+    think          <think> in an assistant's text, whatever the format
+    loose          JSON as data sets really have it
+    pythontypes    types of Python as JSON Schema
+
+    messages       openai, multilingual-thinking, prompt-completion, alpaca
+    responses      openai-responses
+    harmony_text   harmony
+    turns          sharegpt, llama-factory, apigen-mt
+    hermes, xlam, glaive
+    traces         openthoughts, openr1
+    preference     openai-preference, trl-preference
+
+A new format is a `RowFormat` in a module of its own, its place in the order below, and a sample in examples/formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ossia.data.formats import glaive, harmony_text, hermes, messages, preference, responses, traces, turns, xlam
+from ossia.data.formats.reading import Misfit, Reading, RowFormat
+from ossia.data.formats.row import (
+    RowSettings,
+    extra_of,
+    in_the_row,
+    missing_columns,
+    renamed,
+    settings_of,
+    under_column_names,
+)
+from ossia.data.formats.think import with_thoughts
+from ossia.data.settings import DEFAULTS, DataSettings, Format
+from ossia.errors import UserError
+from ossia.harmony.chat import conversation_from_chat
+from ossia.harmony.conversation import Conversation, Message
+from ossia.harmony.problem import Problem, Report, raise_errors
+
+ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches
+    *preference.FORMATS,
+    *traces.FORMATS,
+    *hermes.FORMATS,
+    *turns.FORMATS,
+    *xlam.FORMATS,
+    *messages.FORMATS[:2],
+    *responses.FORMATS,
+    *harmony_text.FORMATS,
+    *glaive.FORMATS,
+    *messages.FORMATS[2:],
+)
+_BY_NAME = {format.name: format for format in ORDER}
+
+
+def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
+    """The format of a row: what the settings fix, else what its keys (after `settings.columns`) look like.
+
+    Raises:
+        UserError: no known format, or a column of `settings.columns` is missing; the message names the row's keys.
+    """
+    if settings.format != "auto":
+        return settings.format
+    for problem in missing_columns(row, settings.columns):
+        raise problem.to_error()
+    known = renamed(row, settings.columns)
+    for format in ORDER:
+        if format.matches(known):
+            return format.name
+    raise UserError(
+        f"Unknown row format with the keys {', '.join(map(str, row)) or '(none)'}",
+        do='write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+        ' or {"prompt": "...", "completion": "..."}, or say what the columns are: data.columns={question: prompt}',
+    )
+
+
+def to_conversation(
+    row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
+) -> Conversation:
+    """Make a conversation of a row.
+
+    Args:
+        report: gets every problem; by default errors are raised as UserError.
+
+    Raises:
+        UserError: the row is in no known format, or not in the one that the settings demand.
+    """
+    if missing := missing_columns(row, settings.columns):
+        for problem in missing:
+            report(problem)
+        return Conversation((), source=source)
+    format = _BY_NAME[detect(row, settings)]
+    try:
+        return _read(row, format, settings, source, under_column_names(report, settings.columns))
+    except Misfit as misfit:
+        keys = ", ".join(map(str, row)) or "(none)"
+        raise UserError(f"Not a row of the format {format.name}: {misfit}; keys: {keys}") from misfit
+    except RecursionError:
+        report(Problem("error", "too-deep", "the row is nested more deeply than Python can follow"))
+        return Conversation((), source=source)
+
+
+def _read(
+    row: Mapping[str, Any], format: RowFormat, settings: DataSettings, source: str, report: Report
+) -> Conversation:
+    row = renamed(row, settings.columns)
+    reading = format.read(row, report)
+    extra = extra_of(row, format.keys)
+    if reading.literal is not None:
+        return Conversation(reading.literal, system=None, source=source, extra=extra)
+    convert = _converter(reading, settings_of(row, reading, report), settings, in_the_row(report, reading))
+    conversation = convert(reading.messages, reading.paths, True)
+    if reading.rejected is not None:
+        conversation = replace(conversation, rejected=_rejected(reading, reading.rejected, convert))
+    return replace(conversation, source=source, extra=extra)
+
+
+_Convert = Callable[[list[Any], list[str], bool], Conversation]
+
+
+def _converter(reading: Reading, of_row: RowSettings, settings: DataSettings, report: Report) -> _Convert:
+    """Makes conversations of lists of messages: (messages, places, whether problems are reported).
+
+    A problem is reported once, however often the same messages are converted.
+    """
+    system = settings.system(identity=of_row.identity, date=of_row.date)
+    builtin = [*settings.builtin_tools, *of_row.builtin_tools]
+    told: set[Problem] = set()
+
+    def tell(problem: Problem) -> None:
+        if problem not in told:
+            told.add(problem)
+            report(problem)
+
+    def convert(messages: list[Any], paths: list[str], loud: bool) -> Conversation:
+        tell_or_not = tell if loud else _ignore
+        return conversation_from_chat(
+            [with_thoughts(message, path, tell_or_not) for message, path in zip(messages, paths, strict=True)],
+            reading.tools,
+            system=system,
+            effort=of_row.effort,
+            builtin_tools=builtin,
+            response_format=reading.response_format,
+            report=tell_or_not,
+            paths=paths,
+        )
+
+    return convert
+
+
+def _rejected(reading: Reading, worse: Reading, convert: _Convert) -> tuple[Message, ...]:
+    """The messages of the worse alternative: those that it adds to the prompt."""
+    prompt, paths = reading.messages[: reading.prompt], reading.paths[: reading.prompt]
+    shared = len(convert(prompt, paths, False).messages)
+    return convert(prompt + worse.messages, paths + worse.paths, True).messages[shared:]
+
+
+def _ignore(_: Problem) -> None: ...

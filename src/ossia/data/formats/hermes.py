@@ -1,0 +1,114 @@
+"""hermes: NousResearch/hermes-function-calling-v1 and data made like it, with calls written as XML in the text.
+
+conversations of {"from": "system" | "human" | "gpt" | "tool", "value"}, and `tools` as JSON text:
+
+    gpt    <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>, often quoted like Python, and several at once
+    tool   <tool_response>\\n{"name": "f", "content": ...}\\n</tool_response>
+    system "You are a function calling AI model ... <tools> [...] </tools> ...", left out: Harmony has its own words
+
+Text of the system turn around that passage is kept. Without a column `tools` they are taken from the passage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from ossia.data.formats.loose import loads_loosely, objects_in
+from ossia.data.formats.reading import Reading, Row, RowFormat, add_system
+from ossia.data.formats.think import split_think
+from ossia.data.formats.turns import KEYS, ROLES, Turn, calls_from, speakers_of, turns_of
+from ossia.harmony.problem import Report
+
+_OPENINGS = (
+    "You are a function calling AI model",
+    "You are provided with function signatures",
+    "You may call one or more functions",
+    "# Tools",
+    "<tools>",
+)
+_ENDINGS = ("</tools>", "</tool_call>", "</scratch_pad>")
+_RESULT_KEYS = frozenset({"name", "content", "role", "tool_call_id"})
+
+
+def _matches(row: Row) -> bool:
+    return any(
+        isinstance(text, str) and ("<tool_call>" in text or "<tools>" in text)
+        for name, text in speakers_of(row)
+        if ROLES.get(name) in ("assistant", "system")
+    )
+
+
+def _read(row: Row, report: Report) -> Reading:
+    reading = Reading(tools=row.get("tools"))
+    add_system(reading, row)
+    for turn in turns_of(row, report):
+        text = turn.text
+        if turn.role == "system" and isinstance(text, str) and "<tools>" in text:
+            kept = _without_tools(text)
+            if kept:
+                reading.add(turn.path, "system", kept)
+            if not reading.tools:
+                reading.tools, reading.tools_path = _tools_in(text), turn.path
+        elif turn.role == "assistant" and isinstance(text, str) and "<tool_call>" in text:
+            _add_assistant(reading, turn, text, report)
+        elif turn.role == "tool" and isinstance(text, str):
+            for body in blocks(text, "tool_response")[0] or [text]:
+                name, result = _result(body)
+                reading.add(turn.path, "tool", result, name=name)
+        else:
+            reading.add(turn.path, turn.role, text, **turn.further)
+    if reading.tools_path != "tools" and isinstance(reading.tools, list):
+        reading.tool_paths = [reading.tools_path] * len(reading.tools)
+    return reading
+
+
+def blocks(text: str, tag: str) -> tuple[list[str], str]:
+    """What stands between <tag> and </tag>, each time, and the text around. A last block may be left open."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    first, *parts = text.split(opening)
+    cut = [part.partition(closing) for part in parts]
+    around = [first, *(after for _, _, after in cut)]
+    return [inside.strip() for inside, _, _ in cut], "\n".join(part for part in map(str.strip, around) if part)
+
+
+def _add_assistant(reading: Reading, turn: Turn, text: str, report: Report) -> None:
+    split = split_think(text)  # a thought may speak of calls
+    bodies, around = blocks(split.content or "", "tool_call")
+    calls = [call for body in bodies for call in calls_from(body, turn.path, report)]
+    fields = turn.further | ({"thinking": split.thought} if split.thought else {})
+    tool_calls = [{"function": call} for call in calls] or None
+    reading.add(turn.path, "assistant", around or None, **fields | {"tool_calls": tool_calls})
+
+
+def _result(body: str) -> tuple[str | None, str]:
+    """Name and text of a result. A wrapper {"name", "content"} goes; all else stays as it is."""
+    try:
+        value = loads_loosely(body)
+    except ValueError:
+        return None, body
+    if not isinstance(value, Mapping) or "content" not in value or not value.keys() <= _RESULT_KEYS:
+        return None, body
+    name, content = value.get("name"), value["content"]
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    return name if isinstance(name, str) else None, text
+
+
+def _without_tools(text: str) -> str:
+    """What a system text says besides its description of the tools, from the first such words to the last tag."""
+    start = min(position for opening in _OPENINGS if (position := text.find(opening)) >= 0)
+    stops = (position + len(ending) for ending in _ENDINGS if (position := text.rfind(ending, start)) >= 0)
+    stop = max(stops, default=len(text))
+    return "\n\n".join(part for part in (text[:start].strip(), text[stop:].strip()) if part)
+
+
+def _tools_in(text: str) -> object:
+    inside = blocks(text, "tools")[0][-1]
+    try:
+        value = loads_loosely(inside)
+    except ValueError:
+        return objects_in(inside)[0]
+    return value if isinstance(value, list) else [value]
+
+
+FORMATS = (RowFormat("hermes", _matches, _read, KEYS),)

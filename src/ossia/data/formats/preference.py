@@ -1,0 +1,138 @@
+"""Preference pairs: a prompt, the better alternative and the worse one.
+
+openai-preference   {"input": {"messages", "tools"?, "parallel_tool_calls"?}, "preferred_output": [message],
+                    "non_preferred_output": [message]}; an older spec says preferred_completion
+trl-preference      {"prompt", "chosen", "rejected"}, each text or a list of messages; or only the last two, which then
+                    begin with the same messages, or are transcripts "\\n\\nHuman: ...\\n\\nAssistant: ..."
+
+The conversation ends with the better alternative; `Conversation.rejected` is the worse one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed
+from ossia.harmony.problem import Problem, Report
+
+_PREFERRED = ("preferred_output", "preferred_completion")
+_REJECTED = ("non_preferred_output", "non_preferred_completion")
+_SPEAKER = re.compile(r"(?:\A\s{0,20}|(?<=\n\n))(Human|Assistant):")
+_OUTPUTS = ("assistant", "tool", "function")
+
+
+def _matches_openai(row: Row) -> bool:
+    return "input" in row and any(key in row for key in _PREFERRED)
+
+
+def _read_openai(row: Row, report: Report) -> Reading:
+    input = row.get("input")
+    if not isinstance(input, Mapping):
+        raise Misfit("`input` is not an object with `messages`")
+    reading = Reading(tools=input.get("tools"), tools_path="input.tools")
+    reading.response_format, reading.response_format_path = input.get("response_format"), "input.response_format"
+    reading.extend(listed(input.get("messages"), "input.messages"), "input.messages")
+    reading.given()
+    reading.rejected = Reading()
+    better, worse = (next((key for key in keys if key in row), keys[0]) for keys in (_PREFERRED, _REJECTED))
+    _add_output(reading, row.get(better), better)
+    _add_output(reading.rejected, row.get(worse), worse)
+    _compare(reading, better, worse, report)
+    return reading
+
+
+def _read_trl(row: Row, report: Report) -> Reading:
+    reading = Reading(tools=row.get("tools"))
+    add_system(reading, row)
+    chosen, rejected = (_alternative(row.get(key), key) for key in ("chosen", "rejected"))
+    prompt = row.get("prompt")
+    shared = _shared(chosen.messages, rejected.messages)
+    if shared == 0 and prompt is None:
+        what = "there is no `prompt`, and chosen and rejected do not begin with the same messages"
+        report(Problem("error", "no-prompt", what, "add the column `prompt`", "chosen"))
+    elif shared:  # the alternatives bring their prompt; a column `prompt` then repeats it
+        if not _repeats(prompt, chosen.messages[:shared]):
+            what = "`prompt` is not what chosen and rejected begin with: left out"
+            report(Problem("warning", "prompt-differs", what, "leave it out, or take it out of the two", "prompt"))
+        reading.messages += chosen.messages[:shared]
+        reading.paths += chosen.paths[:shared]
+        reading.made |= chosen.made
+    elif isinstance(prompt, str):
+        reading.add("prompt", "user", prompt)
+    else:
+        reading.extend(listed(prompt, "prompt"), "prompt")
+    reading.given()
+    reading.messages += chosen.messages[shared:]
+    reading.paths += chosen.paths[shared:]
+    reading.made |= chosen.made
+    reading.rejected = Reading(rejected.messages[shared:], rejected.paths[shared:], rejected.made)
+    _compare(reading, "chosen", "rejected", report)
+    return reading
+
+
+def _alternative(value: object, path: str) -> Reading:
+    """A list of messages, a transcript of Human and Assistant, or the text of one answer."""
+    reading = Reading()
+    speakers = list(_SPEAKER.finditer(value)) if isinstance(value, str) else []
+    if not isinstance(value, str) or not speakers or value[: speakers[0].start()].strip():
+        _add_output(reading, value, path)
+        return reading
+    ends = [*(speaker.start() for speaker in speakers[1:]), len(value)]
+    for speaker, end in zip(speakers, ends, strict=True):
+        role = "user" if speaker[1] == "Human" else "assistant"
+        reading.add(path, role, value[speaker.end() : end].strip())
+    return reading
+
+
+def _add_output(reading: Reading, value: object, path: str) -> None:
+    if isinstance(value, str):
+        reading.add(path, "assistant", value)
+    elif isinstance(value, Mapping):
+        reading.messages.append(value)
+        reading.paths.append(path)
+    else:
+        reading.extend(listed(value, path), path)
+
+
+def _shared(chosen: list[Any], rejected: list[Any]) -> int:
+    """How many messages both begin with, if they bring their prompt: what an assistant alone says is no prompt."""
+    if not chosen or not isinstance(chosen[0], Mapping) or chosen[0].get("role") in _OUTPUTS:
+        return 0
+    count = 0
+    while count < min(len(chosen), len(rejected)) - 1 and chosen[count] == rejected[count]:
+        count += 1
+    return count
+
+
+def _repeats(prompt: object, shared: list[Any]) -> bool:
+    """Whether a column `prompt` adds nothing to the shared messages: it is null, themselves, or the text of one."""
+    texts = [message.get("content") for message in shared if isinstance(message, Mapping)]
+    return prompt is None or prompt == shared or prompt in texts
+
+
+def _compare(reading: Reading, better_key: str, worse_key: str, report: Report) -> None:
+    assert reading.rejected is not None
+    if not reading.rejected.messages or len(reading.messages) == reading.prompt:
+        missing = worse_key if not reading.rejected.messages else better_key
+        report(Problem("error", "no-alternative", "one of the two alternatives is empty", path=missing))
+    elif reading.messages[reading.prompt :] == reading.rejected.messages:
+        what = "both alternatives are the same: there is nothing to prefer"
+        report(Problem("warning", "equal-alternatives", what, "remove the row", reading.rejected.paths[0]))
+
+
+FORMATS = (
+    RowFormat(
+        "openai-preference",
+        _matches_openai,
+        _read_openai,
+        frozenset({"input", *_PREFERRED, *_REJECTED}),
+    ),
+    RowFormat(
+        "trl-preference",
+        lambda row: "chosen" in row and "rejected" in row,
+        _read_trl,
+        frozenset({"prompt", "chosen", "rejected", "tools", "system", "messages"}),
+    ),
+)

@@ -1,0 +1,104 @@
+"""What a format makes of a row, before it becomes a conversation: chat messages that know their place in the row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ossia.data.formats.loose import loads
+from ossia.data.settings import Format
+from ossia.harmony.chat import THOUGHT_KEYS
+from ossia.harmony.conversation import Message
+from ossia.harmony.problem import Report
+
+Row = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Reading:
+    """A row as OpenAI's chat messages."""
+
+    messages: list[Any] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    """Place of each message in the row's own JSON, such as `conversations[3].value`."""
+    made: set[str] = field(default_factory=set)
+    """Those places where the row has another form than a chat message, so that no `.content` continues them."""
+    tools: object = None
+    """As in a chat request, or its JSON text."""
+    tools_path: str = "tools"
+    tool_paths: list[str] = field(default_factory=list)
+    """Place of each tool, where that is not `tools_path[i]`."""
+    prompt: int = 0
+    """How many messages are the prompt, which the alternatives of a preference pair share."""
+    rejected: Reading | None = None
+    """Of a preference pair: the worse alternative to the messages after the prompt."""
+    effort: object = None
+    effort_path: str = "reasoning_effort"
+    response_format: object = None
+    """As in a chat request: {"type": "json_schema", "json_schema": {...}}."""
+    response_format_path: str = "response_format"
+    literal: tuple[Message, ...] | None = None
+    """Harmony messages, system message included, in place of all the above."""
+
+    def add(self, path: str, role: str, content: object, **fields: Any) -> None:
+        """Append a chat message made of something else. Fields that are None are left out."""
+        given = {key: value for key, value in fields.items() if value is not None}
+        self.messages.append({"role": role, "content": content, **given})
+        self.paths.append(path)
+        self.made.add(path)
+
+    def extend(self, messages: list[Any], path: str) -> None:
+        """Append a list that stands in the row as it is."""
+        self.messages += messages
+        self.paths += [f"{path}[{index}]" for index in range(len(messages))]
+
+    def given(self) -> None:
+        """What was read so far is a prompt: its assistant messages are context, unless they have a weight."""
+        for index, message in enumerate(self.messages):
+            if isinstance(message, Mapping) and message.get("role") == "assistant" and message.get("weight") is None:
+                self.messages[index] = {**message, "weight": 0}
+        self.prompt = len(self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class RowFormat:
+    """A format by name: whether a row is of it, and how it is read."""
+
+    name: Format
+    matches: Callable[[Row], bool]
+    read: Callable[[Row, Report], Reading]
+    """Faults of parts go to the report; raises Misfit where nothing can be made of the row."""
+    keys: frozenset[str]
+    """Keys of the row that `read` takes. Every other stays with the conversation as `extra`."""
+
+
+class Misfit(Exception):  # noqa: N818
+    """The row has not the shape of the format. The message ends the sentence "Not a row of the format x: "."""
+
+
+def listed(value: object, path: str) -> list[Any]:
+    """A list, or the JSON text of one as CSV files and some data sets have it.
+
+    Raises:
+        Misfit: it is neither.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = loads(value)
+        except ValueError as error:
+            raise Misfit(f"`{path}` is not a list of messages: {error}") from error
+    if not isinstance(value, list):
+        raise Misfit(f"`{path}` is not a list of messages")
+    return value
+
+
+def add_system(reading: Reading, row: Row) -> None:
+    """Instructions from a column `system`. An empty one says nothing."""
+    if row.get("system"):
+        reading.add("system", "system", row["system"])
+
+
+def row_thought(row: Row) -> str | None:
+    """The thought of a row that has it in a column of its own."""
+    return next((row[key] for key in THOUGHT_KEYS if isinstance(row.get(key), str)), None)

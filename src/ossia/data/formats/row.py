@@ -1,0 +1,120 @@
+"""What every format has in common: columns by another name, settings of a row, and what else the row says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ossia.data.formats.reading import Reading, Row
+from ossia.harmony.conversation import Effort
+from ossia.harmony.problem import Problem, Report
+from ossia.harmony.request import EFFORTS
+
+NEVER_EXTRA = frozenset({"chat_template_kwargs", "parallel_tool_calls"})
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row under the format's keys. A column that is renamed to a key takes the place of one of that name."""
+    if not columns:
+        return row
+    kept = {key: value for key, value in row.items() if key not in columns}
+    return {**kept, **{key: row[column] for column, key in columns.items() if column in row}}
+
+
+def missing_columns(row: Row, columns: Mapping[str, str]) -> list[Problem]:
+    """An error for every renamed column that the row lacks."""
+    keys = ", ".join(map(str, row)) or "(none)"
+    do = "correct data.columns; it names columns of the rows, each with the key it stands for"
+    return [
+        Problem("error", "column", f"the row has no column {column!r} (for `{key}`); keys: {keys}", do)
+        for column, key in columns.items()
+        if column not in row
+    ]
+
+
+def under_column_names(report: Report, columns: Mapping[str, str]) -> Report:
+    """A report whose places begin with the row's own column names."""
+    if not columns:
+        return report
+    names = {key: column for column, key in columns.items()}
+
+    def renaming(problem: Problem) -> None:
+        head = problem.path.partition(".")[0].partition("[")[0]
+        report(replace(problem, path=names.get(head, head) + problem.path[len(head) :]))
+
+    return renaming
+
+
+def in_the_row(report: Report, reading: Reading) -> Report:
+    """A report that turns places in the chat messages and tools into places in the row.
+
+    A message that the row has in another form has no `.content` there: its own place is the end.
+    """
+    made = reading.made | reading.rejected.made if reading.rejected else reading.made
+
+    def placing(problem: Problem) -> None:
+        path = problem.path
+        if path == "tools" or path.startswith("tools["):
+            path = _tool_place(path, reading)
+        elif path == "response_format":
+            path = reading.response_format_path
+        elif made:
+            while path and path not in made:
+                path = path.rpartition(".")[0]
+        report(replace(problem, path=path or problem.path))
+
+    return placing
+
+
+def _tool_place(path: str, reading: Reading) -> str:
+    index, _, rest = path.removeprefix("tools[").partition("]")
+    if path == "tools" or not index.isdecimal():
+        return reading.tools_path + path.removeprefix("tools")
+    if int(index) < len(reading.tool_paths):
+        return reading.tool_paths[int(index)]
+    return f"{reading.tools_path}[{index}]{rest}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """What a row says of its system message; None where it is silent."""
+
+    effort: Effort | None
+    identity: str | None
+    date: str | None
+    builtin_tools: tuple[str, ...]
+
+
+def settings_of(row: Row, reading: Reading, report: Report) -> RowSettings:
+    """Effort, identity, date and built-in tools from TRL's `chat_template_kwargs`, or from the row."""
+    kwargs = row.get("chat_template_kwargs")
+    kwargs = kwargs if isinstance(kwargs, Mapping) else {}
+
+    def setting(key: str) -> tuple[Any, str]:
+        return (kwargs[key], f"chat_template_kwargs.{key}") if key in kwargs else (row.get(key), key)
+
+    effort, path = setting("reasoning_effort")
+    if effort is None:
+        effort, path = reading.effort, reading.effort_path
+    if effort is not None and effort not in EFFORTS:
+        report(Problem("error", "effort", f"reasoning_effort is {effort!r}, not {', '.join(EFFORTS)}", path=path))
+    texts: dict[str, str | None] = {}
+    for key in ("model_identity", "current_date"):
+        value, path = setting(key)
+        if value is not None and not isinstance(value, str):
+            report(Problem("error", "not-text", f"{key} is not text", path=path))
+        texts[key] = value if isinstance(value, str) else None
+    names, path = setting("builtin_tools")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        report(Problem("error", "unknown-builtin", "builtin_tools is not a list of names", path=path))
+        names = None
+    known = next((name for name in EFFORTS if name == effort), None)
+    return RowSettings(known, texts["model_identity"], texts["current_date"], tuple(names or ()))
+
+
+def extra_of(row: Row, taken: Collection[str]) -> dict[str, Any]:
+    """What the format does not take: an expected answer, labels, an id."""
+    return {
+        key: value for key, value in row.items() if key not in taken and key not in NEVER_EXTRA and value is not None
+    }

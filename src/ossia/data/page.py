@@ -1,0 +1,67 @@
+"""Training examples as one HTML file that needs nothing else: for a colleague, a review, an issue.
+
+One page per conversation, one tab per trained turn. Every token is visible, coloured by channel; trained ones stand on
+a ground of their own; control tokens are set apart. The id of a token shows when the pointer rests on it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+
+from ossia.data.rendered import Example, Rendered
+from ossia.harmony.preview import pieces
+from ossia.harmony.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
+
+
+def page(title: str, conversations: Iterable[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the text of the page in pieces. A link to `#3` opens the fourth conversation.
+
+    Args:
+        conversations: each with remarks to be shown above it, such as its problems.
+    """
+    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    before, after = template.split("<!--conversations-->")
+    yield before.replace("<!--title-->", html.escape(title))
+    for conversation, remarks in conversations:
+        yield from _section(conversation, remarks, vocabulary)
+    yield after
+
+
+def _section(conversation: Rendered, remarks: list[str], vocabulary: Vocabulary) -> Iterator[str]:
+    examples = conversation.examples
+    yield f'<section class="conversation" data-name="{html.escape(conversation.source)}">\n'
+    yield f"<h2>{html.escape(conversation.source)}</h2>\n"
+    if remarks:
+        yield "<ul class=remarks>" + "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks) + "</ul>\n"
+    yield "<div class=tabs>"
+    for index, example in enumerate(examples):
+        pressed = "true" if index == len(examples) - 1 else "false"
+        yield f'<button data-turn="{index}" aria-pressed="{pressed}">turn {example.turn + 1}</button>'
+    yield "</div>\n"
+    for index, example in enumerate(examples):
+        hidden = "" if index == len(examples) - 1 else " hidden"
+        yield f'<div class="turn" data-turn="{index}"{hidden}>{_caption(example)}\n'
+        yield f"<pre>{_tokens(example, vocabulary)}</pre></div>\n"
+    yield "</section>\n"
+
+
+def _caption(example: Example) -> str:
+    length, trained = len(example), example.trained_tokens
+    dropped = f", {example.dropped_turns} old turns left out" if example.dropped_turns else ""
+    return f"<p>{length:,} tokens, {trained:,} trained ({trained / length:.0%}){dropped}</p>"
+
+
+def _tokens(example: Example, vocabulary: Vocabulary) -> str:
+    ids, weights, channels = example.ids, example.weights, example.channels
+    parts: list[str] = []
+    for start, stop, text in pieces(ids, vocabulary):
+        if ids[start] == START:
+            parts.append(("</div>" if parts else "") + '<div class="m">')
+        control = STARTOFTEXT <= ids[start] < VOCABULARY_SIZE
+        classes = f"{channels[start]}{' on' * (weights[start] > 0)}{' ctl' * control}"
+        weight = f' data-w="{weights[start]:g}"' if weights[start] not in (0, 1) else ""
+        shown = html.escape(text).replace("\n", "⏎\n")
+        parts.append(f'<i class="{classes}" data-i="{ids[start:stop]}"{weight}>{shown}</i>')
+    return "".join(parts) + ("</div>" if parts else "")

@@ -1,0 +1,169 @@
+"""ossia data, as a person and as a program would use it: processes of their own, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ossia.data import DataSettings, compile_sources
+from ossia.harmony.vocabulary import Vocabulary
+
+U, A = {"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2", "thinking": "easy <b>"}
+ROWS: list[Any] = [
+    {"messages": [{"role": "system", "content": "Be brief."}, U, A, {"role": "user", "content": "And 2+2?"}, A]},
+    {"messages": [U, {"role": "asistant", "content": "x"}]},
+    {"prompt": "Say hi", "completion": "<think>greet</think>Hi 👋"},
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    return tmp_path
+
+
+def ossia(place: Path, *arguments: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "ossia", *arguments],
+        cwd=place, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1", **env}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_show_prints_one_json_object_per_training_example(place: Path, tokenizer_folder: Path) -> None:
+    lines = [json.loads(line) for line in ossia(place, "data", "show", "d.jsonl", "--json").stdout.splitlines()]
+    expected = compile_sources(place / "d.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples
+    assert [(x["file"], x["row"], x["turn"], x["format"]) for x in lines] == [
+        ("d.jsonl", 1, 1, "openai"),
+        ("d.jsonl", 1, 2, "openai"),
+        ("d.jsonl", 3, 1, "prompt-completion"),
+    ]
+    for line, example in zip(lines, expected, strict=True):
+        assert (line["input_ids"], line["channel"]) == (example.ids, example.channels)
+        assert line["trained"] == [int(weight > 0) for weight in example.weights] and "weight" not in line
+    weighted = ossia(place, "data", "show", "d.jsonl", "--json", "--set", "data.channel_weights={analysis: 0.5}")
+    first = json.loads(weighted.stdout.splitlines()[0])
+    assert set(first["weight"]) == {0.0, 0.5, 1.0} and first["trained"] == lines[0]["trained"]
+
+
+def test_show_draws_the_row_that_is_asked_for(place: Path) -> None:
+    shown = ossia(place, "data", "show", "d.jsonl", "--row", "3").stdout
+    assert shown.startswith("d.jsonl:3 turn 1:") and "«<|channel|>analysis<|message|>greet<|end|>" in shown
+    assert ossia(place, "data", "show", "d.jsonl").stdout.count("d.jsonl:1 turn") == 2
+    refused = ossia(place, "data", "show", "d.jsonl", "--row", "2", code=2).stderr
+    assert "row 2 cannot be used" in refused and "unknown role 'asistant'" in refused
+    assert "there is no row 9" in ossia(place, "data", "show", "d.jsonl", "--row", "9", code=2).stderr
+    assert "exclude each other" in ossia(place, "data", "show", "d.jsonl", "--json", "--html", "x", code=2).stderr
+
+
+def test_show_writes_a_page_that_needs_nothing_else(place: Path, tokenizer_folder: Path) -> None:
+    ossia(place, "data", "show", "d.jsonl", "--html", "page.html")
+    page = (place / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", page)
+    sections = re.findall(r'<section class="conversation".*?</section>', page, re.DOTALL)
+    assert [re.search(r'data-name="([^"]*)"', s)[1] for s in sections] == ["d.jsonl:1", "d.jsonl:3"]  # type: ignore[index]
+    assert [len(re.findall(r"<button data-turn", s)) for s in sections] == [2, 1]
+    vocabulary = Vocabulary.load(tokenizer_folder)
+    examples = compile_sources(place / "d.jsonl", vocabulary, DataSettings()).examples
+    turns = [turn for section in sections for turn in re.findall(r"<pre>(.*?)</pre>", section, re.DOTALL)]
+    for turn, example in zip(turns, examples, strict=True):
+        tokens = re.findall(r'<i class="([^"]*)" data-i="\[([^\]]*)\]">', turn)
+        ids = [int(id) for _, listed in tokens for id in listed.split(",")]
+        trained = [" on" in classes for classes, listed in tokens for _ in listed.split(",")]
+        assert ids == example.ids and trained == [weight > 0 for weight in example.weights]
+        assert "easy <b>" not in turn  # other people's text is never markup
+    assert "&lt;|channel|&gt;" in turns[0] and "👋" in turns[2]
+
+
+def test_check_names_rows_and_exits_with_2(place: Path) -> None:
+    done = ossia(place, "data", "check", "d.jsonl", code=2)
+    assert "d.jsonl:2 messages[1].role: error: unknown role 'asistant' (did you mean \"assistant\"?)" in done.stdout
+    assert "3 rows (2 openai, 1 prompt-completion): 2 usable, 1 errors" in done.stdout
+    found = json.loads(ossia(place, "data", "check", "d.jsonl", "--json", code=2).stdout)
+    assert (found["rows"], found["usable"], found["errors"]) == (3, 2, 1)
+    assert [(p["line"], p["code"], p["path"]) for p in found["problems"] if p["level"] == "error"] == [
+        (2, "unknown-role", "messages[1].role")
+    ]
+
+
+def test_check_sums_up_many_problems_of_a_kind(place: Path) -> None:
+    rows = [{"prompt": f"Question {n}?", "completion": f"Reply {n}."} for n in range(30)]
+    (place / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = ossia(place, "data", "check", "d.jsonl").stdout
+    assert told.count("no chain of thought") == 20 and "and 10 more of no-thought (--all prints them)" in told
+    assert ossia(place, "data", "check", "d.jsonl", "--all").stdout.count("no chain of thought") == 30
+    assert len(json.loads(ossia(place, "data", "check", "d.jsonl", "--json").stdout)["problems"]) == 30
+
+
+def test_a_preference_pair_shows_both_sides_and_trains_one(place: Path) -> None:
+    (place / "d.jsonl").write_text(json.dumps({"prompt": "2+2?", "chosen": "4", "rejected": "5"}))
+    shown = ossia(place, "data", "show", "d.jsonl")
+    assert shown.stdout.count("d.jsonl:1 turn 1") == 2 and "rejected: not trained" in shown.stdout
+    assert "the rejected one is not" in shown.stderr
+    (line,) = ossia(place, "data", "show", "d.jsonl", "--json").stdout.splitlines()
+    assert json.loads(line)["format"] == "trl-preference"
+
+
+def test_check_against_held_out_data(place: Path) -> None:
+    (place / "test.jsonl").write_text(json.dumps(ROWS[2]) + "\n", encoding="utf-8")
+    done = ossia(place, "data", "check", "d.jsonl", "--against", "test.jsonl", code=2)
+    assert "test.jsonl:1: warning: the training data have the same conversation: d.jsonl:3" in done.stdout
+
+
+def test_check_writes_a_repaired_copy(place: Path) -> None:
+    done = ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.jsonl")
+    assert "d.jsonl:2: messages[1].role: role 'asistant' -> 'assistant'" in done.stdout
+    assert "3 rows: 2 unchanged, 1 repaired, 0 left out" in done.stdout
+    assert "0 errors" in ossia(place, "data", "check", "fixed.jsonl").stdout
+    assert "exists already" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.jsonl", code=2).stderr
+
+
+def test_stats_count_and_tell_what_trees_save(place: Path) -> None:
+    told = ossia(place, "data", "stats", "d.jsonl", "--at", "64,100").stdout
+    assert "2 conversations, 3 examples" in told and "shared prefixes:" in told and "longer than: 64:" in told
+    counted = json.loads(ossia(place, "data", "stats", "d.jsonl", "--json").stdout)
+    assert counted["rows"] == 2 and counted["turns"] == {"1": 1, "2": 1}
+    assert 0 < counted["tree_tokens_across"] < counted["tree_tokens"] < counted["tokens"]
+    assert "lengths are whole numbers" in ossia(place, "data", "stats", "d.jsonl", "--at", "1k", code=2).stderr
+
+
+def test_a_template_is_compared_on_the_users_data(place: Path) -> None:
+    from ossia.harmony import chat_template
+
+    (place / "same.jinja").write_text(chat_template(), encoding="utf-8")
+    (place / "other.jinja").write_text(chat_template().replace("Knowledge cutoff", "Cutoff"), encoding="utf-8")
+    (place / "broken.jinja").write_text("{{ raise_exception('no') }}", encoding="utf-8")
+    (place / "d.jsonl").write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
+    same = ossia(place, "data", "show", "d.jsonl", "--compare-template", "same.jinja").stdout
+    assert same == "1 conversations, 1 with equal tokens, 0 places where same.jinja differs\n"
+    other = ossia(place, "data", "show", "d.jsonl", "--compare-template", "other.jinja").stdout
+    assert "Knowledge" in other and "1 conversations, 0 with equal tokens, 1 places" in other
+    broken = ossia(place, "data", "show", "d.jsonl", "--compare-template", "broken.jinja").stdout
+    assert "the template refuses it" in broken
+    refused = ossia(place, "data", "show", "d.jsonl", "--compare-template", "missing.jinja", code=2).stderr
+    assert "missing.jinja" in refused
+
+
+def test_a_recipe_in_place_of_files(place: Path) -> None:
+    (place / "r.yaml").write_text(
+        "data:\n  train:\n    - path: d.jsonl\n      limit: 1\n  max_tokens: 128\ntrain: {tokens_per_pass: 128}\n"
+    )
+    assert "1 usable" in ossia(place, "data", "check", "r.yaml").stdout
+    (place / "r.yaml").write_text("data:\n  train:\n    - pth: d.jsonl\n")
+    refused = ossia(place, "data", "check", "r.yaml", code=2).stderr
+    assert "r.yaml:3" in refused and "did you mean path?" in refused
+
+
+def test_a_closed_pipe_ends_quietly(place: Path) -> None:
+    command = f"{sys.executable} -m ossia data show d.jsonl --json | head -c 1"
+    done = subprocess.run(command, cwd=place, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{" and "Traceback" not in done.stderr

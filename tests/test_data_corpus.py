@@ -1,0 +1,154 @@
+"""What many rows show together: near-duplicates against an exhaustive search, leaks, effort labels."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ossia.data import DataSettings, Rendered, compile_sources
+from ossia.data.compile import _facts
+from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
+from ossia.data.examples import render
+from ossia.data.stats import distinct_tokens, languages, statistics
+from ossia.harmony import conversation as c
+from ossia.harmony.vocabulary import Vocabulary
+
+ROOMY = DataSettings(max_tokens=100_000)
+WORDS = [
+    f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "pu", "ra", "si", "to") for b in ("ban", "dal", "fer", "gim", "hos")
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer_folder: Path) -> Vocabulary:
+    return Vocabulary.load(tokenizer_folder)
+
+
+def made(vocabulary: Vocabulary, place: str, *messages: c.Message, effort: c.Effort = "medium") -> Rendered:
+    conversation = c.Conversation(messages, c.SystemSettings(effort=effort), "Always the same instructions. " * 20)
+    rendered = render(c.Conversation(**{**fields(conversation), "source": place}), vocabulary, ROOMY)
+    rendered.facts = _facts(conversation, rendered)
+    return rendered
+
+
+def fields(conversation: c.Conversation) -> dict[str, object]:
+    return {name: getattr(conversation, name) for name in ("messages", "system", "instructions", "tools", "extra")}
+
+
+def words(rng: random.Random, count: int) -> list[str]:
+    return [rng.choice(WORDS) for _ in range(count)]
+
+
+def runs(conversation: Rendered) -> set[tuple[int, ...]]:
+    """The judge's own five-token runs of what is said after the developer message."""
+    tokens: list[int] = []
+    for index, kind in enumerate(conversation.kinds):
+        if kind != "s":
+            tokens += conversation.tokens[conversation.bounds[4 * index + 1] : conversation.bounds[4 * index + 2]]
+    return {tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)}
+
+
+def test_near_duplicates_are_those_of_an_exhaustive_search(vocabulary: Vocabulary) -> None:
+    rng = random.Random(0)
+    conversations: list[Rendered] = []
+    for number in range(60):
+        text = words(rng, 150)
+        conversations.append(made(vocabulary, f"d:{2 * number + 1}", c.user("q"), c.answer(" ".join(text))))
+        for place in rng.sample(range(150), rng.choice([1, 2, 4, 12])):
+            text[place] = "changed"
+        conversations.append(made(vocabulary, f"d:{2 * number + 2}", c.user("q"), c.answer(" ".join(text))))
+    expected, kept = set(), list[Rendered]()
+    for conversation in conversations:
+        own = runs(conversation)
+        if any(len(own & runs(other)) / len(own | runs(other)) >= SIMILAR for other in kept):
+            expected.add(conversation.source)
+        else:
+            kept.append(conversation)
+    found = {problem.where.strip() for problem in near_duplicates(conversations)}
+    assert 20 < len(expected) < 60 and found <= expected
+    assert len(found) >= 0.95 * len(expected)  # MinHash may miss a pair at the threshold, never invent one
+
+
+def test_exact_duplicates_and_short_rows_are_not_near_duplicates(vocabulary: Vocabulary) -> None:
+    long = c.answer(" ".join(words(random.Random(1), 60)))
+    same = [made(vocabulary, f"d:{n}", c.user("q"), long) for n in (1, 2)]
+    short = [made(vocabulary, f"d:{n}", c.user("Hi there"), c.answer(f"Hello {n}")) for n in (3, 4)]
+    assert near_duplicates(same + short) == []
+
+
+def test_leaks_name_both_rows(vocabulary: Vocabulary) -> None:
+    rng = random.Random(2)
+    text = words(rng, 100)
+    train = [
+        made(vocabulary, "train:1", c.user("What is 2 + 2?"), c.answer("4")),
+        made(vocabulary, "train:2", c.user("Tell me."), c.answer(" ".join(text))),
+    ]
+    text[50] = "changed"
+    test = [
+        made(vocabulary, "test:1", c.user("What is 2 + 2?"), c.thought("Easy."), c.answer("Four.")),
+        made(vocabulary, "test:2", c.user("Do tell me!"), c.answer(" ".join(text))),
+        made(vocabulary, "test:3", c.user("What is 2 + 3?"), c.answer("5")),
+        made(vocabulary, "test:4", c.user("What is 2 + 2?"), c.answer("4")),
+    ]
+    found = {problem.where.strip(): problem.what for problem in leaks(train, test)}
+    assert set(found) == {"test:1", "test:2", "test:4"}
+    assert "same question: train:1" in found["test:1"] and "nearly the same conversation: train:2" in found["test:2"]
+    assert "same conversation: train:1" in found["test:4"]
+
+
+def test_effort_labels_that_the_thoughts_contradict(vocabulary: Vocabulary) -> None:
+    def row(place: str, effort: c.Effort, length: int) -> Rendered:
+        return made(vocabulary, place, c.user(place), c.thought("word " * length), c.answer("a"), effort=effort)
+
+    rows = [row("d:1", "low", 1500), row("d:2", "high", 3), row("d:3", "low", 20), row("d:4", "high", 2000)]
+    assert [(problem.where.strip(), problem.code) for problem in effort_labels(rows)] == [
+        ("d:1", "effort-length"),
+        ("d:2", "effort-length"),
+    ]
+    swapped = [row("d:1", "low", 300), row("d:2", "high", 100)]
+    (problem,) = effort_labels(swapped)
+    assert "swapped" in problem.do and problem.where == ""
+    assert effort_labels([row("d:1", "low", 100), row("d:2", "high", 300)]) == []
+    assert effort_labels([made(vocabulary, "d:1", c.user("q"), c.answer("a"), effort="high")]) == []
+
+
+def test_tree_tokens_are_the_nodes_of_the_prefix_tree(vocabulary: Vocabulary) -> None:
+    rng = random.Random(3)
+    conversations = []
+    for number in range(12):
+        messages: list[c.Message] = []
+        for _ in range(rng.randint(1, 5)):
+            thought = [c.thought(" ".join(words(rng, 9)))] * rng.randint(0, 1)
+            messages += [c.user(" ".join(words(rng, 5))), *thought, c.answer(" ".join(words(rng, 7)))]
+        conversations.append(made(vocabulary, f"d:{number}", *messages))
+    nodes = [
+        {tuple(example.ids[:stop]) for example in conversation.examples for stop in range(1, len(example) + 1)}
+        for conversation in conversations
+    ]
+    found = statistics(conversations)
+    assert found.tree_tokens == sum(map(len, nodes)) < found.tokens
+    assert found.tree_tokens_across == len(set().union(*nodes)) < found.tree_tokens
+    assert 0 < found.saved_share < 1 and distinct_tokens([]) == 0
+
+
+def test_languages_are_told(vocabulary: Vocabulary) -> None:
+    french = "Je pense que la réponse dépend de la distance entre les deux villes."
+    said = (c.user("Where is the station, please?"), c.thought(french), c.answer("Là-bas, à gauche de la mairie."))
+    rows = [made(vocabulary, f"d:{n}", *said) for n in range(3)]
+    assert languages(rows, vocabulary) == {"user": {"en": 3}, "analysis": {"fr": 3}, "final": {"fr": 3}}
+
+
+def test_statistics_tell_tools_efforts_and_labels(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    call = '{"id": "1", "function": {"name": "clock", "arguments": "{}"}}'
+    (tmp_path / "d.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "time?"}, {"role": "assistant", "tool_calls": [' + call + "]},"
+        '{"role": "tool", "tool_call_id": "1", "content": "12"}, {"role": "assistant", "content": "Noon."}],'
+        '"tools": [{"type": "function", "function": {"name": "clock"}}], "reasoning_effort": "high"}\n'
+        '{"reasoning_language": "French", "messages": [{"role": "user", "content": "a"},'
+        '{"role": "assistant", "content": "b", "thinking": "c"}]}\n'
+    )
+    found = statistics(compile_sources(tmp_path / "d.jsonl", vocabulary, cache=False).conversations)
+    assert found.tools == {"functions.clock": 1} and found.with_tools == 1
+    assert found.efforts == {"high": 1, "medium": 1} and found.reasoning_languages == {"French": 1}
