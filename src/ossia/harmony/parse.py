@@ -152,10 +152,7 @@ class Parser:
         data = self._unfinished + self._bytes(id) if self._unfinished else self._bytes(id)
         text, used = codecs.utf_8_decode(data, "replace", False)
         self._unfinished = data[used:] if used < len(data) else b""
-        if not text:
-            return []
-        self._parts.append(text)
-        return [Delta(len(self._messages) - 1, text)]
+        return self._grow(text)
 
     def _push_special(self, id: int) -> list[Delta]:
         at = self._count - 1
@@ -259,8 +256,7 @@ class Parser:
             if has_text and text_before_channel(self._author(draft), draft.implied_role):
                 repair = "text before <|channel|>: a message of its own"
         else:
-            header = self._read(draft, closed=False)
-            draft.before = header
+            header = draft.before = self._read(draft, closed=False)
             repair = "a second <|channel|> in one header"
             if not header.rest:
                 self._note(repair)
@@ -271,7 +267,8 @@ class Parser:
             self._begin_header(CHANNEL, at)
             return deltas
         draft.channel = len(draft.ids)
-        draft.author_stop = draft.channel if draft.author_stop is None else draft.author_stop
+        if draft.author_stop is None:
+            draft.author_stop = draft.channel
         draft.ids.append(CHANNEL)
         return []
 
@@ -292,15 +289,13 @@ class Parser:
         if header.says_nothing or all(id in CONTROL for id in own):
             self._keep_for_the_next(draft, header, stop)
             return []
-        channel, content_start = self._channel_of(header, draft), at
+        channel, content_start, text = self._channel_of(header, draft), at, header.rest
         if draft.channel is None and header.rest == self._author(draft):
             # Text without any header: its tokens are the content.
             content_start = draft.start + draft.own
             header.rest, text = "", self._decode(id for id in own if id not in CONTROL)
             if CONSTRAIN in own:
                 header.repairs.append("<|constrain|> inside the content: left out")
-        else:
-            text = header.rest
         self._start(header, channel, content_start, content_start)
         return self._grow(text) + self._close(stop, at)
 
