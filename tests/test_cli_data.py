@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ossia.data import DataSettings, compile_sources
+from ossia.data.settings import FORMATS
 from ossia.harmony.vocabulary import Vocabulary
 
 U, A = {"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2", "thinking": "easy <b>"}
@@ -111,6 +112,19 @@ def test_a_preference_pair_shows_both_sides_and_trains_one(place: Path) -> None:
     assert "the rejected one is not" in shown.stderr
     (line,) = ossia(place, "data", "show", "d.jsonl", "--json").stdout.splitlines()
     assert json.loads(line)["format"] == "trl-preference"
+
+
+def test_every_sample_is_converted_shown_and_checked() -> None:
+    folder = Path(__file__).parent.parent / "examples" / "formats"
+    found = json.loads(ossia(folder, "data", "check", ".", "--json", code=2).stdout)
+    assert set(found["formats"]) == set(FORMATS) - {"auto"}
+    assert [(p["file"], p["line"], p["code"]) for p in found["problems"] if p["level"] == "error"] == [
+        ("openr1.jsonl", 3, "no-correct-trace")
+    ]
+    lines = [json.loads(line) for line in ossia(folder, "data", "show", ".", "--json").stdout.splitlines()]
+    assert {(Path(line["file"]).stem, line["format"]) for line in lines} == {(f, f) for f in FORMATS if f != "auto"}
+    assert all(len(line["input_ids"]) == len(line["trained"]) == len(line["channel"]) for line in lines)
+    assert all(any(line["trained"]) for line in lines)
 
 
 def test_check_against_held_out_data(place: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import fuzz_examples
 import harmony_samples as samples
-from ossia.data import DataSettings, examples_of, statistics
-from ossia.data.examples import kinds_of, render, turns_of
+from ossia.data import DataSettings, Example, examples_of, statistics
+from ossia.data.examples import kinds_of, rejected_example, render, turns_of
 from ossia.harmony import conversation as c
 from ossia.harmony.problem import Problem
-from ossia.harmony.render import render_prompt
-from ossia.harmony.vocabulary import CALL, END, RETURN, Vocabulary
+from ossia.harmony.vocabulary import Vocabulary
 
 ROOMY = DataSettings(max_tokens=100_000)
 
@@ -62,30 +62,23 @@ def test_a_turn_with_a_tool_trains_exactly_what_is_sampled(vocabulary: Vocabular
 def test_every_prompt_of_inference_is_a_prefix_and_what_follows_is_trained(vocabulary: Vocabulary, order) -> None:
     """At the start of the turn and after each tool result, the server renders a prompt; training must have seen it."""
     rng, boundaries = random.Random(31), 0
-    settings = replace(ROOMY, order=order)
-    for _ in range(150):
-        conversation = samples.conversation(rng)
-        turns = turns_of(kinds_of(conversation.messages))
-        examples = examples_of(conversation, vocabulary, settings)
-        assert [example.turn for example in examples] == list(range(len(turns)))
-        for example, (start, stop) in zip(examples, turns, strict=True):
-            resumes = [i + 1 for i in range(start, stop - 1) if conversation.messages[i].role == "tool"]
-            expected = [0.0] * len(example.ids)
-            for resume in [start, *resumes]:
-                boundaries += 1
-                prompt = render_prompt(
-                    replace(conversation, messages=conversation.messages[:resume]), vocabulary, order
-                )
-                assert example.ids[: len(prompt)] == prompt
-                end = next(i for i in range(len(prompt), len(example.ids)) if _stops(example.ids, i))
-                expected[len(prompt) : end + 1] = [1.0] * (end + 1 - len(prompt))
-            assert example.weights == expected
-            assert len(example.channels) == len(example.ids)
-    assert boundaries > 250
+    for _ in range(400):
+        seen, faults = fuzz_examples.check(samples.conversation(rng), vocabulary, order)
+        assert faults == []
+        boundaries += seen
+    assert boundaries > 900
 
 
-def _stops(ids: list[int], position: int) -> bool:
-    return ids[position] in (CALL, RETURN) or (ids[position] == END and position + 1 == len(ids))
+@pytest.mark.parametrize("harm", ["weights", "ids"])
+def test_the_judge_of_examples_can_fail(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    conversation = c.Conversation((c.user("1"), c.call("f", "{}"), c.tool_result("f", "r"), c.answer("a")))
+    assert fuzz_examples.check(conversation, vocabulary, "channel-first") == (2, [])
+    right = getattr(Example, harm).fget
+    for place in (5, -1):
+        broken = property(lambda self, place=place: [x + (i == place % len(self)) for i, x in enumerate(right(self))])
+        monkeypatch.setattr(Example, harm, broken)
+        if harm == "weights" or place == 5:
+            assert fuzz_examples.check(conversation, vocabulary, "channel-first")[1]
 
 
 def test_context_and_target_make_up_the_whole_turn(vocabulary: Vocabulary) -> None:
@@ -189,3 +182,48 @@ def test_statistics_add_up(vocabulary: Vocabulary) -> None:
     assert sum(n for bound, n in found.histogram.items() if bound <= 256) == sum(len(e.ids) <= 256 for e in examples)
     assert found.longest == max(len(e.ids) for e in examples) and found.median <= found.percentile_95 <= found.longest
     assert 0 < found.trained_share < 1 and statistics([]).trained_share == 0
+
+
+# ------------------------------------------------------------------------------------------------ options and weights
+
+
+def test_channel_weights_scale_and_message_weights_multiply(vocabulary: Vocabulary) -> None:
+    messages = (c.user("1"), c.thought("t"), c.answer("a", 0.5))
+    (example,) = examples_of(c.Conversation(messages), vocabulary, replace(ROOMY, channel_weights={"analysis": 0.25}))
+    found = {(channel, weight) for channel, weight in zip(example.channels, example.weights, strict=True) if weight}
+    assert found == {("analysis", 0.25), ("final", 0.5)}
+    without = replace(ROOMY, channel_weights={"analysis": 0, "final": 2})
+    (example,) = examples_of(c.Conversation(messages), vocabulary, without)
+    assert trained_text(example, vocabulary) == ["<|start|>assistant<|channel|>final<|message|>a<|return|>"]
+    assert set(example.weights) == {0.0, 1.0}
+
+
+def test_lengths_and_counts_need_no_lists(vocabulary: Vocabulary) -> None:
+    rng = random.Random(34)
+    for _ in range(60):
+        limit = rng.choice([60, 200, 100_000])
+        for example in examples_of(samples.conversation(rng), vocabulary, replace(ROOMY, max_tokens=limit)):
+            assert len(example) == len(example.ids) == len(example.weights) == len(example.channels) <= limit
+            assert example.trained_tokens == sum(weight > 0 for weight in example.weights)
+
+
+def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vocabulary) -> None:
+    context = (c.user("1"), c.thought("t"), c.answer("a"), c.user("2"))
+    pair = c.Conversation((*context, c.answer("good")), rejected=(c.thought("hm"), c.answer("bad")))
+    rejected = rejected_example(pair, vocabulary, ROOMY)
+    assert rejected is not None
+    (expected,) = examples_of(
+        c.Conversation((*context, c.thought("hm"), c.answer("bad"))), vocabulary, replace(ROOMY, turns="last")
+    )
+    assert (rejected.ids, rejected.weights, rejected.turn) == (expected.ids, expected.weights, 1)
+    assert all("bad" not in vocabulary.decode(example.ids) for example in examples_of(pair, vocabulary, ROOMY))
+    assert rejected_example(c.Conversation(context[:3]), vocabulary, ROOMY) is None
+
+
+def test_raw_system_messages_last_when_old_turns_go(vocabulary: Vocabulary) -> None:
+    turns = [m for n in range(8) for m in (c.user(f"question {n} " * 10), c.answer(f"answer {n} " * 10))]
+    literal = c.Conversation((c.Message("system", "SYSTEM"), c.Message("developer", "DEV"), *turns), system=None)
+    example = examples_of(literal, vocabulary, replace(ROOMY, max_tokens=150, turns="last"))[0]
+    text = vocabulary.decode(example.ids)
+    assert example.dropped_turns and "SYSTEM" in text and "DEV" in text and "question 7" in text
+    assert "question 0" not in text

@@ -1,0 +1,81 @@
+"""Training examples against the prompts of inference, on random conversations, at every boundary.
+
+Before the turn and after each tool result of it, a server renders a prompt. That prompt must be a prefix of the
+example, and exactly what the model then samples, up to the next stop, must be trained: nothing before, nothing after.
+
+    python tests/fuzz_examples.py --conversations 20000     prints JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from dataclasses import replace
+
+import harmony_samples as samples
+from ossia.data import DataSettings
+from ossia.data.examples import examples_of, kinds_of, turns_of
+from ossia.harmony.conversation import Conversation
+from ossia.harmony.render import HeaderOrder, render_prompt
+from ossia.harmony.vocabulary import CALL, END, RETURN, Vocabulary
+
+
+def check(conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder) -> tuple[int, list[str]]:
+    """Compare all examples of a conversation with its prompts: boundaries looked at, and what is wrong at them."""
+    settings = DataSettings(max_tokens=1_000_000, order=order)
+    turns = turns_of(kinds_of(conversation.messages))
+    examples = examples_of(conversation, vocabulary, settings)
+    boundaries, faults = 0, list[str]()
+    if [example.turn for example in examples] != list(range(len(turns))):
+        return 0, ["there is not one example per turn"]
+    for example, (start, stop) in zip(examples, turns, strict=True):
+        ids, expected = example.ids, [0.0] * len(example)
+        resumes = [i + 1 for i in range(start, stop - 1) if conversation.messages[i].role == "tool"]
+        for resume in [start, *resumes]:
+            boundaries += 1
+            cut = replace(conversation, messages=conversation.messages[:resume])
+            prompt = render_prompt(cut, vocabulary, order)
+            if ids[: len(prompt)] != prompt:
+                faults.append(f"turn {example.turn}, message {resume}: the prompt is no prefix")
+                break
+            end = next(i for i in range(len(prompt), len(ids)) if _stops(ids, i))
+            expected[len(prompt) : end + 1] = [1.0] * (end + 1 - len(prompt))
+        else:
+            if example.weights != expected:
+                faults.append(f"turn {example.turn}: other tokens are trained than are sampled")
+    return boundaries, faults
+
+
+def _stops(ids: list[int], position: int) -> bool:
+    return ids[position] in (CALL, RETURN) or (ids[position] == END and position + 1 == len(ids))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--conversations", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    wanted = parser.parse_args()
+    vocabulary, rng, began = Vocabulary.load(), random.Random(wanted.seed), time.perf_counter()
+    boundaries, faults, examples = 0, list[str](), 0
+    for number in range(wanted.conversations):
+        conversation = samples.conversation(rng)
+        examples += len(turns_of(kinds_of(conversation.messages)))
+        for order in ("channel-first", "recipient-first"):
+            seen, found = check(conversation, vocabulary, order)  # type: ignore[arg-type]
+            boundaries += seen
+            faults += [f"conversation {number}, {order}: {fault}" for fault in found]
+        if number % 2000 == 1999:
+            print(f"{number + 1} conversations", file=sys.stderr)
+    result = {"conversations": wanted.conversations, "examples": examples, "boundaries": boundaries}
+    print(
+        json.dumps(
+            {**result, "faults": len(faults), "first": faults[:3], "seconds": round(time.perf_counter() - began, 1)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
