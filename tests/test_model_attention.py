@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossia.model.attention import attend
+from ossia.kernels import attention as kernel
+from ossia.model.attention import attend, attention_forward
 from ossia.model.batch import Segments
 
 H, K, D = 4, 2, 8
@@ -88,5 +89,93 @@ def test_ranges_that_are_no_forest_are_refused() -> None:
         Segments.of(torch.tensor([[0, 2], [3, 6]]), none, positions)
     with pytest.raises(ValueError, match="end at 4"):
         Segments.of(torch.tensor([[0, 4]]), none, positions)
+    with pytest.raises(ValueError, match="count up by one"):
+        Segments.of(torch.tensor([[0, 3], [3, 6]]), torch.tensor([[1, 0, 3]]), torch.tensor([0, 1, 2, 0, 1, 2]))
     with pytest.raises(ValueError, match="does not lie before"):
         Segments.of(torch.tensor([[0, 3], [3, 6]]), torch.tensor([[1, 2, 4]]), positions)
+
+
+@pytest.mark.parametrize("mode", ["all", "causal", "masked"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_fused_kernel_equals_its_plain_twin(mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with an output and a log-sum-exp that more than these keys went into, and in chunks of a few queries."""
+    monkeypatch.setattr(kernel, "CHUNK_SCORES", 3 * H * 11 * 4)
+    generator = torch.Generator().manual_seed(5)
+    Q, C = (11, 11) if mode == "causal" else (7, 11)
+    q, grad = (torch.randn(3, H, Q, D, dtype=dtype, generator=generator) for _ in range(2))
+    k, v = (torch.randn(3, K, C, D, dtype=dtype, generator=generator) for _ in range(2))
+    seen = torch.rand(3, 1, Q, C, generator=generator) < 0.6 if mode == "masked" else None
+    if seen is not None:
+        seen[..., 0] = True
+    arguments = (seen, mode == "causal", 0.3)
+    bound = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 1e-5}
+    fused, plain = kernel.forward(q, k, v, *arguments), kernel.plain_forward(q, k, v, *arguments)
+    torch.testing.assert_close(fused, plain, **bound)
+    out, lse = plain[0] * 0.7, plain[1] + 0.5
+    torch.testing.assert_close(
+        kernel.backward(grad, q, k, v, out, lse, *arguments),
+        kernel.plain_backward(grad, q, k, v, out, lse, *arguments),
+        **bound,
+    )
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_forest_on_the_plain_twin(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other devices run, on the same cases."""
+    if not fused:
+        monkeypatch.setattr(kernel, "forward", kernel.plain_forward)
+        monkeypatch.setattr(kernel, "backward", kernel.plain_backward)
+    for seed, window in ((1, None), (2, 3), (3, 128)):
+        test_a_forest_attends_like_the_dense_definition.hypothesis.inner_test(  # type: ignore[attr-defined]
+            [(None, 9), (0, 4), (1, 1), (0, 7), (None, 3), (3, 5)], window, seed
+        )
+
+
+def test_long_rows_over_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    for forest in ([(None, 700)], [(None, 300), (0, 290), (1, 5), (0, 130)]):
+        for window in (None, 128):
+            test_a_forest_attends_like_the_dense_definition.hypothesis.inner_test(forest, window, 4)  # type: ignore[attr-defined]
+
+
+def test_masks_of_other_programs_give_the_same_with_gradients() -> None:
+    """Two rows padded on the left, one query of which sees nothing at all."""
+    generator = torch.Generator().manual_seed(6)
+    T, pad = 12, 3
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    q, k, v, sinks = random(2, H, T, D), random(2, K, T, D), random(2, K, T, D), random(H)
+    seen = torch.ones(T, T, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    seen[1, :, :, :pad] = False
+    module = torch.nn.Module()
+    for mask in (seen, torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)):
+        ours, _ = attention_forward(module, q, k, v, mask, 0.3, s_aux=sinks)
+        truth = torch.stack([dense(q[i], k[i], v[i], sinks, seen[i], 0.3) for i in range(2)])
+        torch.testing.assert_close(ours, truth.nan_to_num(0.0), rtol=0, atol=1e-12)
+        out_grad = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+        out_grad[1, :pad] = 0
+        mine = torch.autograd.grad(ours, (q, k, v, sinks), out_grad)
+        real = truth.nan_to_num(0.0)
+        for x, y in zip(mine, torch.autograd.grad(real, (q, k, v, sinks), out_grad), strict=True):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 128])
+def test_no_matrix_of_all_pairs_is_ever_made(window: int | None) -> None:
+    """Autograd keeps inputs, output and one number per head and token, and no tensor on the way is quadratic."""
+    T = 4096
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in (made if isinstance(made, tuple) else (made,)) if isinstance(x, Tensor))
+            return made
+
+    q, k, v = torch.randn(H, T, D), torch.randn(K, T, D), torch.randn(K, T, D)
+    inputs = [x.requires_grad_() for x in (q, k, v, torch.zeros(H))]
+    segments = Segments(((0, T),), ((),), torch.arange(T))
+    with Watch():
+        attend(*inputs, segments, scale=0.3, window=window).sum().backward()  # type: ignore[arg-type]
+    assert max(sizes) <= T * 2 * 256  # the windowed mask: a block of 128 queries has 255 keys

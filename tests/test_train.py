@@ -332,7 +332,8 @@ def test_passes_hold_every_example_once_and_no_more_than_their_tokens() -> None:
     data = examples(40)
     groups = list(cut(data, 64))
     assert sorted(id(example) for group in groups for example in group) == sorted(map(id, data))
-    assert all(len(group) * max(map(len, group)) <= 64 for group in groups)
+    totals = [sum(map(len, group)) for group in groups]
+    assert all(total <= 64 for total in totals) and sum(totals) > 0.7 * 64 * len(groups)  # no padding is counted
     with pytest.raises(UserError, match="a pass holds 20"):
         list(cut(data, 20))
     batch = Collator(64)(data)

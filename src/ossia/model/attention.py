@@ -1,8 +1,13 @@
 """Attention over ranges, with learned sinks and a sliding window in position space.
 
 One signature: query ranges, each with its key ranges (`batch.Segments`). The sink of a head is one more logit in the
-softmax's denominator that carries no value (gpt-oss model card, 2025). The window of 128 means that a query sees keys
-at distance 0..127 along its path, counted in positions, not in places of the flat batch.
+softmax's denominator that carries no value (gpt-oss model card, 2025): it is folded into the log-sum-exp of stock
+kernels (`ossia.kernels.attention`), forward and backward. The window of 128 means that a query sees keys at distance
+0..127 along its path, counted in positions, not in places of the flat batch.
+
+What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. Full
+layers take a segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all
+segments into blocks of queries, each with the keys that its window can reach.
 
 Registered with transformers as the attention implementation "ossia". Where transformers brings its own masks and a KV
 cache (generate), the same function takes those instead.
@@ -12,13 +17,14 @@ Shapes: B rows, H query heads, K key/value heads, T tokens, Q queries, C keys, D
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ossia.kernels import attention as kernel
 from ossia.model.batch import Segments
+from ossia.model.blocks import Blocks
 
 NAME = "ossia"
 
@@ -33,79 +39,160 @@ def attend(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Return the attention output [T, H, D] of a flat batch.
-
-    Segments with the same ancestors (all plain rows, all branches of one trunk) are padded to a common length and
-    computed together, so that no T x T matrix is ever made.
-    """
-    groups: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = defaultdict(list)
-    for own, ancestors in zip(segments.ranges, segments.ancestors, strict=True):
-        groups[ancestors].append(own)
-    outputs, order = [], []
-    for ancestors, members in groups.items():
-        outputs.append(_group(q_HTD, k_KTD, v_KTD, sinks_H, members, ancestors, segments.positions_T, scale, window))
-        order += [place for start, end in members for place in range(start, end)]
-    out_THD = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    if order == list(range(len(order))):
-        return out_THD
-    return out_THD[torch.tensor(order, device=out_THD.device).argsort()]
+    """Return the attention output [T, H, D] of a flat batch. All four inputs can be differentiated."""
+    function = _Full if window is None else _Windowed
+    plan = segments if window is None else segments.blocks(window)
+    out_HTD: Tensor = function.apply(q_HTD, k_KTD, v_KTD, sinks_H, plan, scale)
+    return out_HTD.transpose(0, 1)
 
 
-def _group(
-    q_HTD: Tensor,
-    k_KTD: Tensor,
-    v_KTD: Tensor,
-    sinks_H: Tensor,
-    members: list[tuple[int, int]],
-    ancestors: tuple[tuple[int, int], ...],
-    positions_T: Tensor,
-    scale: float,
-    window: int | None,
+class _Full(torch.autograd.Function):
+    """Every query sees its path up to itself."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, segments: Segments, scale: float
+    ) -> Tensor:
+        out_HTD, lse_HT = _empty(q_HTD)
+        for (start, end), ancestors in zip(segments.ranges, segments.ancestors, strict=True):
+            own = slice(start, end)
+            q, k, v = q_HTD[None, :, own], k_KTD[None, :, own], v_KTD[None, :, own]
+            out, lse = kernel.forward(q, k, v, None, True, scale)
+            if ancestors:
+                k, v = _gathered(k_KTD, ancestors), _gathered(v_KTD, ancestors)
+                out, lse = _merged(out, lse, *kernel.forward(q, k, v, None, False, scale))
+            out_HTD[:, own], lse_HT[:, own] = out[0], lse[0]
+        ctx.segments, ctx.scale = segments, scale
+        return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
+
+    @staticmethod
+    def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT = ctx.saved_tensors
+        kind = lse_HT.dtype
+        dq_HTD = torch.empty_like(q_HTD)
+        # Keys that many segments share collect gradients from all of them, so sums are kept in float32.
+        dk_KTD, dv_KTD = torch.zeros_like(k_KTD, dtype=kind), torch.zeros_like(v_KTD, dtype=kind)
+        for (start, end), ancestors in zip(ctx.segments.ranges, ctx.segments.ancestors, strict=True):
+            own = slice(start, end)
+            q, k, v, out = (x[None, :, own] for x in (q_HTD, k_KTD, v_KTD, out_HTD))
+            grad, lse = grad_HTD[None, :, own], lse_HT[None, :, own]
+            dq, dk, dv = kernel.backward(grad, q, k, v, out, lse, None, True, ctx.scale)
+            dk_KTD[:, own] += dk[0]
+            dv_KTD[:, own] += dv[0]
+            if ancestors:
+                k, v = _gathered(k_KTD, ancestors), _gathered(v_KTD, ancestors)
+                more, dk, dv = kernel.backward(grad, q, k, v, out, lse, None, False, ctx.scale)
+                dq = dq.to(kind) + more
+                _scatter(dk_KTD, dk[0], ancestors)
+                _scatter(dv_KTD, dv[0], ancestors)
+            dq_HTD[:, own] = dq[0]
+        dsinks = _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT)
+        return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), dsinks, None, None
+
+
+class _Windowed(torch.autograd.Function):
+    """Every query sees the last `window` positions of its path. All blocks go through the kernel as one batch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, blocks: Blocks, scale: float
+    ) -> Tensor:
+        out_HTD, lse_HT = _empty(q_HTD)
+        q, k, v = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD)
+        out, lse = kernel.forward(q, k, v, blocks.seen, False, scale)
+        out_HTD[:, blocks.tokens] = blocks.real(out)
+        lse_HT[:, blocks.tokens] = blocks.real(lse)
+        ctx.blocks, ctx.scale = blocks, scale
+        return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
+
+    @staticmethod
+    def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT = ctx.saved_tensors
+        blocks: Blocks = ctx.blocks
+        q, k, v, out = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD), blocks.queries(out_HTD)
+        # Padded queries repeat real ones; without a gradient they give none to the keys.
+        grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
+        dq, dk, dv = kernel.backward(grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale)
+        dq_HTD = torch.empty_like(q_HTD)
+        dq_HTD[:, blocks.tokens] = blocks.real(dq)
+        dk_KTD, dv_KTD = (blocks.summed(x, lse_HT.dtype, k_KTD.shape[1]) for x in (dk, dv))
+        dsinks = _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT)
+        return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), dsinks, None, None
+
+
+class _Masked(torch.autograd.Function):
+    """Padded rows [B, H, T, D] with a mask, as other people's code brings them."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks_H: Tensor, seen: Tensor, scale: float) -> Tensor:
+        out, lse = kernel.forward(q, k, v, seen, False, scale)
+        sinks = sinks_H.to(lse.dtype)[:, None].expand(lse.shape)
+        # A row of padding that sees nothing has no log-sum-exp; only its sink counts, and it gives zeros.
+        nothing = ~torch.isfinite(lse)
+        lse = lse.masked_fill(nothing, -torch.inf)
+        total = torch.logaddexp(lse, sinks)
+        out = (out.to(lse.dtype) * (lse - total).exp()[..., None]).to(q.dtype).masked_fill(nothing[..., None], 0)
+        ctx.save_for_backward(q, k, v, sinks_H, out, total, seen)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, sinks_H, out, lse, seen = ctx.saved_tensors
+        dq, dk, dv = kernel.backward(grad, q, k, v, out, lse, seen, False, ctx.scale)
+        dsinks = None
+        if ctx.needs_input_grad[3]:
+            share = (sinks_H.to(lse.dtype)[:, None] - lse).exp() * (grad * out).sum(-1)
+            dsinks = -share.sum((0, 2)).to(sinks_H.dtype)
+        return dq, dk, dv, dsinks, None, None
+
+
+def _empty(q_HTD: Tensor) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(q_HTD.dtype, torch.float32)
+    out_HTD = torch.empty_like(q_HTD, memory_format=torch.contiguous_format)
+    return out_HTD, q_HTD.new_empty(q_HTD.shape[:2], dtype=kind)
+
+
+def _finish(
+    ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, out_HTD: Tensor, lse_HT: Tensor
 ) -> Tensor:
-    """Segments with the same ancestors: [sum of their lengths, H, D], one segment after the other."""
-    device = q_HTD.device
-    lengths_B = torch.tensor([end - start for start, end in members], device=device)
-    starts_B = torch.tensor([start for start, _ in members], device=device)
-    columns_Q = torch.arange(int(lengths_B.max()), device=device)
-    # Padding repeats a segment's last token; causality hides it from every real query of the segment.
-    places_BQ = torch.minimum(starts_B[:, None] + columns_Q, (starts_B + lengths_B - 1)[:, None])
-    keys_BC, seen = places_BQ, _seen(columns_Q[:, None] - columns_Q, window)
-    if ancestors:
-        shared_A = torch.cat([torch.arange(start, end, device=device) for start, end in ancestors])
-        distance_BQA = positions_T[places_BQ][:, :, None] - positions_T[shared_A]
-        keys_BC = torch.cat([shared_A.expand(len(members), -1), places_BQ], dim=1)
-        seen = torch.cat([_seen(distance_BQA, window), seen.expand(len(members), -1, -1)], dim=2)[:, None]
-    q = q_HTD[:, places_BQ].transpose(0, 1)
-    k, v = (x[:, keys_BC].transpose(0, 1) for x in (k_KTD, v_KTD))
-    out_BQHD = _softmax_with_sinks(q, k, v, sinks_H, seen, scale).transpose(1, 2)
-    rows_T = torch.repeat_interleave(torch.arange(len(members), device=device), lengths_B)
-    return out_BQHD[rows_T, torch.cat([columns_Q[: end - start] for start, end in members])]
+    """Fold the sinks into output and log-sum-exp, and keep what the backward pass needs."""
+    total_HT = torch.logaddexp(lse_HT, sinks_H.to(lse_HT.dtype)[:, None])
+    out_HTD = (out_HTD.to(lse_HT.dtype) * (lse_HT - total_HT).exp()[..., None]).to(q_HTD.dtype)
+    ctx.save_for_backward(q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, total_HT)
+    return out_HTD
 
 
-def _seen(distance_QC: Tensor, window: int | None) -> Tensor:
-    seen_QC = distance_QC >= 0
-    return seen_QC if window is None else seen_QC & (distance_QC < window)
+def _sink_gradient(ctx: Any, grad_HTD: Tensor, sinks_H: Tensor, out_HTD: Tensor, lse_HT: Tensor) -> Tensor | None:
+    """A sink takes probability and gives nothing: its gradient is minus its probability times grad . out."""
+    if not ctx.needs_input_grad[3]:
+        return None
+    kind = lse_HT.dtype
+    share_HT = (sinks_H.to(kind)[:, None] - lse_HT).exp() * (grad_HTD.to(kind) * out_HTD.to(kind)).sum(-1)
+    return -share_HT.sum(1).to(sinks_H.dtype)
 
 
-def _softmax_with_sinks(
-    q_BHQD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, sinks_H: Tensor, seen: Tensor, scale: float
-) -> Tensor:
-    """softmax([q k / sqrt(D), sink]) without the sink's column, times v. `seen` broadcasts to [B, 1, Q, C].
+def _merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to two sets of keys from attention to each."""
+    total = torch.logaddexp(lse, other_lse)
+    first, second = ((x - total).exp()[..., None] for x in (lse, other_lse))
+    return (out.to(lse.dtype) * first + other.to(lse.dtype) * second).to(out.dtype), total
 
-    The softmax is taken in float32 (float64 stays), the products in the inputs' type.
-    """
-    group = q_BHQD.shape[1] // k_BKCD.shape[1]
-    B, H, Q, D = q_BHQD.shape
-    q = (q_BHQD * scale).reshape(B, H // group, group * Q, D)  # the queries of a group share their keys in one product
-    logits = (q @ k_BKCD.transpose(-1, -2)).reshape(B, H, Q, -1)
-    kind = torch.promote_types(logits.dtype, torch.float32)
-    logits = logits.to(kind).masked_fill(~seen, -torch.inf)
-    sinks = sinks_H.to(kind).reshape(1, -1, 1, 1)
-    highest = torch.maximum(logits.detach().amax(-1, keepdim=True), sinks.detach())
-    weights = (logits - highest).exp()
-    weights = weights / (weights.sum(-1, keepdim=True) + (sinks - highest).exp())
-    out = weights.to(v_BKCD.dtype).reshape(B, H // group, group * Q, -1) @ v_BKCD
-    return out.reshape(B, H, Q, D)
+
+def _gathered(x_KTD: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    """[1, K, C, D] of several ranges; a view if it is one."""
+    return (
+        torch.cat([x_KTD[:, start:end] for start, end in ranges], 1)[None]
+        if len(ranges) > 1
+        else (x_KTD[None, :, ranges[0][0] : ranges[0][1]])
+    )
+
+
+def _scatter(into_KTD: Tensor, x_KCD: Tensor, ranges: tuple[tuple[int, int], ...]) -> None:
+    place = 0
+    for start, end in ranges:
+        into_KTD[:, start:end] += x_KCD[:, place : place + end - start]
+        place += end - start
 
 
 def attention_forward(
@@ -120,9 +207,9 @@ def attention_forward(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls in each layer: [1, H, T, D] in, [1, T, H, D] out.
+    """The function that transformers calls in each layer: [B, H, Q, D] in, [B, Q, H, D] out.
 
-    `attention_mask` is the pass's `Segments`, or the additive or boolean mask that transformers made for `generate`.
+    `attention_mask` is the pass's `Segments` (then B is 1), or the additive or boolean mask that transformers made.
     """
     assert dropout == 0.0, "gpt-oss has no attention dropout"
     sinks_H = s_aux if s_aux is not None else module.sinks
@@ -132,11 +219,13 @@ def attention_forward(
     Q, C = query.shape[-2], key.shape[-2]
     if attention_mask is None:
         places = torch.arange(C, device=query.device)
-        seen = _seen(places[C - Q :, None] - places, sliding_window)
+        distance_QC = places[C - Q :, None] - places
+        seen = ((distance_QC >= 0) & (distance_QC < (sliding_window or C)))[None, None]
     else:
         mask = attention_mask[..., :C]
         seen = mask if mask.dtype == torch.bool else mask == 0
-    return _softmax_with_sinks(query, key, value, sinks_H, seen, scaling).transpose(1, 2), None
+    out: Tensor = _Masked.apply(query, key, value, sinks_H, seen, scaling)
+    return out.transpose(1, 2), None
 
 
 def register() -> None:

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from ossia.model.blocks import Blocks, blocks_of
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ class Segments:
     ranges: tuple[tuple[int, int], ...]
     ancestors: tuple[tuple[tuple[int, int], ...], ...]
     positions_T: Tensor
+    _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False, compare=False)
+
+    def blocks(self, window: int) -> Blocks:
+        """The same for windowed layers; cut once and kept for all of them."""
+        if window not in self._blocks:
+            self._blocks[window] = blocks_of(self.ranges, self.ancestors, window, self.positions_T.device)
+        return self._blocks[window]
 
     @staticmethod
     def of(segments_N2: Tensor, ancestors_M3: Tensor, positions_T: Tensor) -> Segments:
@@ -154,4 +163,22 @@ class Segments:
             if not 0 <= start < end <= ranges[segment][0]:
                 raise ValueError(f"key range {start}..{end} of segment {segment} does not lie before it")
             keys[segment].append((start, end))
+        _check_positions(ranges, keys, positions_T.tolist())
         return Segments(ranges, tuple(tuple(key) for key in keys), positions_T)
+
+
+def _check_positions(
+    ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]], positions: Sequence[int]
+) -> None:
+    """Windows are cut along paths, so positions must count up by one on every path.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for own, before in zip(ranges, ancestors, strict=True):
+        path = [place for start, end in (*before, own) for place in (start, end - 1)]
+        lengths = [0, *(end - start for start, end in (*before, own))]
+        for number, (first, last) in enumerate(zip(path[::2], path[1::2], strict=True)):
+            expected = positions[path[0]] + sum(lengths[: number + 1])
+            if positions[first] != expected or positions[last] != expected + last - first:
+                raise ValueError(f"positions do not count up by one along the path to {own}")

@@ -3,7 +3,7 @@
 The formulas of the working sets count the tensors that the present attention, experts and loss keep for the backward
 pass; tests/test_plan.py holds them against the measured peak of real passes, so that they move when the code moves.
 
-Letters: T tokens of a pass, C longest example, D hidden size, F intermediate size, E experts, K experts per token,
+Letters: T tokens of a pass, D hidden size, F intermediate size, E experts, K experts per token,
 H heads, A heads * head size, b bytes of the compute type.
 """
 
@@ -17,10 +17,6 @@ from ossia.plan import adapter
 from ossia.plan.model import Found
 
 FLOAT = 4
-SCORE_SAVED = {2: 6, 4: 8}
-"""Bytes that a layer keeps per attention score for its backward pass: exp in float32 and the weights in b bytes."""
-SCORE_PEAK = 24.2
-"""Bytes alive per attention score in the middle of that layer's backward pass."""
 LOGITS = 1 << 25
 """Logits of one chunk of the loss: `ossia.model.loss.CHUNK_LOGITS`, repeated because that module loads torch."""
 LOGIT_BYTES = 8
@@ -55,8 +51,8 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         Line("adapter", FLOAT * trained, f"{trained:,} parameters in float32"),
         Line("gradients", FLOAT * trained, "of the adapter, float32"),
         Line("AdamW", 2 * FLOAT * trained, "two moments per parameter, float32"),
-        _kept(recipe, shape, tokens, longest, b),
-        _largest(model, tokens, longest, b, trained if device == "cuda" else 0),
+        _kept(recipe, shape, tokens, b),
+        _largest(model, tokens, b, trained if device == "cuda" else 0),
         Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
 
@@ -74,21 +70,20 @@ def _weights(shape: Shape, b: int, device: str) -> list[Line]:
     ]
 
 
-def layer_saved(shape: Shape, tokens: int, longest: int, b: int) -> int:
+def layer_saved(shape: Shape, tokens: int, b: int) -> int:
     """Bytes that one layer keeps between its forward and its backward pass."""
-    scores = SCORE_SAVED[b] * shape.heads * tokens * longest
-    return scores + tokens * (_expert_saved(shape, b) + _rest_saved(shape, b))
+    return tokens * (_expert_saved(shape, b) + _rest_saved(shape, b))
 
 
-def layer_peak(shape: Shape, tokens: int, longest: int, b: int) -> int:
+def layer_peak(shape: Shape, tokens: int, b: int) -> int:
     """Bytes alive at the worst moment of one layer's backward pass, its kept tensors among them.
 
     Two moments compete: the start, when everything is kept and the experts' outputs get their gradients, and the
     middle of attention, when the experts' tensors are gone.
     """
     D, K = shape.hidden, shape.experts_per_token
-    start = layer_saved(shape, tokens, longest, b) + tokens * 2 * b * K * D
-    middle = int(SCORE_PEAK * shape.heads * tokens * longest) + tokens * _rest_saved(shape, b)
+    start = tokens * (_expert_saved(shape, b) + _rest_saved(shape, b) + 2 * b * K * D)
+    middle = tokens * (_attention_work(shape, b) + _rest_saved(shape, b))
     return max(start, middle) + _one_expert(shape, b)
 
 
@@ -98,34 +93,43 @@ def _expert_saved(shape: Shape, b: int) -> int:
 
 
 def _rest_saved(shape: Shape, b: int) -> int:
-    """Per token: two norms (in float32), queries before and after the rotation, keys and values."""
+    """Per token: two norms (in float32), queries before and after the rotation, keys, values, attention's output."""
     A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 20 if b == 2 else 12
-    return norms * shape.hidden + b * ((3 if b == 2 else 2) * A + 2 * keys)
+    return norms * shape.hidden + b * ((4 if b == 2 else 3) * A + 2 * keys) + FLOAT * shape.heads
+
+
+def _attention_work(shape: Shape, b: int) -> int:
+    """Per token, in the backward pass of a windowed layer: blocks of queries, outputs and both their gradients; of
+    keys and values and their gradients (each twice, because windows overlap); sums in float32; the mask.
+    """
+    A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return b * (5 * A + 8 * keys) + FLOAT * 6 * keys + (b + 1) * 2 * shape.sliding_window
 
 
 def _one_expert(shape: Shape, b: int) -> int:
     return max(rows * columns for _, rows, columns in expert_matrices(shape)) * b
 
 
-def _kept(recipe: Recipe, shape: Shape, tokens: int, longest: int, b: int) -> Line:
+def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
     """What lies between the passes through the layers: their inputs with recompute, else everything they keep."""
     end = tokens * shape.hidden * (b + FLOAT)
     if recipe.train.recompute:
         bytes_ = shape.layers * shape.hidden * b * tokens + end
         how = f"the input of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
         return Line("kept activations", bytes_, how)
-    bytes_ = (shape.layers - 1) * layer_saved(shape, tokens, longest, b) + end
+    bytes_ = (shape.layers - 1) * layer_saved(shape, tokens, b) + end
     how = f"all that {shape.layers - 1} layers keep of {tokens:,} tokens (the last one is counted below)"
     return Line("kept activations", bytes_, how)
 
 
-def _largest(model: Found, tokens: int, longest: int, b: int, stepped: int) -> Line:
+def _largest(model: Found, tokens: int, b: int, stepped: int) -> Line:
     """The largest of what is never alive together: a layer's work, a chunk of logits, the optimiser's temporaries."""
     shape = model.shape
-    scores = f"{shape.heads} heads x {tokens:,} x {longest:,} attention scores, experts, one expert in floating point"
     rivals = {
-        f"one layer: {scores}": layer_peak(shape, tokens, longest, b),
+        f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point": layer_peak(
+            shape, tokens, b
+        ),
         "a chunk of logits": _logits(model.head_rows, tokens) * LOGIT_BYTES + 2 * tokens * shape.hidden * b,
         "the optimiser's temporaries": FLOAT * stepped,
     }

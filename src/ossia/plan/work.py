@@ -109,14 +109,16 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> d
     checked = todo.validations * examples.validation_tokens
     checks = math.ceil(checked / recipe.train.tokens_per_pass)
     A, keys, D, K = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden, shape.experts_per_token
-    # Rows of a pass are padded to the longest in it; similar lengths go together, so the mean is near.
     context = examples.tokens / max(1, examples.count)
     projections = 2 * (2 * D * A + 2 * D * keys) * shape.layers
     head = 2 * D * model.head_rows * share
+    # A windowed layer multiplies blocks of queries with the keys of two windows.
+    windowed = sum(map(shape.is_sliding, range(shape.layers)))
+    full = shape.layers - windowed
 
     def pass_cost(forward: int, backward: int, passes: int, tokens: int) -> dict[str, float]:
         experts_met = passes * min(shape.experts, tokens * K // max(1, passes)) * shape.layers
-        scores = tokens * context * shape.heads * shape.layers
+        scores = tokens * shape.heads * (full * context + windowed * min(context, 2 * shape.sliding_window))
         return {
             "experts": experts_met * (forward * speed.expert_forward + backward * speed.expert_backward)
             + tokens * K * shape.layers * (forward * speed.token_forward + backward * speed.token_backward),

@@ -50,23 +50,22 @@ class Collator:
 def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Trainable]]:
     """Group examples into passes of at most `tokens_per_pass` tokens, similar lengths together.
 
-    Attention pads a pass to its longest example, so that counts for each of them.
-
     Raises:
         UserError: one example alone is longer than a pass.
     """
     group: list[Trainable] = []
+    total = 0
     for example in sorted(examples, key=len):
         if len(example) > tokens_per_pass:
             raise UserError(
                 f"an example has {len(example)} tokens, a pass holds {tokens_per_pass}",
                 do=f"--set train.tokens_per_pass={len(example)}, or a smaller data.max_tokens",
             )
-        # Ascending lengths: this example is the longest so far.
-        if (len(group) + 1) * len(example) > tokens_per_pass and group:
+        if total + len(example) > tokens_per_pass and group:
             yield group
-            group = []
+            group, total = [], 0
         group.append(example)
+        total += len(example)
     if group:
         yield group
 
