@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ossia.model.mxfp4 import dequantise, fake_quantise
+from ossia.kernels.mxfp4 import dequantised
+from ossia.model.mxfp4 import fake_quantise
 
 
 class LowRank(NamedTuple):
@@ -50,12 +51,12 @@ class PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, blocks_OG16: Tensor, scales_OG: Tensor) -> Tensor:
         ctx.save_for_backward(blocks_OG16, scales_OG)
-        return x_NI @ dequantise(blocks_OG16, scales_OG, x_NI.dtype).T
+        return x_NI @ dequantised(blocks_OG16, scales_OG, x_NI.dtype).T
 
     @staticmethod
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         blocks_OG16, scales_OG = ctx.saved_tensors
-        return grad_NO @ dequantise(blocks_OG16, scales_OG, grad_NO.dtype), None, None
+        return grad_NO @ dequantised(blocks_OG16, scales_OG, grad_NO.dtype), None, None
 
 
 class Experts(nn.Module):

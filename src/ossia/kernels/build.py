@@ -1,0 +1,57 @@
+"""Compile the C in `native/` to a shared library beside it: at installation, or by `python -m ossia.kernels.build`.
+
+Optional: without a compiler, or on a system where this fails, plain torch does the same work, only slower. The library
+has no tie to Python or torch, so one build serves every version of both. OpenMP is not linked: its functions are taken
+from the OpenMP that torch has loaded, because two pools of threads on the same cores get in each other's way.
+
+Imports nothing but the standard library: the build hook runs this file before Ossia is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "native"
+SOURCE, LIBRARY = FOLDER / "mxfp4.c", FOLDER / "libossia.so"
+FLAGS = ("-O3", "-std=c11", "-fPIC", "-fno-math-errno", "-D_GNU_SOURCE")
+
+
+def compiler() -> str | None:
+    """The C compiler: $CC, else cc, gcc or clang."""
+    named = os.environ.get("CC")
+    return next((found for name in (named, "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
+
+
+def build() -> str | None:
+    """Compile the library. Returns None when it is there, else a sentence that says why not. Never raises."""
+    if sys.platform not in ("linux", "darwin"):
+        return f"no native kernels on {sys.platform}: plain torch is used"
+    cc = compiler()
+    if cc is None:
+        return "no C compiler was found: plain torch is used for four-bit weights, which is slower"
+    try:
+        with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+            object_file, library = Path(scratch) / "mxfp4.o", Path(scratch) / LIBRARY.name
+            parallel = ("-fopenmp",) if sys.platform == "linux" else ()
+            _run(cc, *FLAGS, *parallel, "-c", str(SOURCE), "-o", str(object_file))
+            _run(cc, "-shared", str(object_file), "-lm", "-o", str(library))
+            library.replace(LIBRARY)
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        return f"the native kernels could not be compiled ({str(told).strip()[-300:]}): plain torch is used"
+    return None
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+
+
+if __name__ == "__main__":
+    problem = build()
+    print(problem or f"built {LIBRARY}")
+    sys.exit(1 if problem else 0)

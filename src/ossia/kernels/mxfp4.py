@@ -1,0 +1,101 @@
+"""Dequantisation of MXFP4 by the fastest means at hand; `ossia.model.mxfp4.dequantise` is its twin and the truth.
+
+On a CPU this is the C library of `native/` if it was built, else plain torch. Results are bitwise the same.
+
+Legend as in `ossia.model.mxfp4`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ossia.kernels.build import LIBRARY
+from ossia.model import mxfp4
+from ossia.model.layout import GROUP
+
+LEVELS = ("portable C", "AVX2", "AVX-512")
+_BEST = len(LEVELS) - 1
+
+_scratch = threading.local()
+
+
+class Native(NamedTuple):
+    """The loaded library, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+
+
+@functools.lru_cache(maxsize=1)
+def native() -> Native:
+    """Load the C library. `OSSIA_NATIVE=0` does without it."""
+    if os.environ.get("OSSIA_NATIVE") == "0":
+        return Native(None, "switched off by OSSIA_NATIVE=0")
+    if not LIBRARY.is_file():
+        return Native(None, "not built; python -m ossia.kernels.build  builds it where there is a C compiler")
+    try:
+        _share_openmp()
+        library = ctypes.CDLL(str(LIBRARY))
+        level = library.ossia_mxfp4_level()
+    except (OSError, AttributeError) as error:
+        return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.build  builds it again")
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    for function in (library.ossia_mxfp4_bf16, library.ossia_mxfp4_f32):
+        function.argtypes, function.restype = (pointer, pointer, pointer, number, ctypes.c_int), None
+    return Native(library, LEVELS[level])
+
+
+def dequantise(
+    blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None, level: int = _BEST
+) -> Tensor:
+    """Values of packed weights, [..., rows, 32 * G] in `dtype`; bitwise those of the twin (any NaN for a NaN).
+
+    Args:
+        out: where to put them: contiguous, of that size and type.
+        level: the best instructions to use, an index into `LEVELS` (for tests).
+    """
+    shape = (*scales.shape[:-1], scales.shape[-1] * GROUP)
+    library = native().library if blocks.device.type == "cpu" else None
+    if library is None or dtype not in (torch.bfloat16, torch.float32):
+        values = mxfp4.dequantise(blocks, scales, dtype)
+        return values if out is None else out.view(shape).copy_(values)
+    assert blocks.shape == (*scales.shape, GROUP // 2), (blocks.shape, scales.shape)
+    blocks, scales = blocks.contiguous(), scales.contiguous()
+    result = torch.empty(shape, dtype=dtype) if out is None else out.view(shape)
+    assert result.dtype == dtype and result.is_contiguous()
+    function = library.ossia_mxfp4_bf16 if dtype == torch.bfloat16 else library.ossia_mxfp4_f32
+    function(blocks.data_ptr(), scales.data_ptr(), result.data_ptr(), scales.numel(), level)
+    return result
+
+
+def dequantised(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same in memory that the next call on this thread uses again: for a matrix that is multiplied and forgotten.
+
+    Fresh memory costs more than the work itself: the system hands it out page by page, zeroed.
+    """
+    if blocks.device.type != "cpu" or native().library is None:
+        return dequantise(blocks, scales, dtype)
+    wanted = scales.numel() * GROUP
+    buffers: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("buffers", {})
+    if dtype not in buffers or buffers[dtype].numel() < wanted:
+        buffers[dtype] = torch.empty(wanted, dtype=dtype)
+    return dequantise(blocks, scales, dtype, out=buffers[dtype][:wanted])
+
+
+def _share_openmp() -> None:
+    """Make the OpenMP that torch brought visible to the library, so that there is one pool of threads."""
+    if sys.platform != "linux":
+        return
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    loaded = {line.split()[-1] for line in maps if "/libgomp" in line or "/libiomp5" in line}
+    for path in sorted(loaded) or ["libgomp.so.1"]:
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
