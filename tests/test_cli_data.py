@@ -77,12 +77,46 @@ def test_show_writes_a_page_that_needs_nothing_else(place: Path, tokenizer_folde
     examples = compile_sources(place / "d.jsonl", vocabulary, DataSettings()).examples
     turns = [turn for section in sections for turn in re.findall(r"<pre>(.*?)</pre>", section, re.DOTALL)]
     for turn, example in zip(turns, examples, strict=True):
-        tokens = re.findall(r'<i class="([^"]*)" data-i="\[([^\]]*)\]">', turn)
+        tokens = re.findall(r'<i class="([^"]*)" data-i="\[([^\]]*)\]"[^>]*>', turn)
         ids = [int(id) for _, listed in tokens for id in listed.split(",")]
         trained = [" on" in classes for classes, listed in tokens for _ in listed.split(",")]
         assert ids == example.ids and trained == [weight > 0 for weight in example.weights]
         assert "easy <b>" not in turn  # other people's text is never markup
     assert "&lt;|channel|&gt;" in turns[0] and "👋" in turns[2]
+
+
+def test_a_page_replaces_no_file_of_somebody_elses(place: Path) -> None:
+    before = (place / "d.jsonl").read_bytes()
+    refused = ossia(place, "data", "show", "d.jsonl", "--html", "d.jsonl", code=2).stderr
+    assert "exists already" in refused and (place / "d.jsonl").read_bytes() == before
+    for _ in range(2):
+        ossia(place, "data", "show", "d.jsonl", "--html", "page.html")
+
+
+def test_data_cannot_steer_the_terminal(place: Path) -> None:
+    name = "\x1b[31mf\x9b\u202e"
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+    rows = [{"messages": [U, {"role": "assistant", "tool_calls": [call]}], "reasoning_language": name}, {name: 1}]
+    file = place / "a\x1b[1m.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command, code in (("check", 2), ("show", 0), ("stats", 0)):
+        done = ossia(place, "data", command, str(file), code=code)
+        assert not set("\x1b\x9b\u202e") & set(done.stdout + done.stderr), command
+    missing = ossia(place, "data", "check", "no\x1b[31m.jsonl", code=2)
+    assert "\x1b" not in missing.stderr
+
+
+def test_a_terminal_without_unicode_gets_escapes(place: Path) -> None:
+    assert "\\xab" in ossia(place, "data", "show", "d.jsonl", PYTHONIOENCODING="ascii").stdout
+
+
+def test_the_next_command_repeats_the_options(place: Path) -> None:
+    (place / "e.jsonl").write_text(json.dumps({"q": "a?", "r": "b", "cot": "c"}))
+    change = "data.columns={q: prompt, r: completion, cot: thinking}"
+    told = ossia(place, "data", "check", "e.jsonl", "--set", change)
+    assert f"next: ossia data show e.jsonl --set '{change}'" in told.stderr
+    refused = ossia(place, "data", "check", "d.jsonl", "--set", "data.train=e.jsonl", code=2)
+    assert "named already" in refused.stderr
 
 
 def test_check_names_rows_and_exits_with_2(place: Path) -> None:
@@ -139,11 +173,16 @@ def test_check_writes_a_repaired_copy(place: Path) -> None:
     assert "3 rows: 2 unchanged, 1 repaired, 0 left out" in done.stdout
     assert "0 errors" in ossia(place, "data", "check", "fixed.jsonl").stdout
     assert "exists already" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.jsonl", code=2).stderr
+    assert "JSON lines" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.csv", code=2).stderr
+    (place / "bad.jsonl").write_text("{broken\n")
+    nothing = ossia(place, "data", "check", "bad.jsonl", "--fix", "none.jsonl", code=2).stdout
+    assert "1 left out; nothing to write, the rest to none.rejected.jsonl" in nothing
+    assert not (place / "none.jsonl").exists()
 
 
 def test_stats_count_and_tell_what_trees_save(place: Path) -> None:
     told = ossia(place, "data", "stats", "d.jsonl", "--at", "64,100").stdout
-    assert "2 conversations, 3 examples" in told and "shared prefixes:" in told and "longer than: 64:" in told
+    assert "2 conversations, 3 examples" in told and "shared prefixes:" in told and "over 64; " in told
     counted = json.loads(ossia(place, "data", "stats", "d.jsonl", "--json").stdout)
     assert counted["rows"] == 2 and counted["turns"] == {"1": 1, "2": 1}
     assert 0 < counted["tree_tokens_across"] < counted["tree_tokens"] < counted["tokens"]
@@ -158,11 +197,14 @@ def test_a_template_is_compared_on_the_users_data(place: Path) -> None:
     (place / "broken.jinja").write_text("{{ raise_exception('no') }}", encoding="utf-8")
     (place / "d.jsonl").write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
     same = ossia(place, "data", "show", "d.jsonl", "--compare-template", "same.jinja").stdout
-    assert same == "1 conversations, 1 with equal tokens, 0 places where same.jinja differs\n"
-    other = ossia(place, "data", "show", "d.jsonl", "--compare-template", "other.jinja").stdout
-    assert "Knowledge" in other and "1 conversations, 0 with equal tokens, 1 places" in other
-    broken = ossia(place, "data", "show", "d.jsonl", "--compare-template", "broken.jinja").stdout
-    assert "the template refuses it" in broken
+    assert same == "1 conversations: 1 with equal tokens, 0 refused, 0 places where same.jinja differs\n"
+    other = ossia(place, "data", "show", "d.jsonl", "--compare-template", "other.jinja", code=1).stdout
+    assert "Knowledge" in other and "1 conversations: 0 with equal tokens, 0 refused, 1 places" in other
+    broken = ossia(place, "data", "show", "d.jsonl", "--compare-template", "broken.jinja", code=1).stdout
+    assert "the template refuses it" in broken and "1 refused" in broken
+    (place / "wrong.jinja").write_text("a\n{% if %}")
+    wrong = ossia(place, "data", "show", "d.jsonl", "--compare-template", "wrong.jinja", code=2).stderr
+    assert "wrong.jinja:2: the template is not valid Jinja" in wrong
     refused = ossia(place, "data", "show", "d.jsonl", "--compare-template", "missing.jinja", code=2).stderr
     assert "missing.jinja" in refused
 

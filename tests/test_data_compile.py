@@ -6,6 +6,9 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,6 +189,37 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert killed and contents(found.conversations) == contents(expected.conversations)
 
 
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """The parent is killed while both workers are at work; nobody tells them."""
+    file = write(tmp_path / "d.jsonl", [chat(random.Random(n)) for n in range(60)] * 40)
+    code = (
+        "import sys, os, signal, time\n"
+        "import ossia.data.sources as s, ossia.data.compile as c\n"
+        "from ossia.harmony.vocabulary import Vocabulary\n"
+        "if __name__ == '__main__':\n"
+        "    s.CHUNK_BYTES, c.SMALL = 3000, 0\n"
+        "    def kill(_):\n"
+        "        print(*pool._pool._processes, flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    enter = c._Pool.__enter__\n"
+        "    def entered(self):\n"
+        "        global pool\n"
+        "        pool = self\n"
+        "        return enter(self)\n"
+        "    c._Pool.__enter__ = entered\n"
+        "    c.compile_sources(sys.argv[1], Vocabulary.load(), workers=2, cache=False, progress=kill)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script), str(file)], capture_output=True, text=True, timeout=120)
+    workers = [int(word) for word in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(workers) == 2
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+
+
 def test_shards_survive_packing(vocabulary: Vocabulary) -> None:
     made = Rendered("x:1", "uaf", labels=["user", "analysis", "final"], weights=[0.0, 0.5, 1.0], facts={"a": [1]})
     made.tokens.extend([1, 2, 3]), made.bounds.extend(range(12)), made.targets.append(Target(0, 1, 3))
@@ -237,7 +271,10 @@ def test_a_mixture_has_a_format_columns_a_limit_and_a_weight_for_each(tmp_path: 
     places = [Path(c.source).name for c in compiled.conversations]
     assert places[:6] == ["a.jsonl:1", "a.jsonl:1", "a.jsonl:2", "a.jsonl:2", "a.jsonl:3", "a.jsonl:3"]
     rest = places[6:]
-    assert 12 < len(rest) < 40 and len(set(rest)) == len(rest) and all(place.startswith("b.jsonl") for place in rest)
+    assert len(set(rest)) == len(rest) == 25 and all(place.startswith("b.jsonl") for place in rest)
+    assert compiled.usable == 103
+    few = compile_sources([Source(str(first), weight=0.01)], vocabulary, SETTINGS)
+    assert len(few.conversations) == 1 and few.usable == 8  # a part of a mixture never vanishes
     again = compile_sources(mixture, vocabulary, SETTINGS, seed=7)
     other = compile_sources(mixture, vocabulary, SETTINGS, seed=8)
     assert contents(again.conversations) == contents(compiled.conversations) != contents(other.conversations)

@@ -152,3 +152,21 @@ def test_repairs_follow_the_place_in_other_formats(tmp_path: Path) -> None:
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a</s>"}]}
     fixed = fix_row(Row(row, "d", 1), DataSettings())
     assert fixed.value is not None and fixed.value["conversations"][1]["value"] in ("a", "a</s>")
+
+
+def test_no_repair_makes_a_row_worse() -> None:
+    """Its only answer stands on commentary, because its header lost the channel: usable, though with a warning."""
+    text = "<|start|>user<|message|>Hi<|end|><|start|>assistant<|message|>Hello to you.<|end|>"
+    fixed = fix_row(Row({"text": text, "note": 1}, "d", 1), DataSettings())
+    assert (fixed.value, fixed.changes) == ({"text": text, "note": 1}, [])
+
+
+def test_what_json_has_not_is_written_as_null(tmp_path: Path) -> None:
+    lines = [json.dumps({**GOOD, "score": float("nan")}), "[1, 2]", '{"messages": [], "x": 1e999}']
+    (tmp_path / "d.jsonl").write_text("".join(line + "\n" for line in lines))
+    written = write_fixed(tmp_path / "d.jsonl", DataSettings(), tmp_path / "fixed.jsonl")
+    strict = json.JSONDecoder(parse_constant=lambda name: pytest.fail(name))
+    assert strict.decode((tmp_path / "fixed.jsonl").read_text()) == {**GOOD, "score": None}
+    rejected = [strict.decode(line) for line in (tmp_path / "fixed.rejected.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in rejected] == ["[1, 2]", {"messages": [], "x": None}]
+    assert any("NaN" in line for line in written.lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib.machinery
 import json
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ossia.data import DataSettings, compile_sources, load_conversations
+from ossia.data import DataSettings, Source, compile_sources, load_conversations
 from ossia.data.formats import detect, to_conversation
 from ossia.data.sources import read_rows
 from ossia.errors import UserError
@@ -216,6 +217,47 @@ def test_csv_prompt_completion_keeps_text_that_begins_with_a_bracket(tmp_path: P
     loaded = load_conversations(tmp_path / "d.csv")
     assert loaded.conversations[0].messages == (user("[draft] hello"), answer("{x"))
     assert [(p.line, p.level) for p in loaded.problems if "cells" in p.what] == [(3, "error")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "prompt,completion\ncafé,naïve\n".encode("latin-1"), r"a\.csv:2: The file is not UTF-8"),
+        ("a.csv", b"prompt,prompt,completion\n1,2,3\n", "'prompt' stands there twice"),
+        ("a.jsonl", gzip.compress(b"{}"), r"compressed \(gzip\)"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
+        ("a.jsonl", b"\0\1\2", "binary"),
+    ],
+)
+def test_files_of_another_kind_get_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_rows(tmp_path / name))
+
+
+def test_hidden_folders_are_no_data_and_splits_are_for_the_hub(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoints").mkdir()
+    write(tmp_path / ".checkpoints" / "a.jsonl", GOOD)
+    write(tmp_path / "b.jsonl", GOOD)
+    assert [Path(row.file).name for row in read_rows(tmp_path)] == ["b.jsonl"]
+    with pytest.raises(UserError, match="is for hub data sets"):
+        list(read_rows(Source(str(tmp_path / "b.jsonl"), split="train[:10%]")))
+    with pytest.raises(UserError, match="without a name"):
+        list(read_rows(""))
+
+
+def test_keys_that_are_null_are_absent(tmp_path: Path) -> None:
+    """Tables written as JSON name every column in every row."""
+    row = {**GOOD, "chosen": None, "rejected": None, "prompt": None, "completion": None, "reasoning_language": None}
+    loaded = load_conversations(write(tmp_path / "d.jsonl", row, {"messages": None, "prompt": "q", "completion": "a"}))
+    assert loaded.formats == {"openai": 1, "prompt-completion": 1} and not loaded.errors
+
+
+def test_a_value_over_several_lines_is_told_from_bad_json(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps(GOOD, indent=1))
+    assert "name it .json" in load_conversations(tmp_path / "d.jsonl").errors[0].what
+    (tmp_path / "e.jsonl").write_text("[" * 100_000)
+    assert load_conversations(tmp_path / "e.jsonl").errors[0].code == "too-deep"
 
 
 def test_parquet(tmp_path: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from typing import NoReturn
 
-from ossia.errors import OssiaError
+from ossia.errors import OssiaError, harmless
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 does not fit, 130 interrupted."""
     from ossia.cli import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode gets \\u escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             app.build()(prog_name="ossia", standalone_mode=True)
@@ -22,7 +26,7 @@ def main() -> None:
     except OssiaError as error:
         if os.environ.get("OSSIA_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {harmless(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -30,9 +34,9 @@ def main() -> None:
     except BrokenPipeError:
         _end_quietly()
     except OSError as error:  # a folder that cannot be written, a full disk
-        if os.environ.get("OSSIA_DEBUG") or error.filename is None:
+        if os.environ.get("OSSIA_DEBUG") or (error.filename is None and error.errno != errno.ENOSPC):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {harmless(str(error.filename or 'the output'))}: {error.strerror}", file=sys.stderr)
         sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # typer caught it and would exit with 1

@@ -53,6 +53,18 @@ class DoesNotFitError(OssiaError):
     exit_code = 3
 
 
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}")
+# Marks that turn the direction of text around, and with it what a line seems to say.
+_TURNING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE |= {code: f"[U+{code:04X}]" for code in _TURNING}
+
+
+def harmless(text: str) -> str:
+    """Text with its control characters made visible: other people's data must not steer the terminal."""
+    return text.translate(_VISIBLE)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return the known word closest to `word`, or None when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

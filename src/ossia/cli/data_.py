@@ -54,8 +54,10 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
     json: output.Json = False,
 ) -> None:
-    """Find what is wrong, row by row. Exits with 2 if a row cannot be used."""
-    asked = _opened(files, set_, model)
+    """Find what is wrong, row by row. Exits with 2 if a row cannot be used, or with --fix could not be mended."""
+    from ossia.data.fix import FIXES
+
+    asked = _opened(files, set_, model).unweighted()
     if fix is not None:
         _fix(asked, fix, json)
         return
@@ -78,9 +80,10 @@ def check(
             console.print(line, markup=False)
         named = ", ".join(f"{count} {name}" for name, count in formats.items()) or "no known format"
         console.print(f"{rows} rows ({named}): {usable} usable, {errors} errors, {len(problems) - errors} warnings")
-        name = shlex.quote(files[0])
-        step = f"ossia data check {name} --fix repaired.jsonl" if errors else f"ossia data show {name}"
-        output.next_step(step)
+        mendable = any(problem.code in FIXES for problem in problems)
+        step = "check {} --fix repaired.jsonl" if errors and mendable else "show {}"
+        if usable or mendable:
+            output.next_step(f"ossia data {step.format(asked.again)}")
     if errors or (strict and problems):
         raise typer.Exit(2)
 
@@ -123,12 +126,13 @@ def show(
         data_show.write_page(html, found, asked.vocabulary, ", ".join(files))
         output.next_step(f"open {shlex.quote(str(html))} in a browser")
     elif compare_template is not None:
-        data_show.print_comparison(found, compare_template, asked.vocabulary)
+        if not data_show.print_comparison(found, compare_template, asked.vocabulary):
+            raise typer.Exit(1)
     elif json:
         data_show.print_lines(found)
     else:
         data_show.print_examples(found, asked.vocabulary, asked.settings)
-        output.next_step(f"ossia data stats {shlex.quote(files[0])}")
+        output.next_step(f"ossia data stats {asked.again}")
 
 
 @app.command()
@@ -144,13 +148,16 @@ def stats(
     """Count tokens: lengths, trained share, channels, turns, tools, languages, and what tree training saves."""
     from ossia.data import statistics
     from ossia.data.stats import LIMITS, languages
+    from ossia.errors import UserError
 
     asked = _opened(files, set_, model)
-    limits = _lengths(at) if at else LIMITS
+    limits = _lengths(at) if at is not None else LIMITS
     # Counted without the limit, to tell how much lies above it.
     limit = asked.settings.max_tokens
     unlimited = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, max_tokens=1 << 30))
     compiled = _compiled(asked.train + asked.validation, unlimited)
+    if not compiled.conversations:
+        raise UserError("no row can be used", where=", ".join(files), do=f"ossia data check {asked.again}")
     if compiled.errors:
         output.err().print(f"{len(compiled.errors)} rows cannot be used; ossia data check names them", markup=False)
     with output.progress("counting", len(compiled.conversations)) as advance:
@@ -184,7 +191,8 @@ def _print_statistics(counted: Statistics, limit: int, spoken: dict[str, dict[st
     bars = [(f"<= {top:,}", f"{count:,}", "#" * max(1, count * 40 // most)) for top, count in counted.histogram.items()]
     output.table(("tokens", "examples", ""), bars, right=("tokens", "examples"))
     if counted.over:
-        console.print("longer than: " + counts({f"{bound:,}:": count for bound, count in counted.over.items()}, 99))
+        shown = [f"{count:,} over {bound:,}" for bound, count in counted.over.items()]
+        console.print("examples by length: " + "; ".join(shown))
     output.table(
         ("channel", "tokens", "trained"),
         [(name or "(none)", f"{all_:,}", f"{trained:,}") for name, (all_, trained) in counted.channels.items()],
@@ -227,6 +235,15 @@ class _Asked:
     vocabulary: Vocabulary
     cache: bool
     seed: int
+    again: str
+    """The files and options as they were typed, for the next command."""
+
+    def unweighted(self) -> _Asked:
+        """The same with every row once, whatever the mixture's weights."""
+        train, validation = (
+            [dataclasses.replace(s, weight=1.0) for s in sources] for sources in (self.train, self.validation)
+        )
+        return dataclasses.replace(self, train=train, validation=validation)
 
 
 def _opened(files: list[str], overrides: list[str] | None, model: str | None) -> _Asked:
@@ -245,9 +262,18 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
     train = sources_of_section(recipe.data.train) if named else _named(files)
     if not train:
         raise UserError("the recipe names no training data", where=files[0], do="--set data.train=conversations.jsonl")
-    validation = sources_of_section(recipe.data.validation) if named else []
-    vocabulary = Vocabulary.load(_tokenizer(model))
-    return _Asked(train, validation, settings_of(recipe.data), vocabulary, recipe.data.cache, recipe.train.seed)
+    if not named and (recipe.data.train or recipe.data.validation):
+        raise UserError("the files are named already", where="--set data.train", do="name all of them as arguments")
+    return _Asked(
+        train=train,
+        validation=sources_of_section(recipe.data.validation) if named else [],
+        settings=settings_of(recipe.data),
+        vocabulary=Vocabulary.load(_tokenizer(model)),
+        cache=recipe.data.cache,
+        seed=recipe.train.seed,
+        again=shlex.join([*files, *(x for change in overrides or [] for x in ("--set", change)),
+                          *(("--model", model) if model else ())]),
+    )  # fmt: skip
 
 
 def _named(files: list[str]) -> list[Source]:
@@ -300,9 +326,7 @@ def _conversations(asked: _Asked, row: int | None, most: int | None) -> Iterator
 
     count, first = 0, ""
     for source in asked.train + asked.validation:
-        for done in compile_rows(source, asked.vocabulary, asked.settings):
-            if row is not None and done.row.line != row:
-                continue
+        for done in compile_rows(source, asked.vocabulary, asked.settings, row):
             if done.rendered is None:
                 first = first or next(str(problem) for problem in done.problems if problem.level == "error")
                 if row is not None:
@@ -334,17 +358,24 @@ def _fix(asked: _Asked, to: Path, json: bool) -> None:
     from ossia.data.fix import write_fixed
 
     written = write_fixed(asked.train, asked.settings, to)
+    kept = written.unchanged + written.repaired
     if json:
         output.print_json(dataclasses.asdict(written))
     else:
         for line in written.lines:
             output.out().print(line, markup=False)
+        where = (f"; written to {to}" if kept else "; nothing to write") + (
+            f", the rest to {written.rejects}" if written.rejects else ""
+        )
         output.out().print(
             f"{written.rows} rows: {written.unchanged} unchanged, {written.repaired} repaired, {written.left_out} left "
-            f"out; written to {to}" + (f", the rest to {written.rejects}" if written.left_out else ""),
+            f"out{where}",
             markup=False,
         )
-        output.next_step(f"ossia data check {shlex.quote(str(to))}")
+        if kept:
+            output.next_step(f"ossia data check {shlex.quote(str(to))}")
+    if written.faulty:
+        raise typer.Exit(2)
 
 
 def _tokenizer(model: str | None) -> Path | None:

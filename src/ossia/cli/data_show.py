@@ -71,10 +71,12 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
     Raises:
         UserError: the file cannot be written.
     """
-    from ossia.data.page import page
+    from ossia.data.page import MARK, page
     from ossia.errors import UserError
     from ossia.runs import write_atomically
 
+    if path.is_file() and MARK not in path.read_bytes()[:1000].decode("utf-8", "replace"):
+        raise UserError("the file exists already and is no page of ours", where=str(path), do="choose another name")
     shown = [(done.rendered, list(map(str, done.problems))) for done in found if done.rendered is not None]
     try:
         write_atomically(path, "".join(page(title, shown, vocabulary)))
@@ -83,13 +85,13 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
     output.out().print(f"{len(shown)} conversations written to {path}", markup=False)
 
 
-def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Vocabulary) -> None:
-    """Say for every conversation where the template gives the model other tokens, then sum up."""
+def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Vocabulary) -> bool:
+    """Say for every conversation where the template gives the model other tokens, then sum up. True: nowhere."""
     from ossia.harmony.template import chat_form, compare
 
     text, name = _template(template)
     console = output.out()
-    equal = total = differing = 0
+    equal = total = differing = refused = 0
     for done in found:
         assert done.conversation is not None
         total += 1
@@ -99,6 +101,7 @@ def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Voca
             continue
         console.print(f"{done.row.where}", style="bold", markup=False)
         if compared.theirs is None:
+            refused += 1
             console.print(f"  the template refuses it: {compared.refusal}", markup=False)
         for hunk in compared.hunks:
             differing += 1
@@ -106,10 +109,12 @@ def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Voca
             console.print(f"    ossia     {hunk.ours!r}", markup=False, style="green")
             console.print(f"    template  {hunk.theirs!r}", markup=False, style="red")
     console.print(
-        f"{total} conversations, {equal} with equal tokens, {differing} places where {name} differs", markup=False
+        f"{total} conversations: {equal} with equal tokens, {refused} refused, {differing} places where {name} differs",
+        markup=False,
     )
     if equal < total:
         output.next_step("export with Ossia's template, which renders what was trained: ossia export RUN --to hf")
+    return equal == total
 
 
 def _template(named: str) -> tuple[str, str]:
@@ -118,13 +123,15 @@ def _template(named: str) -> tuple[str, str]:
 
     path = Path(named)
     if path.is_file() and path.suffix != ".json":
-        return path.read_text(encoding="utf-8"), path.name
+        return _checked(path), path.name
+    if path.suffix in (".jinja", ".j2", ".json"):
+        raise UserError("No such template", where=named, do="name a .jinja file, or a checkpoint's folder or id")
     if not path.is_dir():
         from ossia.model.locate import locate
 
         path = locate(named)
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8"), f"the template of {path.name}"
+        return _checked(path / "chat_template.jinja"), f"the template of {path.name}"
     config = path / "tokenizer_config.json"
     template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
     if isinstance(template, list):  # several, by name
@@ -132,3 +139,23 @@ def _template(named: str) -> tuple[str, str]:
     if not isinstance(template, str):
         raise UserError("the checkpoint has no chat template", where=str(path), do="name a .jinja file")
     return template, f"the template of {path.name}"
+
+
+def _checked(path: Path) -> str:
+    """The text of a template that at least compiles."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from ossia.errors import UserError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        extensions = ["jinja2.ext.loopcontrols"]
+        # {% generation %} is an extension of transformers; it marks and does not change what is rendered.
+        plain = text.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        ImmutableSandboxedEnvironment(extensions=extensions).parse(plain)
+    except UnicodeDecodeError as error:
+        raise UserError("the template is not UTF-8", where=str(path), why=str(error)) from error
+    except TemplateSyntaxError as error:
+        raise UserError(f"the template is not valid Jinja: {error.message}", where=f"{path}:{error.lineno}") from error
+    return text

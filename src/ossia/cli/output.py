@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ossia.errors import harmless
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -29,16 +31,23 @@ Advance = Callable[[int], None]
 
 def out() -> Console:
     """The console for results (stdout)."""
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
+    return _console(stderr=False)
 
 
 def err() -> Console:
     """The console for progress and remarks (stderr)."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console that no text of other people can steer: control characters in it are shown, not obeyed."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class Harmless(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(harmless(o) if isinstance(o, str) else o for o in objects), **options)
+
+    return Harmless(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -56,7 +65,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Seque
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         # Cells are other people's words: what looks like markup in them is text.
-        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        grid.add_row(*(Text("" if cell is None else harmless(str(cell))) for cell in row))
     console = out()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 1000  # a file or a pipe has no margin; one row is one line

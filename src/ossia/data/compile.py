@@ -12,12 +12,14 @@ import hashlib
 import os
 import random
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import NamedTuple
 
 from ossia.data.cache import Cache
@@ -48,6 +50,8 @@ class Compiled:
     rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     """Format -> rows."""
+    usable: int = 0
+    """Conversations before those of sources with a weight were repeated or drawn from."""
     cached: int = 0
     """Conversations that came from the cache."""
 
@@ -95,7 +99,8 @@ def compile_sources(
     Raises:
         UserError: a source cannot be read at all; or, with `settings.strict`, the first row with an error.
     """
-    compiled, duplicates, weights = Compiled(), Duplicates(), list[float]()
+    compiled, duplicates, rng = Compiled(), Duplicates(), random.Random(seed)
+    drawn: list[Rendered] = []
     for source in sources_of(sources):
         before = len(compiled.conversations)
         own = source.settings(settings)
@@ -112,8 +117,9 @@ def compile_sources(
             shards.close()
         if store is not None:
             store.trim()
-        weights += [source.weight] * (len(compiled.conversations) - before)
-    compiled.conversations = _weighted(compiled.conversations, weights, seed)
+        drawn += _weighted(compiled.conversations[before:], source.weight, rng)
+    compiled.usable = len(compiled.conversations)
+    compiled.conversations = drawn
     return compiled
 
 
@@ -134,11 +140,13 @@ def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Com
     return Compiling(row, problems, conversation, made if made.targets else None, format)
 
 
-def compile_rows(source: Source, vocabulary: Vocabulary, settings: DataSettings) -> Iterator[Compiling]:
-    """Compile a source row by row, in this process, as the rows are asked for: to look at some of them."""
+def compile_rows(
+    source: Source, vocabulary: Vocabulary, settings: DataSettings, only: int | None = None
+) -> Iterator[Compiling]:
+    """Compile a source row by row, in this process, as the rows are asked for: to look at some, or at line `only`."""
     own = source.settings(settings)
     for chunk in read_chunks(source):
-        for _, row in chunk.rows():
+        for _, row in chunk.rows(only) if only is None or only in chunk.numbers else ():
             yield compile_row(row, vocabulary, own)
 
 
@@ -203,15 +211,14 @@ def _first(shard: Shard, count: int | None) -> Shard:
     )
 
 
-def _weighted(conversations: list[Rendered], weights: list[float], seed: int) -> list[Rendered]:
-    """Take each conversation as often as its weight says; of a fraction, a share chosen by `seed`."""
-    if all(weight == 1 for weight in weights):
-        return conversations
-    chosen, rng = [], random.Random(seed)
-    for conversation, weight in zip(conversations, weights, strict=True):
-        whole = int(weight)
-        chosen += [conversation] * (whole + (rng.random() < weight - whole))
-    return chosen
+def _weighted(conversations: list[Rendered], weight: float, rng: random.Random) -> list[Rendered]:
+    """Each conversation as often as the weight's whole part says; of the rest, that share of them, at least one."""
+    whole = int(weight)
+    count = round((weight - whole) * len(conversations))
+    if not whole and conversations:
+        count = max(1, count)
+    extra = set(rng.sample(range(len(conversations)), count))
+    return [c for index, c in enumerate(conversations) for _ in range(whole + (index in extra))]
 
 
 def _shards(
@@ -285,7 +292,16 @@ _worker: tuple[Vocabulary, DataSettings] | None = None
 def _start_worker(folder: str, settings: DataSettings) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = Vocabulary.load(folder), settings
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers to end."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(chunk: Chunk) -> bytes:

@@ -108,13 +108,19 @@ class _Similar:
         runs = _runs(conversation)
         candidates = {id(other): other for band in _bands(runs) for other in self.buckets.get(band, ())}
         best: tuple[Rendered, float] | None = None
-        own = set(runs.tolist()) if candidates else set()
         for other in candidates.values():
-            theirs = set(_runs(other).tolist())
-            share = len(own & theirs) / max(1, len(own | theirs))
+            share = _jaccard(runs, _runs(other))
             if share >= SIMILAR and (best is None or share > best[1]):
                 best = other, share
         return best
+
+
+def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Common runs over all runs, of two sorted arrays without repeats."""
+    import numpy as np
+
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / max(1, len(first) + len(second) - common)
 
 
 def _runs(conversation: Rendered) -> np.ndarray:
@@ -138,15 +144,20 @@ def _runs(conversation: Rendered) -> np.ndarray:
 
 
 def _bands(runs: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """The bands of a MinHash signature: conversations that share one are worth comparing."""
+    """The bands of a MinHash signature: conversations that share one are worth comparing.
+
+    One permutation serves all places of the signature (Li, Owen, Zhang 2012): hashes are cut into as many ranges, and
+    the least hash of a range, or of the next one that has any, is its value. `runs` is sorted, so that is a search.
+    """
     import numpy as np
 
     if not len(runs):
         return
-    factors = np.random.default_rng(0).integers(1, 2**63, _BANDS * _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    signature = np.array([(runs * factor).min() for factor in factors])
+    bounds = np.arange(_BANDS * _ROWS, dtype=np.uint64) * np.uint64(2**64 // (_BANDS * _ROWS))
+    signature = runs[np.searchsorted(runs, bounds) % len(runs)]
+    # Neighbouring ranges share values when there are few runs; a band takes places far apart.
     for band in range(_BANDS):
-        yield band, signature[band * _ROWS : (band + 1) * _ROWS].tobytes()
+        yield band, signature[band::_BANDS].tobytes()
 
 
 def _question(conversation: Rendered) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,11 @@ class Fixed:
     changes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
+    @property
+    def is_duplicate(self) -> bool:
+        """Whether the row was left out for being there before."""
+        return any(problem.code == "duplicate" for problem in self.problems)
+
 
 def fix_rows(rows: Iterator[Row], settings: DataSettings) -> Iterator[Fixed]:
     """Repair row by row. Rows that need nothing come out as they are; exact duplicates are left out."""
@@ -68,6 +74,7 @@ def fix_row(row: Row, settings: DataSettings) -> Fixed:
             return Fixed(row, None, [], read_row(row, settings)[0])
         changes.append("the line was not JSON: read leniently")
     tried: set[tuple[str, str]] = set()
+    original, was_usable = copy.deepcopy(value), read_row(Row(value, row.file, row.line), settings)[1] is not None
     for _ in range(_ROUNDS):
         problems, conversation, _ = read_row(Row(value, row.file, row.line), settings)
         change = None
@@ -79,8 +86,11 @@ def fix_row(row: Row, settings: DataSettings) -> Fixed:
                     changes.append(f"{problem.path}: {change}" if problem.path else change)
                     break
         if change is None:
-            usable = conversation is not None
-            return Fixed(row, value if usable else None, changes, [p for p in problems if p.level == "error"])
+            if conversation is not None:
+                return Fixed(row, value, changes)
+            if was_usable and row.value is not None:  # no repair may make a row worse
+                return Fixed(row, original)
+            return Fixed(row, None, changes, [p for p in problems if p.level == "error"])
     return Fixed(row, None, changes, [Problem("error", "unfixable", "the row needs too many repairs")])
 
 
@@ -106,12 +116,15 @@ class Written:
     """What a repaired copy holds."""
 
     path: str
-    rejects: str
-    """The file with the rows that could not be repaired; it is written only if there are any."""
+    """The copy; it is written only if a row can be used."""
+    rejects: str | None = None
+    """The file with the rows that could not be repaired, if there are any."""
     rows: int = 0
     unchanged: int = 0
     repaired: int = 0
     left_out: int = 0
+    faulty: int = 0
+    """Of the rows left out, those that are no duplicates."""
     lines: list[str] = field(default_factory=list)
     """A line for every change: file, row, place and what was done."""
 
@@ -126,29 +139,52 @@ def write_fixed(sources: Sources, settings: DataSettings, to: Path) -> Written:
     for path in (to, rejects):
         if path.exists():
             raise UserError("the file exists already", where=str(path), do="choose another name, or remove it first")
-    written, good, bad = Written(str(to), str(rejects)), list[str](), list[str]()
+    written, good, bad = Written(str(to)), list[str](), list[str]()
+    if to.suffix not in (".jsonl", ".ndjson"):
+        raise UserError("the repaired copy is JSON lines", where=str(to), do=f"--fix {to.with_suffix('.jsonl').name}")
     for fixed in fix_rows(read_rows(sources), settings):
         where = fixed.row.where
         written.rows += 1
         written.lines += [f"{where}: {change}" for change in fixed.changes]
         if fixed.value is not None:
-            good.append(json.dumps(fixed.value, ensure_ascii=False))
+            good.append(_strict_json(fixed, written))
             written.repaired += bool(fixed.changes)
             written.unchanged += not fixed.changes
             continue
         why = [problem.what for problem in fixed.problems]
         row = fixed.row.text if fixed.row.value is None else fixed.row.value
-        bad.append(json.dumps({"from": where, "why": why, "row": row}, ensure_ascii=True))
+        bad.append(json.dumps({"from": where, "why": why, "row": _without_infinities(row)}, ensure_ascii=True))
+        written.faulty += not fixed.is_duplicate
         written.left_out += 1
-        if not fixed.changes or not fixed.changes[-1].startswith("left out"):
+        if not fixed.is_duplicate:
             written.lines.append(f"{where}: left out: {'; '.join(why)}")
     try:
-        write_atomically(to, "".join(line + "\n" for line in good).encode("utf-8", "backslashreplace"))
+        if good:
+            write_atomically(to, "".join(line + "\n" for line in good).encode("utf-8", "backslashreplace"))
         if bad:
+            written.rejects = str(rejects)
             write_atomically(rejects, "".join(line + "\n" for line in bad))
     except OSError as error:
         raise UserError(f"the copy cannot be written ({error.strerror})", where=str(to)) from error
     return written
+
+
+def _strict_json(fixed: Fixed, written: Written) -> str:
+    """The row as JSON that every reader takes: Python's own writes NaN and infinite numbers, which JSON has not."""
+    try:
+        return json.dumps(fixed.value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        written.lines.append(f"{fixed.row.where}: NaN and infinite numbers -> null")
+        fixed.changes.append("numbers")
+        return json.dumps(_without_infinities(fixed.value), ensure_ascii=False)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ------------------------------------------------------------------------------------------------------- the repairs
@@ -198,6 +234,17 @@ def _drop(what: str) -> Callable[[Any, Problem], str | None]:
         return what
 
     return drop
+
+
+def _thought_alone(row: Any, problem: Problem) -> str | None:
+    """A turn that is only a thought is of no use; one that says something may be somebody's answer."""
+    holder, key = _find(row, _item(problem.path))
+    message = holder[key] if holder is not None else None
+    said = message.get("content", message.get("value")) if isinstance(message, dict) else "?"
+    if said not in (None, "", []):
+        return None
+    del holder[key]
+    return "a turn without an answer: removed"
 
 
 def _number(row: Any, problem: Problem) -> str | None:
@@ -257,7 +304,7 @@ FIXES: dict[str, Callable[[Any, Problem], str | None]] = {
     "result-without-call": _drop("a tool result without a call: removed"),
     "call-without-result": _drop("a parallel call without a result: removed"),
     "last-not-assistant": _drop("a last message that nothing answers: removed"),
-    "unfinished-turn": _drop("a turn without an answer: removed"),
+    "unfinished-turn": _thought_alone,
     "empty-final": _drop("an empty answer: removed"),
     "weight": _number,
     "effort": _effort,

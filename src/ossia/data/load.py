@@ -64,6 +64,7 @@ def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversat
     """The problems of a row with their places, its conversation if none of them is an error, and its format."""
     if row.value is None:
         code = "not-an-object" if "not a JSON object" in row.error else "not-json"
+        code = "too-deep" if "nested too deeply" in row.error else code
         return [Problem("error", code, row.error, file=row.file, line=row.line)], None, ""
     found: list[Problem] = []
     try:

@@ -14,6 +14,9 @@ from ossia.data.rendered import Example, Rendered
 from ossia.harmony.preview import pieces
 from ossia.harmony.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
 
+MARK = '<meta name="generator" content="ossia data show">'
+"""Stands in every page, to tell it from somebody's file of the same name."""
+
 
 def page(title: str, conversations: Iterable[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:
     """Yield the text of the page in pieces. A link to `#3` opens the fourth conversation.
@@ -56,12 +59,15 @@ def _caption(example: Example) -> str:
 def _tokens(example: Example, vocabulary: Vocabulary) -> str:
     ids, weights, channels = example.ids, example.weights, example.channels
     parts: list[str] = []
+    first = next((i for i, weight in enumerate(weights) if weight > 0), -1)
     for start, stop, text in pieces(ids, vocabulary):
         if ids[start] == START:
             parts.append(("</div>" if parts else "") + '<div class="m">')
         control = STARTOFTEXT <= ids[start] < VOCABULARY_SIZE
         classes = f"{channels[start]}{' on' * (weights[start] > 0)}{' ctl' * control}"
         weight = f' data-w="{weights[start]:g}"' if weights[start] not in (0, 1) else ""
+        weight += f' style="--w:{min(1.0, max(0.25, weights[start])):.2g}"' if weight else ""
+        weight += " data-first" if start <= first < stop else ""
         shown = html.escape(text).replace("\n", "⏎\n")
         parts.append(f'<i class="{classes}" data-i="{ids[start:stop]}"{weight}>{shown}</i>')
     return "".join(parts) + ("</div>" if parts else "")

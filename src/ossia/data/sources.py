@@ -15,6 +15,7 @@ from typing import Any
 
 from ossia.data.settings import DataSettings, Format
 from ossia.errors import UserError, did_you_mean
+from ossia.recipes import available
 from ossia.recipes.examples import resolve
 
 CHUNK_BYTES = 1 << 20
@@ -89,9 +90,11 @@ class Chunk:
     errors: Mapping[int, str] = field(default_factory=dict)
     """Index of a line that stands for a row that could not be read -> why."""
 
-    def rows(self) -> Iterator[tuple[int, Row]]:
-        """The rows with their index in the chunk. Empty lines are none."""
+    def rows(self, only: int | None = None) -> Iterator[tuple[int, Row]]:
+        """The rows with their index in the chunk, or the one of that number. Empty lines are none."""
         for index, (number, line) in enumerate(zip(self.numbers, self.text.split(b"\n"), strict=False)):
+            if only is not None and number != only:
+                continue
             if index in self.errors:
                 yield index, Row(None, self.file, number, self.errors[index])
             elif line.strip():
@@ -122,10 +125,16 @@ def read_chunks(source: Source) -> Iterator[Chunk]:
     """The same rows in pieces of about a megabyte."""
     path = resolve(source.path)
     hub = _HUB_ID.match(path)
+    if not path:
+        raise UserError("a data set without a name", do="name a file, a folder or a hub id")
     if hub and (hub[1] or not _looks_like_a_path(Path(path))):
         yield from _batched(_read_hub(hub["id"], source.split or hub["split"] or "train"))
         return
+    if source.split:
+        do = "limit takes the first rows of a file"
+        raise UserError(f"split {source.split!r} is for hub data sets", where=source.path, do=do)
     for file in data_files(Path(path)):
+        _refuse_other_kinds(file)
         if file.suffix in (".jsonl", ".ndjson"):
             yield from _cut(file)
         else:
@@ -146,13 +155,24 @@ def _looks_like_a_path(path: Path) -> bool:
 def data_files(path: Path) -> list[Path]:
     """The data files that a path stands for: itself, or all of them in a folder and below, sorted."""
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        list(path.iterdir())  # raises where nobody may look
+        inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        found = sorted(p for p in inside if p.suffix in SUFFIXES and p.is_file())
         if not found:
             raise UserError("The folder holds no data files", where=str(path), do=f"known are {', '.join(SUFFIXES)}")
         return found
+    if path.exists() and not path.is_file():
+        raise UserError("Not a regular file", where=str(path), do="write the rows to a file first")
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else None
-        do = f"did you mean {path.parent / near}?" if near else "check the path; hub data sets are written hub:org/name"
+        recipe = did_you_mean(str(path), available())
+        do = "check the path; hub data sets are written org/name@split, or hub:org/name"
+        if near or recipe:
+            do = (
+                f"did you mean {path.parent / str(near)}?"
+                if near
+                else f"did you mean the recipe {recipe}? It stands alone"
+            )
         raise UserError("No such file or folder", where=str(path), do=do)
     if path.suffix not in SUFFIXES:
         raise UserError(f"Unknown file type {path.suffix!r}", where=str(path), do=f"known are {', '.join(SUFFIXES)}")
@@ -188,22 +208,43 @@ def _batched(rows: Iterable[Row]) -> Iterator[Chunk]:
         yield Chunk(file, numbers, b"\n".join(lines) + b"\n", errors)
 
 
+def _refuse_other_kinds(path: Path) -> None:
+    """One sentence about a compressed or binary file, instead of one about each of its lines."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    kind = None
+    if head.startswith(b"\x1f\x8b"):
+        kind, do = "compressed (gzip)", f"gunzip < {path.name} > plain.jsonl"
+    elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        kind, do = "UTF-16", f"iconv -f utf-16 -t utf-8 {path.name}"
+    elif b"\0" in head and path.suffix != ".parquet":
+        kind, do = "binary", f"data files are {', '.join(SUFFIXES)}, in UTF-8"
+    if kind is not None:
+        raise UserError(f"The file is {kind}", where=str(path), do=do)
+
+
 def _row_of_json(line: bytes, file: str, number: int) -> Row:
     try:
         return _row(json.loads(line.decode("utf-8")), file, number)
     except UnicodeDecodeError as error:
         why = f"the line is not UTF-8: {error.reason} at byte {error.start}"
     except json.JSONDecodeError as error:  # its own line number would be that within the line
-        why = f"the line is not JSON: {error.msg} at character {error.pos + 1}"
-    except (ValueError, RecursionError) as error:
+        why = f"the line is not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        if number == 1 and line.lstrip()[:1] in (b"{", b"["):
+            why += "; if the file holds one value over several lines, name it .json"
+    except RecursionError:
+        why = "the line is nested too deeply"
+    except ValueError as error:
         why = f"the line is not JSON: {error}"
     return Row(None, file, number, why, line.decode("utf-8", "replace"))
 
 
 def _row(value: object, file: str, number: int) -> Row:
     if isinstance(value, dict):
-        return Row(value, file, number)
-    return Row(None, file, number, f"the row is not a JSON object but {type(value).__name__}")
+        # A key that is null was absent: tables written as JSON name every column in every row.
+        return Row({key: item for key, item in value.items() if item is not None}, file, number)
+    kind = {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return Row(None, file, number, f"the row is not a JSON object but {kind}", json.dumps(value))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -223,8 +264,20 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # conversations are longer than the default of 128 KiB
-    text = path.read_bytes().decode("utf-8-sig", "replace")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"{path}:{content[: error.start].count(10) + 1}"
+        do = "save it as UTF-8, or: iconv -f latin1 -t utf-8"
+        raise UserError(
+            "The file is not UTF-8", where=where, why=f"byte {error.start}: {error.reason}", do=do
+        ) from error
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    names = list(reader.fieldnames or [])
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"The column {twice!r} stands there twice", where=f"{path}:1", do="rename one of them")
     start = 2  # a quoted cell may span lines, so a row is named by its first
     while True:
         try:

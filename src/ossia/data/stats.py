@@ -102,7 +102,7 @@ def statistics(
     counted.channels = {channel: (tokens[channel], trained[channel]) for channel in sorted(tokens)}
     counted.turns = dict(sorted(turns.items()))
     counted.histogram = dict(sorted(Counter(1 << (length - 1).bit_length() for length in lengths).items()))
-    counted.over = {bound: sum(length > bound for length in lengths) for bound in at if bound < lengths[-1]}
+    counted.over = {bound: sum(length > bound for length in lengths) for bound in at}
     counted.median = lengths[(len(lengths) - 1) // 2]
     counted.percentile_95 = lengths[(len(lengths) * 95 + 99) // 100 - 1]
     counted.longest = lengths[-1]
@@ -127,7 +127,7 @@ def languages(
     for conversation in conversations[:: max(1, -(-len(conversations) // most))]:
         for name, kind in (("user", "u"), ("analysis", "a"), ("final", "f")):
             text = " ".join(content(conversation, index, vocabulary) for index in _places(conversation, kind))[:letters]
-            if sum(map(str.isalpha, text)) >= 12:
+            if sum(map(str.isalpha, text)) >= 20:
                 found[name][identifier.classify(text)[0]] += 1
     return {name: dict(counts.most_common()) for name, counts in found.items()}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from rich.style import Style
 from rich.text import Text
 
+from ossia.errors import harmless
 from ossia.harmony.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
 
 COLOURS = {
@@ -22,10 +23,6 @@ COLOURS = {
     "final": "green",
 }
 _OPEN, _SHUT = "«", "»"
-
-VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
-"""Control characters -> their pictures. Data must not be able to steer the terminal (escape sequences)."""
-VISIBLE |= dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}")
 
 
 def preview(
@@ -69,7 +66,7 @@ def pieces(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[int, in
     for position, id in enumerate(ids):
         pending.append(id)
         if position + 1 == len(ids) or _ends_character(pending, vocabulary):
-            yield position + 1 - len(pending), position + 1, vocabulary.decode(pending).translate(VISIBLE)
+            yield position + 1 - len(pending), position + 1, harmless(vocabulary.decode(pending))
             pending = []
 
 

@@ -40,7 +40,8 @@ class Problem:
         return UserError(self.what, where=self.where or None, do=self.do or None)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.level}: {self.what}" + (f" ({self.do})" if self.do else "")
+        place = self.where or "all rows"
+        return f"{place}: {self.level}: {self.what}" + (f" ({self.do})" if self.do else "") + f" [{self.code}]"
 
 
 Report = Callable[[Problem], None]

@@ -83,7 +83,20 @@ def offline_tokenizer_folder() -> Path:
     missing = [name for name, (size, _) in PUBLISHED_FILES.items() if not _is_there(folder / name, size)]
     if not missing:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _build(folder, missing)
+    except OSError as error:
+        raise UserError(
+            f"the tokenizer cannot be built in the cache folder ({error.strerror})",
+            where=str(folder),
+            why="it takes 28 MB, once",
+            do="set OSSIA_CACHE to a folder with space that you may write to, or give --model CHECKPOINT",
+        ) from error
+    return folder
+
+
+def _build(folder: Path, missing: list[str]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
     try:
         for name in missing:
@@ -99,7 +112,6 @@ def offline_tokenizer_folder() -> Path:
             (scratch / name).replace(folder / name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return folder
 
 
 def read_ranks() -> dict[bytes, int]:

@@ -34,6 +34,9 @@ def find(source: str) -> Path:
         UserError: there is neither such a file nor such a recipe.
     """
     path = Path(source)
+    if path.suffix in (".jsonl", ".json", ".csv", ".parquet"):
+        do = f"name a recipe, and the data in it: ossia plan gpt-oss-20b-lora --set data.train={source}"
+        raise UserError("these are data, not a recipe", where=source, do=do)
     if path.is_file():
         return path
     known = available()

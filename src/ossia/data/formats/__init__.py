@@ -71,9 +71,10 @@ def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
         if format.matches(known):
             return format.name
     raise UserError(
-        f"Unknown row format with the keys {', '.join(map(str, row)) or '(none)'}",
+        f"Unknown row format with the keys {', '.join(map(str, known)) or '(none)'}"
+        + (" (after data.columns)" if settings.columns else ""),
         do='write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-        ' or {"prompt": "...", "completion": "..."}, or say what the columns are: data.columns={question: prompt}',
+        ' or {"prompt": "...", "completion": "..."}, or say what the columns are: --set \'data.columns={question: prompt, reply: completion}\'',
     )
 
 
