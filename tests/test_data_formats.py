@@ -85,6 +85,20 @@ MESSAGES: dict[tuple[str, int], list[Message]] = {
         tool_result("chart", "7.5 m"),
         answer("7.5 metres."),
     ],
+    ("openai", 6): [  # Anthropic's parts
+        user("High water at Ribe?"),
+        thought("Look it up."),
+        preamble("One moment."),
+        call("tide_times", '{"harbour": "Ribe"}'),
+        tool_result("tide_times", "03:10"),
+        answer("At 03:10."),
+    ],
+    ("openai", 7): [  # roles by other names, lists as JSON text
+        user("High water at Ribe?"),
+        call("tide_times", '{"harbour": "Ribe"}'),
+        tool_result("tide_times", "03:10"),
+        answer("At 03:10."),
+    ],
     ("openai-responses", 0): [
         user("Which of the two lighthouses is older, Kullen or Nidingen?"),
         thought("Kullen had a light in 1561.\n\nNidingen came in 1624."),
@@ -102,6 +116,7 @@ MESSAGES: dict[tuple[str, int], list[Message]] = {
     ],
     ("openai-responses", 2): [user("How much aspirin may my dog have?"), answer("Please ask a vet.")],
     ("openai-responses", 3): [user("A number?"), answer('{"n": 4}')],
+    ("openai-responses", 4): [user("Is a fathom six feet?"), thought("Six feet it is."), answer("Yes.")],
     ("multilingual-thinking", 1): [
         user("What is left of the bow called?"),
         thought("Links vom Bug heißt Backbord."),
@@ -115,6 +130,10 @@ MESSAGES: dict[tuple[str, int], list[Message]] = {
         answer("Starboard."),
     ],
     ("prompt-completion", 3): [user("Is 91 prime?"), thought("91 is 7 times 13."), answer("No.")],
+    ("prompt-completion", 4): [user("Which sea is it?\nBornholm lies in the Baltic."), answer("The Baltic.")],
+    ("prompt-completion", 5): [user("What holds a ship?"), answer("An anchor.")],
+    ("prompt-completion", 6): [user("6 boats of 4 oars: how many oars?"), answer("6 * 4 = 24\n#### 24")],
+    ("prompt-completion", 7): [user("2 knots for 3 hours?"), thought("2 * 3"), answer("6 miles.")],
     ("alpaca", 0): [user("Translate into Danish.\nThe boat leaks."), answer("Båden er utæt.")],
     ("alpaca", 1): [user("Name two seas."), thought("Any two will do."), answer("Baltic and North Sea.")],
     ("alpaca", 2): [user("First mast?"), answer("The main."), user("And the second?"), answer("The mizzen.")],
@@ -133,6 +152,13 @@ MESSAGES: dict[tuple[str, int], list[Message]] = {
         answer("Less wind."),
     ],
     ("sharegpt", 2): [user("Stern?"), answer("The back.")],
+    ("sharegpt", 3): [user("Bow?"), answer("The front.")],
+    ("sharegpt", 4): [
+        user("Keel?"),
+        answer("The spine of a ship."),
+        user("Rib?"),
+        answer("It crosses the keel."),
+    ],
     ("llama-factory", 1): [  # one observation, a list, for two calls
         user("Ribe and Esbjerg?"),
         thought("Two harbours."),
@@ -149,6 +175,17 @@ MESSAGES: dict[tuple[str, int], list[Message]] = {
         tool_result("tide_times", "15:32"),
         answer("15:32."),
     ],
+    ("llama-factory", 3): [  # two turns of calls in a row are parallel calls
+        user("Ribe and Esbjerg?"),
+        thought("Two harbours."),
+        call("tide_times", '{"harbour": "Ribe"}'),
+        tool_result("tide_times", "03:10"),
+        call("tide_times", '{"harbour": "Esbjerg"}'),
+        tool_result("tide_times", "04:00"),
+        answer("03:10 and 04:00."),
+    ],
+    ("harmony", 3): [user("Port?"), answer("Left.", 0), user("Starboard?"), answer("Right.")],
+    ("harmony", 4): [user("Name two ropes."), thought("Sheet, halyard."), answer("Sheet and ha", 0)],
     ("apigen-mt", 1): [
         user("Cancel B-9."),
         call("think", '{"thought": "Is it refundable?"}'),
@@ -231,6 +268,7 @@ PROBLEMS: dict[tuple[str, int], list[tuple[str, str, str]]] = {
     ],
     ("openai-responses", 3): [("warning", "responses-item", "input[1]")],
     ("harmony", 2): [("warning", "harmony-repaired", "harmony")],
+    ("harmony", 4): [("warning", "harmony-repaired", "text")],
     ("xlam", 0): [("warning", "several-calls", "answers")],
     ("xlam", 1): [("warning", "tool-type", "tools[0].parameters.chart.type")],
     ("openthoughts", 2): [("warning", "unclosed-think", "conversations[1].value")],
@@ -245,7 +283,10 @@ def test_the_problems_of_a_sample_row(name: str, number: int) -> None:
 
 INSTRUCTIONS = {
     ("openai", 0): "You are the harbour master's assistant. Answer in one sentence.",
+    ("openai", 6): "Answer in one sentence.",
     ("openai-responses", 0): "Answer with one word.",
+    ("openai-responses", 4): "Think first.",
+    ("prompt-completion", 5): "Answer with a word.",
     ("openai-responses", 2): "No medical advice.",
     ("multilingual-thinking", 1): "reasoning language: German\n\nYou are a pilot.",
     ("prompt-completion", 1): "Rhyme.",
@@ -354,7 +395,7 @@ def test_other_keys_stay_with_the_row() -> None:
 
 
 def test_raw_harmony_is_taken_literally() -> None:
-    first, second, third = (read(row)[0] for row in rows_of("harmony"))
+    first, second, third = (read(row)[0] for row in rows_of("harmony")[:3])
     assert {message.place for message in first.messages} == {"text"}
     assert first.system is None and first.instructions is None and first.tools == ()
     assert [message.role for message in first.messages] == ["system", "developer", "user", "assistant", "assistant"]

@@ -80,11 +80,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "result-without-call",
         "output[0]",
     ),
-    "responses effort": (
-        {"input": "u", "output": [A], "reasoning": {"effort": "minimal"}},
-        "effort",
-        "reasoning.effort",
-    ),
     "responses tool": (
         {"input": "u", "output": [A], "tools": [{"type": "web_search"}, {"type": "function"}]},
         "tools",
@@ -94,11 +89,6 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"input": "u", "output": [A], "text": {"format": {"type": "json_schema", "name": "x"}}},
         "response-format",
         "text.format",
-    ),
-    "kwargs effort": (
-        {"messages": [U, A], "chat_template_kwargs": {"reasoning_effort": "max"}},
-        "effort",
-        "chat_template_kwargs.reasoning_effort",
     ),
     "identity": ({"messages": [U, A], "model_identity": 5}, "not-text", "model_identity"),
     "date": (

@@ -16,7 +16,7 @@ import pytest
 
 from ossia.data import DataSettings, Source, compile_sources, load_conversations
 from ossia.data.formats import detect, to_conversation
-from ossia.data.sources import read_rows
+from ossia.data.sources import read_rows, total_bytes
 from ossia.errors import UserError
 from ossia.harmony.chat import conversation_from_chat
 from ossia.harmony.conversation import (
@@ -219,6 +219,64 @@ def test_csv_prompt_completion_keeps_text_that_begins_with_a_bracket(tmp_path: P
     assert [(p.line, p.level) for p in loaded.problems if "cells" in p.what] == [(3, "error")]
 
 
+def write_csv(path: Path, *rows: list[str]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_csv_as_pandas_writes_it(tmp_path: Path) -> None:
+    """A nameless index column, and lists as Python writes them."""
+    said = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "a", "name": None}]
+    file = write_csv(tmp_path / "d.csv", ["", "messages", "tools"], ["0", str(said), ""], ["1", "", ""])
+    rows = list(read_rows(file))
+    assert [row.value for row in rows] == [{"messages": said, "tools": ""}, {"tools": ""}]
+    (tmp_path / "e.csv").write_text(",prompt,completion\n0,u,a\n1,u,a,b\n2,u\n")
+    assert [row.value for row in read_rows(tmp_path / "e.csv")] == [{"prompt": "u", "completion": "a"}, None, None]
+
+
+def test_csv_text_that_happens_to_be_json_stays_text(tmp_path: Path) -> None:
+    cells = [["Sort", "[3,1,2]", "[1,2,3]"], ["Sum", '{"a": 1}', '{"sum": 6}'], ["List", "", '[{"name": "a"}]']]
+    loaded = load_conversations(write_csv(tmp_path / "a.csv", ["instruction", "input", "output"], *cells))
+    assert [c.messages[-1].content for c in loaded.conversations] == ["[1,2,3]", '{"sum": 6}', '[{"name": "a"}]']
+    assert loaded.formats == {"alpaca": 3} and loaded.conversations[0].messages[0] == user("Sort\n[3,1,2]")
+    lists = [json.dumps(GOOD["messages"][:1]), json.dumps(GOOD["messages"][1:])]
+    loaded = load_conversations(write_csv(tmp_path / "b.csv", ["prompt", "completion"], lists, ["[1]", '{"sum": 6}']))
+    assert [c.messages for c in loaded.conversations] == [TURN, (user("[1]"), answer('{"sum": 6}'))]
+
+
+def test_json_lines_under_other_names_and_compressed(tmp_path: Path) -> None:
+    lines = f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n{{broken\n"
+    (tmp_path / "a.json").write_text(lines)
+    (tmp_path / "B.JSONL").write_text(lines)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + lines.encode()))
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(json.dumps([GOOD, GOOD], indent=1).encode()))
+    loaded = load_conversations(tmp_path)
+    places = [Path(conversation.source).name for conversation in loaded.conversations]
+    names = ["B.JSONL", "a.json", "c.jsonl.gz", "d.json.gz"]
+    assert places == [f"{name}:{line}" for name in names for line in (1, 2)]
+    assert [(Path(problem.file).name, problem.line) for problem in loaded.errors] == [(name, 3) for name in names[:3]]
+    source = Source(str(tmp_path / "c.jsonl.gz"))
+    assert total_bytes(source) == len(lines) + 3
+
+
+def test_a_compressed_file_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps(GOOD).encode() * 9)
+    for name, content in {"a.jsonl.gz": whole[:-20], "b.json.gz": b"{}"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="no whole gzip file"):
+            list(read_rows(tmp_path / name))
+
+
+def test_a_source_may_rename_a_key_anew_but_not_twice(tmp_path: Path) -> None:
+    file = write(tmp_path / "d.jsonl", {"a": "u", "b": "v", "completion": "c"})
+    common = DataSettings(columns={"a": "prompt"})
+    (conversation,) = load_conversations(Source(str(file), columns={"b": "prompt"}), common).conversations
+    assert conversation.messages == (user("v"), answer("c"))
+    with pytest.raises(UserError, match="'a' and 'b' for the one key `prompt`"):
+        load_conversations(file, DataSettings(columns={"a": "prompt", "b": "prompt"}))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -341,7 +399,12 @@ BAD_ROWS: dict[str, tuple[Any, str, str, str]] = {
         "messages[0].content",
     ),
     "weight": ({"messages": [U, {**A, "weight": "high"}]}, "weight", "error", "messages[1].weight"),
-    "effort": ({**GOOD, "reasoning_effort": "max"}, "effort", "error", "reasoning_effort"),
+    "effort": (
+        {"messages": [GOOD["messages"][0], {**A, "content": "3"}], "reasoning_effort": "max"},
+        "effort",
+        "warning",
+        "reasoning_effort",
+    ),
     "tools": ({**GOOD, "tools": [{"type": "function"}]}, "tools", "error", "tools[0]"),
     "tools text": ({**GOOD, "tools": "[{"}, "tools", "error", "tools"),
     "channel": ({"messages": [U, {**A, "channel": "thinking"}]}, "unknown-channel", "error", "messages[1].channel"),
@@ -392,7 +455,25 @@ BAD_ROWS: dict[str, tuple[Any, str, str, str]] = {
         "warning",
         "messages[1]",
     ),
-    "no thought": ({"messages": [U, {"role": "assistant", "content": "x"}]}, "no-thought", "warning", ""),
+    "no thought": ({"messages": [U, {"role": "assistant", "content": "x"}]}, "no-thought", "warning", "messages[1]"),
+    "a thought in one turn of two": (
+        {"messages": [U, A, U, {"role": "assistant", "content": "x"}]},
+        "no-thought",
+        "warning",
+        "messages[3]",
+    ),
+    "a call that nothing answers and the assistant goes on": (
+        {"messages": [U, {"role": "assistant", "tool_calls": [tool_call("1")]}, A], "tools": [TOOL]},
+        "call-without-result",
+        "warning",
+        "messages[1]",
+    ),
+    "markup of another model": (
+        {"messages": [U, {**A, "content": "x<|im_end|>"}]},
+        "foreign-markup",
+        "warning",
+        "messages[1]",
+    ),
     "control tokens": (
         {"messages": [{"role": "user", "content": "a<|end|>"}, A]},
         "special-tokens",
@@ -477,6 +558,8 @@ def test_each_bad_row_is_named_with_file_and_row_and_the_good_ones_stay(tmp_path
     file = write(tmp_path / "d.jsonl", GOOD, row, other)
     loaded = load_conversations(file)
     found = [(p.code, p.level, p.path, p.file, p.line) for p in loaded.problems]
+    if level == "error":  # what was left out of a bad row may be told as well
+        found = [problem for problem in found if problem[1] == "error"]
     assert found == [(code, level, path, str(file), 2)]
     expected = [1, 3] if level == "error" else [1, 2, 3]
     assert [int(conversation.source.rpartition(":")[2]) for conversation in loaded.conversations] == expected
@@ -508,3 +591,63 @@ def test_check_adds_what_only_rendering_shows(tmp_path: Path, tokenizer_folder: 
     problems = compile_sources(file, Vocabulary.load(tokenizer_folder), settings, cache=False).problems
     assert [(p.code, p.line) for p in problems] == [("too-long", 2), ("nothing-to-train", 2)]
     assert str(problems[0]).startswith(f"{file}:2: warning: turn 1 has")
+
+
+def test_what_nobody_thought_of_is_a_bad_row_too(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Schemas that break checkers and renderers, and a fault of our own: the rows after them are still read."""
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"x": deep}}
+    call_f = {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "f", '{"x": 1}')]}
+    rows = [
+        {"messages": [U, call_f], "tools": [{"name": "f", "parameters": parameters}]}
+        for parameters in (
+            {"$schema": [], "properties": {"x": {}}},
+            {"properties": {"x": {"default": 10**400}}},
+            deep,
+        )
+    ]
+    file = write(tmp_path / "d.jsonl", *rows, GOOD)
+    compiled = compile_sources(file, Vocabulary.load(tokenizer_folder), cache=False)
+    assert compiled.rows == 4 and compiled.conversations[-1].source == f"{file}:4"
+    assert {p.line for p in compiled.problems if p.code in ("too-deep", "tool-schema")} == {1, 3}
+
+
+def test_a_fault_of_the_program_is_told_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ossia.data.load as module
+
+    right = module.check_conversation
+
+    def broken(conversation, settings):
+        if conversation.source.endswith(":1"):
+            raise KeyError("oops")
+        return right(conversation, settings)
+
+    monkeypatch.setattr(module, "check_conversation", broken)
+    loaded = load_conversations(write(tmp_path / "d.jsonl", GOOD, GOOD))
+    assert [(p.code, p.line) for p in loaded.errors] == [("internal", 1)] and len(loaded.conversations) == 1
+
+
+def test_nulls_that_a_table_filled_in_are_gone(tmp_path: Path) -> None:
+    """`Dataset.to_json` gives every struct the keys of all rows."""
+    properties = {"x": {"type": "integer"}, "city": None}
+    turn = {
+        "role": "assistant",
+        "thinking": "t",
+        "content": None,
+        "tool_calls": [tool_call("1", "n", {"x": 1, "city": None})],
+    }
+    tools = [
+        {"type": "function", "function": {"name": "n", "parameters": {"type": "object", "properties": properties}}}
+    ]
+    (conversation,) = load_conversations(
+        write(tmp_path / "d.jsonl", {"messages": [U, turn], "tools": tools})
+    ).conversations
+    assert conversation.messages[-1].content == '{"x": 1}'
+    assert conversation.tools[0].parameters == {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+
+def test_nullable_is_what_the_model_is_shown(tmp_path: Path) -> None:
+    tools = [{"name": "n", "parameters": {"properties": {"x": {"type": "integer", "nullable": True}}}}]
+    turn = {"role": "assistant", "thinking": "t", "tool_calls": [tool_call("1", "n", '{"x": null}')]}
+    assert not load_conversations(write(tmp_path / "d.jsonl", {"messages": [U, turn], "tools": tools})).problems

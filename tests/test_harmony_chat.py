@@ -73,10 +73,60 @@ def test_effort_of_the_request_goes_before_the_text_and_that_before_the_default(
     assert conversation_from_chat([line], system=None).system is None
 
 
-def test_an_empty_instruction_stays_and_one_that_was_only_effort_goes() -> None:
+def test_an_empty_instruction_and_one_that_was_only_effort_go() -> None:
     texts = [{"role": "system", "content": "Reasoning: low"}, {"role": "developer", "content": "Rhyme."}, U]
     assert conversation_from_chat(texts).instructions == "Rhyme."
-    assert conversation_from_chat([{"role": "system", "content": ""}, U]).instructions == ""
+    assert conversation_from_chat([{"role": "system", "content": ""}, U]).instructions is None
+    later = conversation_from_chat([U, {"role": "system", "content": None}, {"role": "developer", "content": " "}])
+    assert [message.role for message in later.messages] == ["user"]
+
+
+def test_what_cannot_stand_in_a_header_is_written_otherwise_everywhere() -> None:
+    found: list[Problem] = []
+    tool = {"type": "function", "function": {"name": "Get Weather", "parameters": {"properties": {"x": {}}}}}
+    messages = [
+        {**U, "name": "Bob Smith"},
+        {"role": "assistant", "tool_calls": [call("Get Weather", {}, "1")]},
+        {"role": "tool", "name": "Get Weather", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ]
+    made = conversation_from_chat(messages, [tool], report=found.append)
+    assert [(m.name, m.recipient) for m in made.messages] == [
+        ("Bob_Smith", None),
+        (None, "functions.Get_Weather"),
+        ("functions.Get_Weather", "assistant"),
+        (None, None),
+    ]
+    assert made.tools[0].name == "Get_Weather"
+    assert {problem.code for problem in found} == {"name"} and {problem.level for problem in found} == {"warning"}
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "input"])
+def test_arguments_and_schemas_by_other_names(key: str) -> None:
+    """As LLaMA-Factory and Anthropic call them."""
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    turn = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", key: {"city": "Oslo"}}}]}
+    made = conversation_from_chat([U, turn], [tool])
+    assert made.messages[-1].content == '{"city": "Oslo"}' and made.tools[0].parameters == tool["input_schema"]
+
+
+@pytest.mark.parametrize(("arguments", "written"), [("", "{}"), (None, "{}"), ("[1]", None), ('"x"', None), (3, None)])
+def test_arguments_are_an_object(arguments: Any, written: str | None) -> None:
+    turn = {"role": "assistant", "tool_calls": [call("f", arguments, "1")]}
+    if written is None:
+        with pytest.raises(UserError, match="no JSON object"):
+            conversation_from_chat([U, turn])
+    else:
+        assert conversation_from_chat([U, turn]).messages[-1].content == written
+
+
+def test_a_thought_in_parts_is_read_and_none_is_lost_silently() -> None:
+    turn = {"role": "assistant", "content": "a"}
+    parts = [{"type": "text", "text": "x"}, "y"]
+    assert conversation_from_chat([U, {**turn, "thinking": parts}]).messages[1].content == "xy"
+    assert len(conversation_from_chat([U, {**turn, "thinking": "  \n"}]).messages) == 2
+    with pytest.raises(UserError, match="reasoning is neither text"):
+        conversation_from_chat([U, {**turn, "reasoning": {"text": "x"}}])
 
 
 def test_calls_of_builtin_tools_are_thoughts() -> None:

@@ -355,6 +355,8 @@ def _lines(problems: list[Problem], most: int | None) -> Iterator[str]:
 
 def _fix(asked: _Asked, to: Path, json: bool) -> None:
     """Write the repaired copy, say what changed, and keep what could not be repaired."""
+    from json import dumps
+
     from ossia.data.fix import write_fixed
 
     written = write_fixed(asked.train, asked.settings, to)
@@ -372,8 +374,11 @@ def _fix(asked: _Asked, to: Path, json: bool) -> None:
             f"out{where}",
             markup=False,
         )
-        if kept:
-            output.next_step(f"ossia data check {shlex.quote(str(to))}")
+        owns = [source.settings(asked.settings) for source in asked.train]
+        if kept and all((own.format, own.columns) == (owns[0].format, owns[0].columns) for own in owns):
+            options = ["--set", f"data.format={owns[0].format}"] if owns[0].format != "auto" else []
+            options += ["--set", f"data.columns={dumps(dict(owns[0].columns))}"] if owns[0].columns else []
+            output.next_step(f"ossia data check {shlex.join([str(to), *options])}")
     if written.faulty:
         raise typer.Exit(2)
 

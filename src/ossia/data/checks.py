@@ -3,12 +3,12 @@
 Codes of errors (the row is left out):
     not-json  not-an-object  unknown-format  column  too-deep  unknown-role  unknown-channel  header  not-text  tools
     unknown-builtin  response-format  call-without-name  call-not-json  arguments-not-json  result-without-call  weight
-    effort  history  no-prompt  no-alternative  no-correct-trace  harmony-text  nothing-to-train
+    effort  internal  history  no-prompt  no-alternative  no-correct-trace  harmony-text  nothing-to-train
 Codes of warnings:
     last-not-assistant  unfinished-turn  empty-final  no-thought  thought-misplaced  think-in-text  unclosed-think
-    special-tokens  lone-surrogate  call-without-result  several-calls  undeclared-tool  tool-schema  tool-type
-    arguments-schema  responses-item  harmony-repaired  equal-alternatives  prompt-differs  rejected  too-long
-    duplicate  near-duplicate  leak  effort-length
+    foreign-markup  special-tokens  lone-surrogate  name  ignored-column  effort  tools  call-without-result
+    several-calls  undeclared-tool  tool-schema  tool-type  arguments-schema  responses-item  harmony-repaired
+    equal-alternatives  prompt-differs  rejected  too-long  duplicate  near-duplicate  leak  effort-length
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ossia.data.examples import kinds_of, turns_of
+from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer_files import SPECIAL_TOKENS
 
 _SPECIAL = re.compile("|".join(re.escape(text) for text in SPECIAL_TOKENS.values()))
+_FOREIGN = re.compile(
+    r"<\|im_(?:start|end)\|>|\[/?INST\]|</s>\s*\Z|</?tool_call>|</?thinking>|\[/?THINK\]|<\|begin_of_\w+\|>"
+    r"|<\|e(?:ot_id|nd_of_turn)\|>|<(?:start|end)_of_turn>|<functioncall>"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def check_conversation(conversation: Conversation) -> list[Problem]:
+def check_conversation(conversation: Conversation, settings: DataSettings = DEFAULTS) -> list[Problem]:
     """Problems of one converted row, without their file and line (see `place`)."""
     messages = conversation.messages
     kinds = kinds_of(messages)
@@ -40,6 +46,7 @@ def check_conversation(conversation: Conversation) -> list[Problem]:
         return [Problem("error", "nothing-to-train", what, "end the row with an assistant message")]
     return [
         *_order(messages, kinds, turns),
+        *_thoughts(messages, kinds, turns[-1:] if settings.turns == "last" else turns),
         *_texts(conversation),
         *(_calls(conversation, kinds) if "c" in kinds or "A" in kinds else ()),
     ]
@@ -61,13 +68,53 @@ def _order(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int
                 what = "the turn has no answer and no call"
                 yield _warning("unfinished-turn", what, end, "give the assistant message a content")
         before_that = stop
-    if not any(kind in "aA" for kind in kinds):
-        what = "no chain of thought: the model learns to answer without thinking"
-        yield Problem("warning", "no-thought", what, "add `thinking`")
     for message, kind in zip(messages, kinds, strict=True):
         if kind == "f" and message.weight != 0 and not message.content.strip():
             what = "an answer is empty: the model learns to say nothing"
             yield _warning("empty-final", what, message, "fill it or remove the row")
+
+
+def _thoughts(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int]]) -> Iterator[Problem]:
+    """Turns that teach to answer without thinking."""
+    trained = [turn for turn in turns if any(_is_trained(message) for message in messages[slice(*turn)])]
+    without = [turn for turn in trained if not set(kinds[slice(*turn)]) & set("aA")]
+    if without:
+        which = (
+            "no chain of thought"
+            if len(without) == len(trained)
+            else (f"{len(without)} of {len(trained)} trained turns have no chain of thought")
+        )
+        do = (
+            "add `thinking`"
+            if len(without) == len(trained) or without[-1] == trained[-1]
+            else ("add `thinking`, or train the last turn only: data.turns=last")
+        )
+        what = f"{which}: the model learns to answer without thinking"
+        yield _warning("no-thought", what, messages[without[0][1] - 1], do)
+
+
+def _is_trained(message: Message) -> bool:
+    return message.role == "assistant" and message.weight != 0
+
+
+def without_dangling_calls(conversation: Conversation) -> tuple[Conversation, list[Problem]]:
+    """The conversation without calls behind which the assistant goes on speaking although no result came.
+
+    Behind `<|call|>` the model stops, and a server goes on only with a result: what follows such a call is never
+    sampled. A call at the end of a conversation, or before a person interrupts, stays.
+    """
+    messages = conversation.messages
+    dangling = [
+        index
+        for index, (message, follower) in enumerate(itertools.pairwise(messages))
+        if message.role == "assistant" and message.recipient is not None and follower.role == "assistant"
+    ]
+    if not dangling:
+        return conversation, []
+    what, do = "a call without a result, behind which the assistant goes on: left out", "give the call its tool message"
+    problems = [_warning("call-without-result", what, messages[index], do) for index in dangling]
+    kept = tuple(message for index, message in enumerate(messages) if index not in set(dangling))
+    return dataclasses.replace(conversation, messages=kept), problems
 
 
 def _texts(conversation: Conversation) -> Iterator[Problem]:
@@ -77,7 +124,9 @@ def _texts(conversation: Conversation) -> Iterator[Problem]:
         if "<|" in text and (found := _SPECIAL.search(text)):
             what = f"the text contains {found[0]}: trained as plain text"
             yield _warning("special-tokens", what, message, "remove it if it is a leftover")
-            return
+        elif message.role == "assistant" and (found := _FOREIGN.search(text)):
+            what = f"the text contains {found[0].strip()}, markup of another model or format: trained as plain text"
+            yield _warning("foreign-markup", what, message, "take it apart, or name the row's format in data.format")
         if not text.isascii() and _SURROGATE.search(text):
             what = "half a surrogate pair in the text becomes U+FFFD"
             yield _warning("lone-surrogate", what, message, r"write both halves: \ud83d\ude00")
@@ -87,6 +136,7 @@ def _calls(conversation: Conversation, kinds: str) -> Iterator[Problem]:
     """Calls of tools that are not declared, and arguments that their schema does not allow."""
     declared = {tool.name: tool.parameters for tool in conversation.tools}
     literal = conversation.system is None and kinds[:1] == "s"  # raw Harmony text announces its tools itself
+    told: set[str] = set()  # a tool whose schema is no good is named once
     for message, kind in zip(conversation.messages, kinds, strict=True):
         if kind not in "cA" or not (message.recipient or "").startswith("functions.") or literal:
             continue
@@ -95,23 +145,28 @@ def _calls(conversation: Conversation, kinds: str) -> Iterator[Problem]:
             known = f"declared are {', '.join(declared)}" if declared else "the row declares no tools"
             do = f"add {name} to `tools`: the model must see what it may call"
             yield _warning("undeclared-tool", f"a call of {name}, which is not declared ({known})", message, do)
-        elif (schema := declared[name]) is not None:
-            yield from _arguments(message, name, schema)
+        elif (schema := declared[name]) is not None and name not in told:
+            for problem in _arguments(message, name, schema):
+                told |= {name} if problem.code == "tool-schema" else set()
+                yield problem
 
 
 def _arguments(message: Message, name: str, schema: Any) -> Iterator[Problem]:
     try:
         value = json.loads(message.content)
-        validator = _validator(json.dumps(schema))
-    except ValueError:  # reported where it was read
+    except (ValueError, RecursionError):  # reported where it was read
         return
+    try:
+        validator = _validator(json.dumps(schema))
+    except (ValueError, TypeError, RecursionError) as failure:
+        validator = f"{type(failure).__name__}: {failure}"[:120]
     if isinstance(validator, str):
         what = f"the parameters of {name} are no valid JSON Schema: {validator}"
         yield _warning("tool-schema", what, message, "mend `parameters` of the tool")
         return
     try:
         error = next(validator.iter_errors(value), None)
-    except Exception as failure:  # an unresolvable $ref, a pattern that is no regular expression
+    except (Exception, RecursionError) as failure:  # an unresolvable $ref, a pattern that is no regular expression
         what = f"the parameters of {name} cannot be checked: {str(failure)[:120]}"
         yield _warning("tool-schema", what, message, "mend `parameters` of the tool")
         return
@@ -129,13 +184,28 @@ def _validator(schema: str) -> Any:
     from jsonschema.validators import validator_for
     from referencing import Registry
 
-    parsed = json.loads(schema)
+    parsed = _nullable(json.loads(schema))
     kind = validator_for(parsed, default=Draft202012Validator)
     try:
         kind.check_schema(parsed)
     except SchemaError as error:
         return error.message[:120]
     return kind(parsed, registry=Registry())  # an empty registry: a $ref to the network is not followed
+
+
+def _nullable(schema: Any) -> Any:
+    """OpenAPI's `nullable: true`, which the renderer shows to the model, in the words of JSON Schema."""
+    if isinstance(schema, list):
+        return [_nullable(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _nullable(value) for key, value in schema.items()}
+    kind = made.get("type")
+    if made.get("nullable") is True and isinstance(kind, str):
+        made["type"] = [kind, "null"]
+        if isinstance(made.get("enum"), list):
+            made["enum"] = [*made["enum"], None]
+    return made
 
 
 class Duplicates:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from ossia.data.cache import Cache
 from ossia.data.checks import Duplicates, place
 from ossia.data.examples import render
-from ossia.data.load import raise_if_strict, read_row
+from ossia.data.load import failed, raise_if_strict, read_row
 from ossia.data.rendered import Example, Rendered
 from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.data.shard import Shard, bare, pack, unpack
@@ -109,8 +109,9 @@ def compile_sources(
         try:
             for shard, from_cache in shards:
                 missing = None if source.limit is None else source.limit - len(compiled.conversations) + before
-                _take(_first(shard, missing), compiled, duplicates, settings)
-                compiled.cached += from_cache * len(shard.conversations)
+                taken = _first(shard, missing)
+                _take(taken, compiled, duplicates, settings)
+                compiled.cached += from_cache * len(taken.conversations)
                 if missing is not None and missing <= len(shard.conversations):
                     break
         finally:
@@ -129,7 +130,10 @@ def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Com
     if conversation is None:
         return Compiling(row, problems, None, None, format)
     found: list[Problem] = []
-    made = render(conversation, vocabulary, settings, found.append)
+    try:
+        made = render(conversation, vocabulary, settings, found.append)
+    except Exception as error:
+        return Compiling(row, problems + failed(row, error), None, None, format)
     made.facts = {"format": format, **_facts(conversation, made)}
     if conversation.rejected:
         what = "a preference pair: the preferred answer is trained, the rejected one is not"
@@ -206,9 +210,9 @@ def _first(shard: Shard, count: int | None) -> Shard:
     last = shard.conversations[count - 1][0]
     kept = shard.conversations[:count]
     formats = Counter(str(made.facts["format"]) for _, made in kept)
-    return Shard(
-        last + 1, dict(formats), kept, [(index, problem) for index, problem in shard.problems if index <= last]
-    )
+    problems = [(index, problem) for index, problem in shard.problems if index <= last]
+    bad = {index for index, problem in problems if problem.level == "error"} - {index for index, _ in kept}
+    return Shard(len(kept) + len(bad), dict(formats), kept, problems)
 
 
 def _weighted(conversations: list[Rendered], weight: float, rng: random.Random) -> list[Rendered]:
@@ -230,8 +234,8 @@ def _shards(
     progress: Progress | None,
 ) -> Generator[tuple[Shard, bool], None, None]:
     """The shards of a source in order, and whether each came from the cache."""
-    parallel = workers > 1 and total_bytes(source) > SMALL and vocabulary.folder is not None
-    with _Pool(workers if parallel else 0, vocabulary, settings) as pool:
+    able = workers > 1 and vocabulary.folder is not None
+    with _Pool(workers if able else 0, vocabulary, settings, at_once=total_bytes(source) > SMALL) as pool:
         waiting: deque[tuple[Chunk, Shard | None, Future[bytes] | None]] = deque()
         chunks = read_chunks(source)
         while True:
@@ -251,19 +255,26 @@ def _shards(
 
 
 class _Pool:
-    """Processes that compile chunks; with no workers, this process does it itself."""
+    """Processes that compile chunks; with no workers, and for the first few chunks, this process does it itself.
 
-    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSettings) -> None:
+    `at_once`: it is known that there is much to do. Where it is not (a hub data set, a compressed file), the processes
+    are started once there was.
+    """
+
+    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSettings, at_once: bool) -> None:
         self._here = (vocabulary, settings)
-        self.ahead = 2 * workers
+        self._workers, self._seen = workers, SMALL + 1 if at_once else 0
+        self.ahead = 0
         self._pool: ProcessPoolExecutor | None = None
-        if workers:
-            start = (str(vocabulary.folder), settings)
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, start)
 
     def submit(self, chunk: Chunk) -> Future[bytes] | None:
+        self._seen += len(chunk.text)
         if self._pool is None:
-            return None
+            if not self._workers or self._seen <= SMALL:
+                return None
+            start = (str(self._here[0].folder), self._here[1])
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), _start_worker, start)
+            self.ahead = 2 * self._workers
         try:
             return self._pool.submit(_work, chunk)
         except BrokenProcessPool:
@@ -275,7 +286,7 @@ class _Pool:
             try:
                 return future.result()
             except BrokenProcessPool:
-                self.ahead = 0
+                self.ahead = self._workers = 0
         return pack(compile_chunk(chunk, *self._here))
 
     def __enter__(self) -> _Pool:

@@ -26,6 +26,7 @@ SIMILAR = 0.8
 _RUN, _BANDS, _ROWS = 5, 16, 4
 _FEWEST_RUNS = 16  # shorter conversations are alike by chance
 _CANDIDATES = 8  # conversations of one band that are compared in full
+_MARGIN = 0.25  # four standard deviations of the estimate from 64 places
 LONG_FOR_LOW, SHORT_FOR_HIGH = 1000, 24
 """Mean tokens of a turn's thoughts from which `low` is doubted, and up to which `high` is."""
 
@@ -36,22 +37,21 @@ def near_duplicates(conversations: Iterable[Rendered], advance: Callable[[int], 
     for conversation in conversations:
         if advance is not None:
             advance(1)
-        found = index.find(conversation)
+        found = index.find(conversation, add=True)
         if found is not None and found[0].facts.get("digest") != conversation.facts.get("digest"):
             other, share = found
             what = f"nearly the same conversation as {other.source} ({share:.0%} of its five-token runs)"
             problems.append(_warning("near-duplicate", what, conversation, "keep one of them"))
-        if found is None:
-            index.add(conversation)
     return problems
 
 
 def leaks(train: Iterable[Rendered], test: Iterable[Rendered]) -> list[Problem]:
     """A warning for every test conversation that training has seen: the same, nearly the same, or the same question."""
-    index, questions, digests = _Similar(), dict[bytes, str](), dict[object, str]()
+    index, questions, digests = _Similar(), dict[bytes | None, str](), dict[object, str]()
     for conversation in train:
         index.add(conversation)
-        questions.setdefault(_question(conversation), conversation.source)
+        if (question := _question(conversation)) is not None:
+            questions.setdefault(question, conversation.source)
         digests.setdefault(conversation.facts.get("digest"), conversation.source)
     problems = []
     for conversation in test:
@@ -93,25 +93,44 @@ def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:
 
 
 @dataclass(slots=True)
+class _Seen:
+    """A conversation that was added, and its MinHash signature."""
+
+    conversation: Rendered
+    signature: np.ndarray
+
+
+@dataclass(slots=True)
 class _Similar:
     """Conversations by the bands of their MinHash signatures."""
 
-    buckets: dict[tuple[int, bytes], list[Rendered]] = field(default_factory=lambda: defaultdict(list))
+    buckets: dict[tuple[int, bytes], list[_Seen]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, conversation: Rendered) -> None:
-        for band in _bands(_runs(conversation)):
+    def add(self, conversation: Rendered, signature: np.ndarray | None = None) -> None:
+        signature = _signature(_runs(conversation)) if signature is None else signature
+        seen = _Seen(conversation, signature)
+        for band in _bands(signature):
             if len(self.buckets[band]) < _CANDIDATES:
-                self.buckets[band].append(conversation)
+                self.buckets[band].append(seen)
 
-    def find(self, conversation: Rendered) -> tuple[Rendered, float] | None:
-        """The most similar conversation that was added, with its Jaccard index, if that is at least `SIMILAR`."""
+    def find(self, conversation: Rendered, add: bool = False) -> tuple[Rendered, float] | None:
+        """The most similar conversation that was added, with its Jaccard index, if that is at least `SIMILAR`.
+
+        `add`: if there is none, this one is added.
+        """
         runs = _runs(conversation)
-        candidates = {id(other): other for band in _bands(runs) for other in self.buckets.get(band, ())}
+        signature = _signature(runs)
+        candidates = {id(seen): seen for band in _bands(signature) for seen in self.buckets.get(band, ())}
         best: tuple[Rendered, float] | None = None
-        for other in candidates.values():
-            share = _jaccard(runs, _runs(other))
+        for seen in candidates.values():
+            # The share of equal places estimates the Jaccard index; far below the bound nothing needs comparing.
+            if (seen.signature == signature).mean() < SIMILAR - _MARGIN:
+                continue
+            share = _jaccard(runs, _runs(seen.conversation))
             if share >= SIMILAR and (best is None or share > best[1]):
-                best = other, share
+                best = seen.conversation, share
+        if best is None and add:
+            self.add(conversation, signature)
         return best
 
 
@@ -143,31 +162,36 @@ def _runs(conversation: Rendered) -> np.ndarray:
     return np.unique(mixed)
 
 
-def _bands(runs: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """The bands of a MinHash signature: conversations that share one are worth comparing.
+def _signature(runs: np.ndarray) -> np.ndarray:
+    """MinHash signature [_BANDS * _ROWS] of sorted hashes; empty for none.
 
-    One permutation serves all places of the signature (Li, Owen, Zhang 2012): hashes are cut into as many ranges, and
-    the least hash of a range, or of the next one that has any, is its value. `runs` is sorted, so that is a search.
+    One permutation serves all places (Li, Owen, Zhang 2012): hashes are cut into as many ranges, and the least hash of
+    a range, or of the next one that has any, is its value. `runs` is sorted, so that is a search.
     """
     import numpy as np
 
     if not len(runs):
-        return
+        return runs
     bounds = np.arange(_BANDS * _ROWS, dtype=np.uint64) * np.uint64(2**64 // (_BANDS * _ROWS))
-    signature = runs[np.searchsorted(runs, bounds) % len(runs)]
+    return runs[np.searchsorted(runs, bounds) % len(runs)]
+
+
+def _bands(signature: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """The bands of a signature: conversations that share one are worth comparing."""
     # Neighbouring ranges share values when there are few runs; a band takes places far apart.
-    for band in range(_BANDS):
+    for band in range(_BANDS if len(signature) else 0):
         yield band, signature[band::_BANDS].tobytes()
 
 
-def _question(conversation: Rendered) -> bytes:
-    """A hash of all that people said."""
-    digest = hashlib.blake2b(digest_size=16)
+def _question(conversation: Rendered) -> bytes | None:
+    """A hash of all that the developer and people said; None if no person said anything."""
+    digest, asked = hashlib.blake2b(digest_size=16), False
     for index, kind in enumerate(conversation.kinds):
-        if kind == "u":
+        if kind == "u" or (kind == LASTING and conversation.labels[index] == "developer"):
             start, stop = conversation.bounds[4 * index + 1 : 4 * index + 3]
             digest.update(conversation.tokens[start:stop].tobytes() + b"|")
-    return digest.digest()
+            asked |= kind == "u" and stop > start
+    return digest.digest() if asked else None
 
 
 def _mean_thought(conversation: Rendered) -> float | None:

@@ -142,10 +142,17 @@ def _fit(made: Rendered, target: Target, most: int) -> tuple[Target, int]:
     members = context(made.kinds, target.start)
     total = sum(map(made.length, members)) + sum(map(made.length, range(target.start, target.stop)))
     begins = _rounds(made.kinds, members)
+    # What each round takes with it when it goes: all but its lasting messages.
+    weights = [0] * len(begins)
+    number = 0
+    for index in members:
+        while number + 1 < len(begins) and index >= begins[number + 1]:
+            number += 1
+        if index >= begins[0] and made.kinds[index] != LASTING:
+            weights[number] += made.length(index)
     dropped = 0
     while total > most and dropped < len(begins) - 1:
-        gone = [i for i in members if begins[dropped] <= i < begins[dropped + 1] and made.kinds[i] != LASTING]
-        total -= sum(map(made.length, gone))
+        total -= weights[dropped]
         dropped += 1
     return target._replace(cut=begins[dropped] if dropped else 0, dropped_turns=dropped), total
 

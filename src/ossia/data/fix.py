@@ -1,40 +1,36 @@
 """Rows repaired as far as a program can know what was meant, with a word on every change.
 
-Repairs follow the checks: a problem's code names the repair, its path the place in the row, so a repair works in every
-format. What cannot be repaired is left out of the copy and kept in a file of its own, with the reason.
+Repairs follow the checks: a problem's code names the repair (see `repairs`), its path the place in the row, so a repair
+works in every format. All values of a round are mended at once; then messages are removed, and the row is read again.
+A repair that would make a usable row unusable, change its format, or cost it an answer or a call is not made. What
+cannot be repaired is left out of the copy and kept in a file of its own as it was, with the reason.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ossia.data.checks import Duplicates
+from ossia.data.formats.loose import loads, loads_loosely
 from ossia.data.load import read_row
+from ossia.data.repairs import IN_PLACE, STRUCTURAL, without_trailing_commas
 from ossia.data.settings import DataSettings
-from ossia.data.sources import Row, Sources, read_rows
-from ossia.errors import UserError, did_you_mean
-from ossia.harmony.chat import CHAT_ROLES
+from ossia.data.sources import Row, Sources, read_rows, sources_of
+from ossia.errors import UserError
+from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
-from ossia.harmony.tokenizer_files import SPECIAL_TOKENS
 from ossia.runs import write_atomically
 
-_ALIASES = {
-    "human": "user", "person": "user", "customer": "user", "ai": "assistant", "bot": "assistant", "gpt": "assistant",
-    "model": "assistant", "chatgpt": "assistant", "agent": "assistant", "observation": "tool", "instruction": "system",
-}  # fmt: skip
-_ENDS = "|".join(map(re.escape, [*SPECIAL_TOKENS.values(), "<|im_end|>", "<|eot_id|>", "</s>"]))
-_TRAILING = re.compile(rf"(?:\s*(?:{_ENDS}))+\s*$")
-_LEADING = re.compile(rf"^(?:(?:{_ENDS})\s*)+")
-_ROUNDS = 50
-"""Repairs of one row after which it is given up."""
+FIXES = {**IN_PLACE, **STRUCTURAL}
+"""Code of a problem -> what mends it."""
+_ONE_TEXT = ("glaive", "harmony")  # formats in which control tokens are the end of a message
 
 
 @dataclass(slots=True)
@@ -52,63 +48,174 @@ class Fixed:
         return any(problem.code == "duplicate" for problem in self.problems)
 
 
-def fix_rows(rows: Iterator[Row], settings: DataSettings) -> Iterator[Fixed]:
-    """Repair row by row. Rows that need nothing come out as they are; exact duplicates are left out."""
+def fix_rows(sources: Sources, settings: DataSettings) -> Iterator[Fixed]:
+    """Repair row by row, each source with its own settings and limit.
+
+    Rows that need nothing come out as they are; exact duplicates, read with the same settings, are left out.
+    """
     duplicates = Duplicates()
-    for row in rows:
-        fixed = fix_row(row, settings)
-        if fixed.value is not None:
-            text = json.dumps(fixed.value, sort_keys=True, ensure_ascii=True)
-            if found := duplicates.check(text, row.where):
-                fixed = Fixed(row, None, [*fixed.changes, f"left out: {found[0].what}"], found)
-        yield fixed
+    for source in sources_of(sources):
+        own, usable = source.settings(settings), 0
+        for row in read_rows(source):
+            if source.limit is not None and usable == source.limit:
+                break
+            fixed = fix_row(row, own)
+            if fixed.value is not None:
+                usable += 1
+                key = json.dumps([own.format, dict(own.columns), fixed.value], sort_keys=True)
+                if found := duplicates.check(key, row.where):
+                    fixed = Fixed(row, None, [f"left out: {found[0].what}"], found)
+            yield fixed
 
 
 def fix_row(row: Row, settings: DataSettings) -> Fixed:
-    """Repair one row."""
-    changes: list[str] = []
-    value = copy.deepcopy(row.value)
+    """Repair one row. Never raises on what a row holds."""
+    try:
+        fixed = _fix_row(row, settings)
+        json.dumps([[[[fixed.value]]]])  # a little deeper than it will be written
+        return fixed
+    except RecursionError:
+        what = "the row is nested more deeply than Python can follow"
+        return Fixed(row, None, [], [Problem("error", "too-deep", what, file=row.file, line=row.line)])
+
+
+def _fix_row(row: Row, settings: DataSettings) -> Fixed:
+    value, changes = row.value, list[str]()
     if value is None:
         value = _parse_leniently(row)
         if value is None:
             return Fixed(row, None, [], read_row(row, settings)[0])
         changes.append("the line was not JSON: read leniently")
-    tried: set[tuple[str, str]] = set()
-    original, was_usable = copy.deepcopy(value), read_row(Row(value, row.file, row.line), settings)[1] is not None
-    for _ in range(_ROUNDS):
-        problems, conversation, _ = read_row(Row(value, row.file, row.line), settings)
-        change = None
-        for problem in problems:
-            if problem.code in FIXES and (problem.code, problem.path + problem.what) not in tried:
-                tried.add((problem.code, problem.path + problem.what))
-                change = FIXES[problem.code](value, problem)
-                if change is not None:
-                    changes.append(f"{problem.path}: {change}" if problem.path else change)
-                    break
-        if change is None:
-            if conversation is not None:
-                return Fixed(row, value, changes)
-            if was_usable and row.value is not None:  # no repair may make a row worse
-                return Fixed(row, original)
-            return Fixed(row, None, changes, [p for p in problems if p.level == "error"])
-    return Fixed(row, None, changes, [Problem("error", "unfixable", "the row needs too many repairs")])
+    now = _read(value, row, settings)
+    while step := _in_place(now) or _structural(now):
+        now, made = step
+        changes += made
+    if now.conversation is None:
+        return Fixed(row, None, [], [problem for problem in now.problems if problem.level == "error"])
+    return Fixed(row, now.value, changes)
 
 
 def _parse_leniently(row: Row) -> dict[str, Any] | None:
     """A row whose text is nearly JSON: a Python dictionary, or JSON with trailing commas."""
+    if "not UTF-8" in row.error:  # its letters are lost already
+        return None
     text = row.text.strip().rstrip(",")
-    for attempt in (text, re.sub(r",\s*([}\]])", r"\1", text)):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(attempt)
-            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-                continue
+    for parse, attempt in ((loads_loosely, text), (loads, without_trailing_commas(text))):
+        try:
+            value = parse(attempt)
             if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-                try:
-                    return json.loads(json.dumps(value))  # type: ignore[no-any-return]
-                except (TypeError, ValueError):
-                    return None
+                # As JSON has it: keys are text, tuples are lists. A key that is null was absent.
+                value = json.loads(json.dumps(value))
+                return {key: item for key, item in value.items() if item is not None}
+        except (ValueError, TypeError, RecursionError):
+            continue
     return None
+
+
+# ---------------------------------------------------------------------------------------------------------- one row
+
+
+@dataclass(slots=True)
+class _State:
+    """A row after some repairs, and what is wrong with it still."""
+
+    row: Row
+    value: dict[str, Any]
+    settings: DataSettings
+    problems: list[Problem]
+    conversation: Conversation | None
+    format: str
+
+    @property
+    def is_preference(self) -> bool:
+        return self.format.endswith("preference")
+
+
+_Step = tuple[_State, list[str]]
+
+
+def _read(value: dict[str, Any], row: Row, settings: DataSettings) -> _State:
+    return _State(row, value, settings, *read_row(Row(value, row.file, row.line), settings))
+
+
+def _in_place(now: _State) -> _Step | None:
+    """Mend all values that can be mended."""
+    codes = set(IN_PLACE)
+    if now.is_preference or now.format in _ONE_TEXT:  # cleaned, the better alternative would differ by its end alone
+        codes.discard("special-tokens")
+    return _try(now, [problem for problem in now.problems if problem.code in codes])
+
+
+def _structural(now: _State) -> _Step | None:
+    """Remove messages or calls for one kind of problem, the last in the row first, so that the places stay right.
+
+    While the row has errors, its warnings may be their consequence. In a preference pair, what is removed from one
+    alternative would be missing in the prompt that it shares with the other.
+    """
+    if now.is_preference:
+        return None
+    only_errors = now.conversation is None
+    for code in STRUCTURAL:
+        problems = [p for p in now.problems if p.code == code and (p.level == "error" or not only_errors)]
+        problems.sort(key=lambda problem: [int(number) for number in re.findall(r"\[(\d+)\]", problem.path)])
+        if problems and (step := _try(now, problems[::-1])):
+            return step
+    return None
+
+
+def _try(now: _State, problems: list[Problem]) -> _Step | None:
+    """The row after these repairs, or after as many of them as do no harm."""
+    value = copy.deepcopy(now.value)
+    changes = [line for problem in problems for line in _mend(value, problem, now.format)]
+    if not changes:
+        return None
+    new = _read(value, now.row, now.settings)
+    if _is_no_worse(new, now, problems[0].code in STRUCTURAL):
+        return new, changes
+    if len(problems) == 1:
+        return None
+    half = len(problems) // 2
+    return _try(now, problems[:half]) or _try(now, problems[half:])
+
+
+def _mend(value: dict[str, Any], problem: Problem, format: str) -> Iterator[str]:
+    paths = [problem.path, *(_twins(value, problem.path) if format == "trl-preference" else ())]
+    for path in paths:
+        if change := FIXES[problem.code](value, replace(problem, path=path)):
+            yield f"{path}: {change}" if path else change
+
+
+def _twins(value: dict[str, Any], path: str) -> list[str]:
+    """Places of the same message in other lists: alternatives that bring their prompt must go on agreeing on it."""
+    named = re.match(r"([^.\[\]]+)\[(\d+)\](.*)", path)
+    own = value.get(named[1]) if named else None
+    if named is None or not isinstance(own, list) or int(named[2]) >= len(own):
+        return []
+    index = int(named[2])
+    others = ((key, item) for key, item in value.items() if key != named[1] and isinstance(item, list))
+    return [f"{key}[{index}]{named[3]}" for key, item in others if index < len(item) and item[index] == own[index]]
+
+
+def _is_no_worse(new: _State, old: _State, removes: bool) -> bool:
+    """Whether a usable row stayed usable and of its format, and lost no answer or call where something is removed."""
+    if old.conversation is None:
+        return True
+    if new.conversation is None or new.format != old.format:
+        return False
+    return not removes or _trained(new.conversation) == _trained(old.conversation)
+
+
+def _trained(conversation: Conversation) -> list[str]:
+    """What answers and calls say, but for empty ones."""
+    return [
+        message.content
+        for message in conversation.messages
+        if message.role == "assistant" and message.weight != 0 and message.content.strip()
+        if message.channel != "analysis" or message.recipient is not None
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ files
 
 
 @dataclass(slots=True)
@@ -142,22 +249,9 @@ def write_fixed(sources: Sources, settings: DataSettings, to: Path) -> Written:
     written, good, bad = Written(str(to)), list[str](), list[str]()
     if to.suffix not in (".jsonl", ".ndjson"):
         raise UserError("the repaired copy is JSON lines", where=str(to), do=f"--fix {to.with_suffix('.jsonl').name}")
-    for fixed in fix_rows(read_rows(sources), settings):
-        where = fixed.row.where
+    for fixed in fix_rows(sources, settings):
         written.rows += 1
-        written.lines += [f"{where}: {change}" for change in fixed.changes]
-        if fixed.value is not None:
-            good.append(_strict_json(fixed, written))
-            written.repaired += bool(fixed.changes)
-            written.unchanged += not fixed.changes
-            continue
-        why = [problem.what for problem in fixed.problems]
-        row = fixed.row.text if fixed.row.value is None else fixed.row.value
-        bad.append(json.dumps({"from": where, "why": why, "row": _without_infinities(row)}, ensure_ascii=True))
-        written.faulty += not fixed.is_duplicate
-        written.left_out += 1
-        if not fixed.is_duplicate:
-            written.lines.append(f"{where}: left out: {'; '.join(why)}")
+        (bad if fixed.value is None else good).append(_line(fixed, written))
     try:
         if good:
             write_atomically(to, "".join(line + "\n" for line in good).encode("utf-8", "backslashreplace"))
@@ -169,14 +263,33 @@ def write_fixed(sources: Sources, settings: DataSettings, to: Path) -> Written:
     return written
 
 
-def _strict_json(fixed: Fixed, written: Written) -> str:
-    """The row as JSON that every reader takes: Python's own writes NaN and infinite numbers, which JSON has not."""
+def _line(fixed: Fixed, written: Written) -> str:
+    """The line of the copy, or of the rejects, and the row counted."""
+    changes, where = list(fixed.changes), fixed.row.where
+    if fixed.value is not None:
+        line, is_exact = _strict_json(fixed.value)
+        changes += () if is_exact else ["NaN and infinite numbers -> null"]
+        written.repaired += bool(changes)
+        written.unchanged += not changes
+    else:
+        why = [problem.what for problem in fixed.problems]
+        row = fixed.row.text if fixed.row.value is None else fixed.row.value
+        line, _ = _strict_json({"from": where, "why": why, "row": row}, ensure_ascii=True)
+        changes += () if fixed.is_duplicate else [f"left out: {'; '.join(why)}"]
+        written.faulty += not fixed.is_duplicate
+        written.left_out += 1
+    written.lines += [f"{where}: {change}" for change in changes]
+    return line
+
+
+def _strict_json(value: dict[str, Any], ensure_ascii: bool = False) -> tuple[str, bool]:
+    """The row as JSON that every reader takes, and whether nothing was lost: Python writes NaN, which JSON has not."""
     try:
-        return json.dumps(fixed.value, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False), True
+    except RecursionError:
+        return json.dumps({**value, "row": "nested too deeply to be written"}), False
     except ValueError:
-        written.lines.append(f"{fixed.row.where}: NaN and infinite numbers -> null")
-        fixed.changes.append("numbers")
-        return json.dumps(_without_infinities(fixed.value), ensure_ascii=False)
+        return json.dumps(_without_infinities(value), ensure_ascii=ensure_ascii), False
 
 
 def _without_infinities(value: Any) -> Any:
@@ -185,149 +298,3 @@ def _without_infinities(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_infinities(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ------------------------------------------------------------------------------------------------------- the repairs
-
-
-def _role(row: Any, problem: Problem) -> str | None:
-    holder, key = _find(row, problem.path)
-    before = holder[key] if holder is not None else None
-    if not isinstance(before, str):
-        return None
-    word = before.strip().lower()
-    after = word if word in CHAT_ROLES else _ALIASES.get(word) or did_you_mean(word, CHAT_ROLES)
-    if after is None:
-        return None
-    holder[key] = after
-    return f"role {before!r} -> {after!r}"
-
-
-def _arguments(row: Any, problem: Problem) -> str | None:
-    holder, key = _find(row, problem.path)
-    if holder is None or not isinstance(holder[key], str):
-        return None
-    text = holder[key].strip()
-    for attempt in (text, re.sub(r",\s*([}\]])", r"\1", text), f"{{{text}}}"):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(attempt)
-                holder[key] = json.dumps(value, ensure_ascii=False)
-            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-                continue
-            if isinstance(value, dict):
-                return "arguments rewritten as JSON"
-    if not text:
-        holder[key] = "{}"
-        return "empty arguments -> {}"
-    return None
-
-
-def _drop(what: str) -> Callable[[Any, Problem], str | None]:
-    """A repair that removes the item of a list (or the key of an object) at the problem's place."""
-
-    def drop(row: Any, problem: Problem) -> str | None:
-        holder, key = _find(row, _item(problem.path))
-        if holder is None:
-            return None
-        del holder[key]
-        return what
-
-    return drop
-
-
-def _thought_alone(row: Any, problem: Problem) -> str | None:
-    """A turn that is only a thought is of no use; one that says something may be somebody's answer."""
-    holder, key = _find(row, _item(problem.path))
-    message = holder[key] if holder is not None else None
-    said = message.get("content", message.get("value")) if isinstance(message, dict) else "?"
-    if said not in (None, "", []):
-        return None
-    del holder[key]
-    return "a turn without an answer: removed"
-
-
-def _number(row: Any, problem: Problem) -> str | None:
-    holder, key = _find(row, problem.path)
-    if holder is None:
-        return None
-    before = holder[key]
-    if isinstance(before, str) and before.strip() in ("0", "1", "0.0", "1.0"):
-        holder[key] = int(float(before))
-    else:
-        del holder[key]
-    return f"weight {before!r} -> {holder.get(key, 'none')}"
-
-
-def _effort(row: Any, _: Problem) -> str | None:
-    for holder in (row, row.get("chat_template_kwargs")):
-        if isinstance(holder, dict) and "reasoning_effort" in holder:
-            before = holder.pop("reasoning_effort")
-            word = str(before).strip().lower()
-            if word in ("low", "medium", "high"):
-                holder["reasoning_effort"] = word
-            return f"reasoning_effort {before!r} -> {holder.get('reasoning_effort', 'none')}"
-    return None
-
-
-def _specials(row: Any, problem: Problem) -> str | None:
-    """Control tokens at the ends of a text are leftovers of another template; inside it they may be its subject."""
-    holder, key = _find(row, problem.path)
-    if holder is not None and isinstance(holder[key], dict):
-        holder, key = holder[key], "content" if "content" in holder[key] else "value"
-    if holder is None or not isinstance(text := holder.get(key) if isinstance(holder, dict) else None, str):
-        return None
-    cleaned = _LEADING.sub("", _TRAILING.sub("", text))
-    if cleaned == text:
-        return None
-    holder[key] = cleaned
-    return "control tokens at the end of the text removed"
-
-
-def _surrogates(row: Any, _: Problem) -> str | None:
-    def mend(value: Any) -> Any:
-        if isinstance(value, str):
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        if isinstance(value, dict):
-            return {mend(key): mend(item) for key, item in value.items()}
-        return [mend(item) for item in value] if isinstance(value, list) else value
-
-    before = dict(row)
-    row.clear()
-    row.update(mend(before))
-    return "halves of surrogate pairs -> U+FFFD"
-
-
-FIXES: dict[str, Callable[[Any, Problem], str | None]] = {
-    "unknown-role": _role,
-    "arguments-not-json": _arguments,
-    "result-without-call": _drop("a tool result without a call: removed"),
-    "call-without-result": _drop("a parallel call without a result: removed"),
-    "last-not-assistant": _drop("a last message that nothing answers: removed"),
-    "unfinished-turn": _thought_alone,
-    "empty-final": _drop("an empty answer: removed"),
-    "weight": _number,
-    "effort": _effort,
-    "special-tokens": _specials,
-    "lone-surrogate": _surrogates,
-}
-"""Code of a problem -> what mends it: changes the row in place and says what it did, or returns None."""
-
-
-def _item(path: str) -> str:
-    """The list item that a path leads into: `messages[3].content` -> `messages[3]`."""
-    found = re.match(r"^(.*\])[^\]]*$", path)
-    return found[1] if found else path
-
-
-def _find(row: Any, path: str) -> tuple[Any, Any]:
-    """The container and the key that a path such as `messages[2].role` means; (None, None) if there is none."""
-    keys = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
-    holder: Any = row
-    try:
-        for key in keys[:-1]:
-            holder = holder[key]
-        holder[keys[-1]]
-    except (KeyError, IndexError, TypeError):
-        return None, None
-    return holder, keys[-1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ossia.data.checks import Duplicates, check_conversation, place
-from ossia.data.formats import detect, to_conversation
+from ossia.data.checks import Duplicates, check_conversation, place, without_dangling_calls
+from ossia.data.formats import read
 from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.data.sources import Row, Sources, read_chunks, sources_of
 from ossia.errors import UserError
@@ -53,7 +53,8 @@ def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> L
                 loaded.formats[format] += 1
             if conversation is not None:
                 usable += 1
-                problems += duplicates.check(repr((conversation.messages, conversation.tools)), row.where)
+                said = (conversation.messages, conversation.instructions, conversation.tools, conversation.rejected)
+                problems += duplicates.check(repr(said), row.where)
                 loaded.conversations.append(conversation)
             loaded.problems += problems
             raise_if_strict(problems, settings)
@@ -61,22 +62,41 @@ def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> L
 
 
 def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
-    """The problems of a row with their places, its conversation if none of them is an error, and its format."""
+    """The problems of a row with their places, its conversation if none of them is an error, and its format.
+
+    Whatever is in the row, it never stops the rows after it.
+    """
+    try:
+        return _read(row, settings)
+    except Exception as error:
+        return failed(row, error), None, ""
+
+
+def _read(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
     if row.value is None:
         code = "not-an-object" if "not a JSON object" in row.error else "not-json"
         code = "too-deep" if "nested too deeply" in row.error else code
         return [Problem("error", code, row.error, file=row.file, line=row.line)], None, ""
     found: list[Problem] = []
     try:
-        conversation = to_conversation(row.value, settings, row.where, found.append)
-        format = detect(row.value, settings)
+        conversation, format = read(row.value, settings, row.where, found.append)
     except UserError as error:
         found = found or [Problem("error", "unknown-format", error.what, error.do or "")]
         return [place(problem, row.where) for problem in found], None, ""
+    conversation, dangling = without_dangling_calls(conversation)
+    found += dangling
     if not any(problem.level == "error" for problem in found):
-        found += check_conversation(conversation)
+        found += check_conversation(conversation, settings)
     bad = any(problem.level == "error" for problem in found)
     return [place(problem, row.where) for problem in found], None if bad else conversation, format
+
+
+def failed(row: Row, error: Exception) -> list[Problem]:
+    """A row that broke the program itself is a bad row like others, and something to be told about."""
+    code = "too-deep" if isinstance(error, RecursionError) else "internal"
+    what = "the row is nested too deeply" if code == "too-deep" else f"{type(error).__name__}: {error}"[:300]
+    do = "flatten it" if code == "too-deep" else "please report this row: it is a fault of Ossia"
+    return [place(Problem("error", code, what, do), row.where)]
 
 
 def raise_if_strict(problems: list[Problem], settings: DataSettings) -> None:

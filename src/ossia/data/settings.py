@@ -64,7 +64,7 @@ class DataSettings:
     ) -> SystemSettings:
         """The system message for a row, with what the row itself says taking precedence."""
         return SystemSettings(
-            identity=self.identity if identity is None else identity,
+            identity=identity or self.identity,
             knowledge_cutoff=self.knowledge_cutoff,
             date=self.date if date is None else date,
             effort=effort or self.effort,

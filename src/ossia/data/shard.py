@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ossia.data.rendered import Rendered, Target
+from ossia.data.rendered import ASSISTANT, Rendered, Target
 from ossia.harmony.problem import Problem
 
 _PROBLEM = ("level", "code", "what", "do", "path")
@@ -71,6 +71,7 @@ def unpack(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
             part.frombytes(view[place:end])
             place = end
         weights = weights if weights is not None else _plain(kinds)
+        labels = list(map(sys.intern, labels))
         made = Rendered(f"{file}:{number(index)}", kinds, tokens, bounds, labels, weights, [], facts)
         made.targets = [Target(*target) for target in targets]
         shard.conversations.append((index, made))
@@ -87,7 +88,7 @@ def bare(problem: Problem) -> Problem:
 
 def _plain(kinds: str) -> list[float]:
     """The weights of messages that nobody has weighted."""
-    return [1.0 if kind in "apfFcA" else 0.0 for kind in kinds]
+    return [1.0 if kind in ASSISTANT else 0.0 for kind in kinds]
 
 
 def _unless_plain(made: Rendered) -> list[float] | None:

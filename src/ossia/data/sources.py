@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gzip
 import importlib.util
 import io
 import json
+import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ossia.data.cells import row_of_cells
+from ossia.data.formats.row import doubled
 from ossia.data.settings import DataSettings, Format
 from ossia.errors import UserError, did_you_mean
 from ossia.recipes import available
@@ -20,23 +25,8 @@ from ossia.recipes.examples import resolve
 
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+_LINES = (".jsonl", ".ndjson", ".json")  # also with .gz
 _HUB_ID = re.compile(r"^(hub:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<split>[\w.-]+(\[[\w%:]+\])?))?$")
-_JSON_COLUMNS = (  # lists and objects, written as JSON text in CSV files
-    "messages", "tools", "functions", "prompt", "completion", "conversations", "items", "input", "output", "history",
-    "chosen", "rejected", "preferred_output", "non_preferred_output", "preferred_completion",
-    "non_preferred_completion",
-    "generations", "correctness_math_verify", "correctness_llama", "is_reasoning_complete", "finish_reasons",
-    "chat_template_kwargs",
-)  # fmt: skip
-_TEXT_TOO = (
-    "prompt",
-    "completion",
-    "input",
-    "output",
-    "chosen",
-    "rejected",
-    "tools",
-)  # text that may begin with [ or {
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +45,15 @@ class Source:
     """How often each conversation counts."""
 
     def settings(self, common: DataSettings) -> DataSettings:
-        """The settings for the rows of this source."""
-        columns = {**common.columns, **self.columns}
+        """The settings for the rows of this source.
+
+        Raises:
+            UserError: two columns stand for the same key.
+        """
+        own = self.columns.values()
+        columns = {**{column: key for column, key in common.columns.items() if key not in own}, **self.columns}
+        for clash in doubled(columns):
+            raise UserError(clash, where=self.path, do="leave one of them out")
         return dataclasses.replace(common, format=self.format or common.format, columns=columns)
 
 
@@ -134,22 +131,64 @@ def read_chunks(source: Source) -> Iterator[Chunk]:
         do = "limit takes the first rows of a file"
         raise UserError(f"split {source.split!r} is for hub data sets", where=source.path, do=do)
     for file in data_files(Path(path)):
-        _refuse_other_kinds(file)
-        if file.suffix in (".jsonl", ".ndjson"):
-            yield from _cut(file)
-        else:
-            yield from _batched(_READERS[file.suffix](file))
+        try:
+            yield from _read(file)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            do = "unpack it with gunzip, which tells what is left of it"
+            raise UserError("The file is no whole gzip file", where=str(file), why=str(error), do=do) from error
+
+
+def _read(file: Path) -> Iterator[Chunk]:
+    _refuse_other_kinds(file)
+    kind = _suffix(file)
+    if kind in (".jsonl", ".ndjson") or (kind == ".json" and _is_lines(file)):
+        yield from _cut(file)
+    else:
+        yield from _batched(_READERS[kind](file))
 
 
 def total_bytes(source: Source) -> int:
     """Size of a source's files on disk, for progress; 0 for hub data sets."""
     path = Path(resolve(source.path))
-    return sum(file.stat().st_size for file in data_files(path)) if path.exists() else 0
+    return sum(map(_size, data_files(path))) if path.exists() else 0
+
+
+def _suffix(path: Path) -> str:
+    """What kind of file it is by its name, whatever the case. JSON may be compressed: `rows.jsonl.gz` is `.jsonl`."""
+    name = Path(path.name.lower())
+    inner = Path(name.stem).suffix if name.suffix == ".gz" else ""
+    return inner if inner in _LINES else name.suffix
+
+
+def _open(path: Path) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file as read; a compressed one says so at its end, modulo 4 GiB."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        if path.suffix.lower() != ".gz" or end < 4:
+            return end
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a .json file has an object on its first line and more behind: JSON lines under another name."""
+    with _open(path) as file:
+        first = file.readline()
+        if not any(line.strip() for line in file):
+            return False
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _looks_like_a_path(path: Path) -> bool:
     """Whether `a/b` means a file, so that a misspelt file name is not looked up on the hub."""
-    return path.exists() or path.suffix in SUFFIXES or path.parent.is_dir()
+    return path.exists() or _suffix(path) in SUFFIXES or path.parent.is_dir()
 
 
 def data_files(path: Path) -> list[Path]:
@@ -157,7 +196,7 @@ def data_files(path: Path) -> list[Path]:
     if path.is_dir():
         list(path.iterdir())  # raises where nobody may look
         inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-        found = sorted(p for p in inside if p.suffix in SUFFIXES and p.is_file())
+        found = sorted(p for p in inside if _suffix(p) in SUFFIXES and p.is_file())
         if not found:
             raise UserError("The folder holds no data files", where=str(path), do=f"known are {', '.join(SUFFIXES)}")
         return found
@@ -174,13 +213,13 @@ def data_files(path: Path) -> list[Path]:
                 else f"did you mean the recipe {recipe}? It stands alone"
             )
         raise UserError("No such file or folder", where=str(path), do=do)
-    if path.suffix not in SUFFIXES:
+    if _suffix(path) not in SUFFIXES:
         raise UserError(f"Unknown file type {path.suffix!r}", where=str(path), do=f"known are {', '.join(SUFFIXES)}")
     return [path]
 
 
 def _cut(path: Path) -> Iterator[Chunk]:
-    with path.open("rb") as file:
+    with _open(path) as file:
         first = 1
         while lines := file.readlines(CHUNK_BYTES):
             if first == 1:
@@ -210,14 +249,14 @@ def _batched(rows: Iterable[Row]) -> Iterator[Chunk]:
 
 def _refuse_other_kinds(path: Path) -> None:
     """One sentence about a compressed or binary file, instead of one about each of its lines."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         head = file.read(1024)
     kind = None
     if head.startswith(b"\x1f\x8b"):
-        kind, do = "compressed (gzip)", f"gunzip < {path.name} > plain.jsonl"
+        kind, do = "compressed (gzip)", f"rename it to {path.stem}.jsonl.gz if these are JSON lines, else unpack it"
     elif head.startswith((b"\xff\xfe", b"\xfe\xff")):
         kind, do = "UTF-16", f"iconv -f utf-16 -t utf-8 {path.name}"
-    elif b"\0" in head and path.suffix != ".parquet":
+    elif b"\0" in head and _suffix(path) != ".parquet":
         kind, do = "binary", f"data files are {', '.join(SUFFIXES)}, in UTF-8"
     if kind is not None:
         raise UserError(f"The file is {kind}", where=str(path), do=do)
@@ -242,14 +281,16 @@ def _row_of_json(line: bytes, file: str, number: int) -> Row:
 def _row(value: object, file: str, number: int) -> Row:
     if isinstance(value, dict):
         # A key that is null was absent: tables written as JSON name every column in every row.
-        return Row({key: item for key, item in value.items() if item is not None}, file, number)
+        given = {key: item for key, item in value.items() if item is not None}
+        return Row(_without_nulls(given) if _was_a_table(given) else given, file, number)
     kind = {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
     return Row(None, file, number, f"the row is not a JSON object but {kind}", json.dumps(value))
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with _open(path) as file:
+            content = json.loads(file.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         do = "rename it to .jsonl if every line is a JSON object of its own"
         raise UserError("The file is not JSON", where=str(path), why=str(error), do=do) from error
@@ -273,7 +314,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
         raise UserError(
             "The file is not UTF-8", where=where, why=f"byte {error.start}: {error.reason}", do=do
         ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # surplus cells are under the key None
     names = list(reader.fieldnames or [])
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -292,18 +333,12 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _row_of_cells(cells: dict[str, Any], file: str, line: int) -> Row:
-    if "" in cells or None in cells.values():
+    if None in cells or None in cells.values():
         return Row(None, file, line, "the row has another number of cells than the header")
-    value: dict[str, Any] = dict(cells)
-    for column in _JSON_COLUMNS:
-        text = value.get(column, "")
-        if text.lstrip().startswith(("[", "{")):
-            try:
-                value[column] = json.loads(text)
-            except ValueError as error:
-                if column not in _TEXT_TOO:
-                    return Row(None, file, line, f"column {column} is not JSON: {error}")
-    return Row(value, file, line)
+    try:
+        return Row(row_of_cells(cells), file, line)
+    except ValueError as error:
+        return Row(None, file, line, str(error))
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -332,6 +367,18 @@ def _read_hub(id: str, split: str) -> Iterator[Row]:
         raise UserError("The data set cannot be loaded", where=f"hub:{id}@{split}", why=str(error), do=do) from error
     for number, value in enumerate(rows, start=1):
         yield Row(_without_nulls(value), f"hub:{id}@{split}", number)
+
+
+def _was_a_table(row: dict[str, Any]) -> bool:
+    """Whether the row's tools have parameters that are null: then a table has given each the keys of all others."""
+    tools = row.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        parameters = function.get("parameters") if isinstance(function, dict) else None
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        if isinstance(properties, dict) and None in properties.values():
+            return True
+    return False
 
 
 def _without_nulls(value: Any) -> Any:

@@ -41,7 +41,12 @@ from ossia.harmony.conversation import (
     user,
 )
 from ossia.harmony.problem import Level, Problem, Report, raise_errors
-from ossia.harmony.request import response_formats_from_chat, split_effort, tools_from_chat
+from ossia.harmony.request import (
+    clean_name,
+    response_formats_from_chat,
+    split_effort,
+    tools_from_chat,
+)
 
 __all__ = ["CHAT_ROLES", "THOUGHT_KEYS", "conversation_from_chat", "text_of", "tools_from_chat"]
 
@@ -180,7 +185,9 @@ class _Reader:
             self.messages.append(self._as_given(role, text, header, _name(message)))
         elif role == "user":
             self._begun = True
-            self.messages.append(user(text, _name(message), self._place))
+            name = _name(message)
+            name = None if name is None else clean_name(name, self._place, self._report)
+            self.messages.append(user(text, name, self._place))
         else:
             self._read_instructions(text)
 
@@ -197,18 +204,25 @@ class _Reader:
         self._waiting = []
 
     def _read_instructions(self, text: str) -> None:
+        if not text.strip():
+            return
         if self._begun:
             self.messages.append(developer(text, self._place))
             return
         rest, effort = split_effort(text)
         self.effort = effort or self.effort
-        if rest or effort is None:
+        if rest.strip():
             self.instructions.append(rest)
 
     def _read_assistant(self, message: Mapping[str, Any], text: str) -> None:
         weight = self._weight(message["weight"]) if "weight" in message else None
         for key in THOUGHT_KEYS:
-            if (thinking := message.get(key)) and isinstance(thinking, str):
+            if not (thinking := message.get(key)):
+                continue
+            if not isinstance(thinking, str) and (thinking := text_of(thinking)) is None:
+                self._problem("error", "not-text", f"{key} is neither text nor a list of text parts", f".{key}")
+                break
+            if thinking.strip():
                 self.messages.append(thought(thinking, weight, self._place))
                 break
         calls = self._read_calls(message, weight)
@@ -252,7 +266,7 @@ class _Reader:
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
                 self._problem("error", "call-without-name", "a call without a function name", place)
                 continue
-            name, arguments = function["name"], function.get("arguments")
+            name, arguments = clean_name(function["name"], self._place + place, self._report), _arguments_of(function)
             short = name.removeprefix("functions.")
             space = self._namespaces.get(name.partition(".")[0])
             if space is None or name in self._functions:
@@ -265,14 +279,21 @@ class _Reader:
 
     def _arguments(self, arguments: object, place: str) -> str:
         """A JSON text stays as it is; an object becomes one."""
+        text = arguments
         if not isinstance(arguments, str):
-            return json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+            arguments = {} if arguments is None else arguments
+            text = json.dumps(arguments, ensure_ascii=False)
+        elif not arguments.strip():
+            text, arguments = "{}", {}
         try:
-            json.loads(arguments)
-        except ValueError as error:
-            what, where = f"the arguments of a call are not JSON: {error}", f"{place}.function.arguments"
+            value = json.loads(arguments) if isinstance(arguments, str) else arguments
+            wrong = "" if isinstance(value, Mapping) else "are no JSON object"
+        except (ValueError, RecursionError) as error:
+            wrong = f"are not JSON: {error}"
+        if wrong:
+            what, where = f"the arguments of a call {wrong}", f"{place}.function.arguments"
             self._problem("error", "arguments-not-json", what, where, 'write them as in "{\\"city\\": \\"Oslo\\"}"')
-        return arguments
+        return str(text)
 
     def _read_result(self, message: Mapping[str, Any], text: str) -> None:
         id, name, header = message.get("tool_call_id"), _name(message), self._header(message)
@@ -298,7 +319,7 @@ class _Reader:
             for waiting in self._waiting:
                 if waiting.id == id:
                     return waiting
-        name = None if name is None else name.removeprefix("functions.")
+        name = None if name is None else clean_name(name, "", lambda _: None).removeprefix("functions.")
         for waiting in self._waiting:
             if (id is None or waiting.id is None) and (name is None or waiting.name == name):
                 return waiting
@@ -336,6 +357,11 @@ class _Reader:
 
     def _problem(self, level: Level, code: str, what: str, place: str = "", do: str = "") -> None:
         self._report(Problem(level, code, what, do, self._place + place))
+
+
+def _arguments_of(function: Mapping[str, Any]) -> object:
+    """The arguments of a call, by whatever name its author gave them."""
+    return next((function[key] for key in ("arguments", "parameters", "input") if function.get(key) is not None), None)
 
 
 def _name(message: Mapping[str, Any]) -> str | None:

@@ -93,7 +93,7 @@ class _Writer:
                 break
             turn.append(message)
         made: Chat = {"role": "assistant"}
-        if turn and _says(turn[0], "analysis"):
+        if turn and _says(turn[0], "analysis") and turn[0].content.strip():
             made["thinking"] = turn.pop(0).content
             at += 1
         if len(turn) > 1 and _says(turn[0], "commentary") and (call := self._call(turn[1])) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from ossia.harmony.problem import Problem, Report, raise_errors
 
 EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
 _EFFORT_KEYS = ("reasoning:", "reasoning effort:")
+_NOT_IN_NAMES = re.compile(r"[\s<>\x00-\x1f\x7f]+")
 _UNCONSTRAINED = ("text", "json_object")  # no schema: nothing to announce
 
 
@@ -23,17 +25,34 @@ def tools_from_chat(tools: object, report: Report = raise_errors) -> tuple[ToolD
         if tools:
             report(Problem("error", "tools", "tools is not a list", path="tools"))
         return ()
-    found = []
+    found: list[ToolDescription] = []
     for index, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             report(Problem("error", "tools", "a tool without a function name", path=f"tools[{index}]"))
             continue
-        parameters = function.get("parameters")
-        takes_arguments = isinstance(parameters, Mapping) and bool(parameters.get("properties"))
+        name = clean_name(function["name"], f"tools[{index}]", report)
+        if any(name == other.name for other in found):
+            report(Problem("warning", "tools", f"the tool {name} is declared twice", "keep one", f"tools[{index}]"))
         description = function.get("description")
-        found.append(ToolDescription(function["name"], str(description or ""), parameters if takes_arguments else None))
+        found.append(ToolDescription(name, str(description or ""), _parameters(function)))
     return tuple(found)
+
+
+def clean_name(name: str, path: str, report: Report) -> str:
+    """A name that can stand in a header: whitespace and angle brackets would end it there. Names of calls, tools and
+    people all go through here, so that they still agree."""
+    cleaned = _NOT_IN_NAMES.sub("_", name.strip())
+    if cleaned != name:
+        what = f"the name {name!r} cannot stand in a header: written {cleaned!r}"
+        report(Problem("warning", "name", what, "use letters, digits, _, - and dots", path))
+    return cleaned
+
+
+def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The JSON Schema of the arguments (`input_schema` in Anthropic's API); None for no arguments."""
+    parameters = function.get("parameters") or function.get("input_schema")
+    return parameters if isinstance(parameters, Mapping) and parameters.get("properties") else None
 
 
 def response_formats_from_chat(value: object, report: Report = raise_errors) -> tuple[ResponseFormat, ...]:

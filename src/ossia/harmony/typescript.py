@@ -149,6 +149,8 @@ def compact_json(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(map(compact_json, value)) + "]"
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**64:
+        if abs(value) > 10**308:
+            return str(value)  # beyond every float: nobody can say how it would be kept
         value = float(value)  # serde_json keeps such integers as floats
     if isinstance(value, float) and "e" in repr(value):
         mantissa, exponent = repr(value).split("e")

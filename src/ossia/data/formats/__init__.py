@@ -2,6 +2,8 @@
 
     reading        what a format makes of a row: chat messages that know their place in it
     row            what all formats have in common: column names, settings of a row, further keys
+    roles          chat messages that are nearly OpenAI's, with roles by their many names
+    anthropic      Anthropic's content parts as OpenAI's messages
     think          <think> in an assistant's text, whatever the format
     loose          JSON as data sets really have it
     pythontypes    types of Python as JSON Schema
@@ -25,11 +27,13 @@ from typing import Any
 
 from ossia.data.formats import glaive, harmony_text, hermes, messages, preference, responses, traces, turns, xlam
 from ossia.data.formats.reading import Misfit, Reading, RowFormat
+from ossia.data.formats.roles import plain_tools
 from ossia.data.formats.row import (
     RowSettings,
     extra_of,
+    faulty_columns,
+    ignored_columns,
     in_the_row,
-    missing_columns,
     renamed,
     settings_of,
     under_column_names,
@@ -64,7 +68,7 @@ def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
     """
     if settings.format != "auto":
         return settings.format
-    for problem in missing_columns(row, settings.columns):
+    for problem in faulty_columns(row, settings.columns):
         raise problem.to_error()
     known = renamed(row, settings.columns)
     for format in ORDER:
@@ -74,14 +78,22 @@ def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
         f"Unknown row format with the keys {', '.join(map(str, known)) or '(none)'}"
         + (" (after data.columns)" if settings.columns else ""),
         do='write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-        ' or {"prompt": "...", "completion": "..."}, or say what the columns are: --set \'data.columns={question: prompt, reply: completion}\'',
+        ' or {"prompt": "...", "completion": "..."}, or say what the columns are:'
+        " --set 'data.columns={quiz: prompt, reply: completion}'",
     )
 
 
 def to_conversation(
     row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
 ) -> Conversation:
-    """Make a conversation of a row.
+    """Make a conversation of a row: `read` without the format."""
+    return read(row, settings, source, report)[0]
+
+
+def read(
+    row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
+) -> tuple[Conversation, str]:
+    """Make a conversation of a row; also gives its format, "" if the columns of the settings are not those of the row.
 
     Args:
         report: gets every problem; by default errors are raised as UserError.
@@ -89,19 +101,20 @@ def to_conversation(
     Raises:
         UserError: the row is in no known format, or not in the one that the settings demand.
     """
-    if missing := missing_columns(row, settings.columns):
-        for problem in missing:
+    if faults := faulty_columns(row, settings.columns):
+        for problem in faults:
             report(problem)
-        return Conversation((), source=source)
+        return Conversation((), source=source), ""
     format = _BY_NAME[detect(row, settings)]
     try:
-        return _read(row, format, settings, source, under_column_names(report, settings.columns))
+        made = _read(row, format, settings, source, under_column_names(report, settings.columns))
+        return made, format.name
     except Misfit as misfit:
         keys = ", ".join(map(str, row)) or "(none)"
         raise UserError(f"Not a row of the format {format.name}: {misfit}; keys: {keys}") from misfit
     except RecursionError:
         report(Problem("error", "too-deep", "the row is nested more deeply than Python can follow"))
-        return Conversation((), source=source)
+        return Conversation((), source=source), format.name
 
 
 def _read(
@@ -109,7 +122,9 @@ def _read(
 ) -> Conversation:
     row = renamed(row, settings.columns)
     reading = format.read(row, report)
-    extra = extra_of(row, format.keys)
+    reading.tools = plain_tools(reading.tools)
+    ignored_columns(row, reading, report)
+    extra = extra_of(row, format.keys | reading.used)
     if reading.literal is not None:
         return Conversation(reading.literal, system=None, source=source, extra=extra)
     convert = _converter(reading, settings_of(row, reading, report), settings, in_the_row(report, reading))

@@ -35,7 +35,7 @@ def _read(row: Row, report: Report) -> Reading:
     chat, system = row.get("chat"), row.get("system")
     if not isinstance(chat, str):
         raise Misfit("`chat` is not text")
-    reading = Reading(tools_path="system")
+    reading = Reading(tools_path="system", used={"system"})
     if isinstance(system, str):
         tools, around = objects_in(system.strip().removeprefix("SYSTEM:"))
         reading.tools, reading.tool_paths = tools, ["system"] * len(tools)

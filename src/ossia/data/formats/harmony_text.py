@@ -4,19 +4,23 @@
 `completion`.
 
 The messages are taken as they are, those of system and developer too, so that rendering them gives the text again; the
-recipe's system settings do not apply, and functions in a developer message stay text.
+recipe's system settings do not apply, and functions in a developer message stay text. What the prompt says is context
+(weight 0), and so is a last message that the text ends in the middle of.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat
 from ossia.harmony.conversation import Message
 from ossia.harmony.parse import parse_text
+from ossia.harmony.parsed import ParsedMessage
+from ossia.harmony.pieces import Pieces
 from ossia.harmony.problem import Problem, Report
 
-START = "<|start|>"
+START, _STARTOFTEXT = "<|start|>", "<|startoftext|>"
 
 
 def _matches(row: Row) -> bool:
@@ -27,17 +31,23 @@ def _matches(row: Row) -> bool:
 
 
 def _begins(text: object) -> bool:
-    return isinstance(text, str) and text.lstrip()[: len(START)] == START
+    return isinstance(text, str) and _beginning(text).startswith(START)
 
 
 def _read(row: Row, report: Report) -> Reading:
-    text, path = _text(row)
+    text, path, cut = _text(row)
     if not text.startswith(START):
         what = f"the text does not begin with {START}"
         report(Problem("error", "harmony-text", what, "write whole messages: <|start|>user<|message|>...<|end|>", path))
         return Reading(literal=())
     parsed = parse_text(text, start="message")
-    messages: tuple[Message, ...] = tuple(replace(message.to_message(), place=path) for message in parsed)
+    untrained = _given(text, parsed, cut, path, report) | _cut_off(parsed, path, report)
+    messages: tuple[Message, ...] = tuple(
+        replace(
+            message.to_message(), place=path, weight=0 if number in untrained and message.role == "assistant" else None
+        )
+        for number, message in enumerate(parsed)
+    )
     if not any(message.role == "assistant" for message in messages):
         report(Problem("error", "harmony-text", "the text holds no message of the assistant", path=path))
     repairs = [f"message {number}: {repair}" for number, message in enumerate(parsed, 1) for repair in message.repairs]
@@ -47,16 +57,48 @@ def _read(row: Row, report: Report) -> Reading:
     return Reading(literal=messages)
 
 
-def _text(row: Row) -> tuple[str, str]:
+def _text(row: Row) -> tuple[str, str, int]:
+    """The text, its key, and how many of its characters are a prompt."""
     for key in ("harmony", "text"):
         if row.get(key) is not None:
             if not isinstance(row[key], str):
                 raise Misfit(f"`{key}` is not text")
-            return row[key].lstrip(), key
+            return _beginning(row[key]), key, 0
     prompt, completion = row.get("prompt"), row.get("completion")
     if not isinstance(prompt, str) or not isinstance(completion, str):
         raise Misfit("it needs the text in `text`, `harmony`, or `prompt` and `completion`")
-    return (prompt + completion).lstrip(), "prompt"
+    text = _beginning(prompt + completion)
+    return text, "prompt", max(len(text) - len(completion), 0)
+
+
+def _beginning(text: str) -> str:
+    return text.lstrip().removeprefix(_STARTOFTEXT).lstrip()
+
+
+def _given(text: str, parsed: list[ParsedMessage], cut: int, path: str, report: Report) -> set[int]:
+    """The messages whose content begins in the prompt: they are context, though one may go on in the completion."""
+    if not cut:
+        return set()
+    ends = [0, *accumulate(map(len, Pieces().split(text)))]  # of the parser's pieces, in characters
+    found = set()
+    for number, message in enumerate(parsed):
+        begin, end = (ends[min(position, len(ends) - 1)] for position in message.content_span)
+        if begin < cut or ends[message.span[1]] <= cut:
+            found.add(number)
+        if begin < cut < end and message.role == "assistant":
+            what = f"message {number + 1} begins in the prompt and ends in the completion: nothing of it is trained"
+            report(Problem("warning", "harmony-repaired", what, "end the prompt between two messages", path))
+    return found
+
+
+def _cut_off(parsed: list[ParsedMessage], path: str, report: Report) -> set[int]:
+    """The last message, if the text ends within it: training it would teach to stop there."""
+    if not parsed or parsed[-1].complete:
+        return set()
+    what = f"the text ends within message {len(parsed)}: it is not trained"
+    do = "close it with <|return|> or <|call|> if it is whole, else remove the row"
+    report(Problem("warning", "harmony-repaired", what, do, path))
+    return {len(parsed) - 1}
 
 
 FORMATS = (RowFormat("harmony", _matches, _read, frozenset({"text", "harmony", "prompt", "completion"})),)

@@ -6,28 +6,39 @@ conversations of {"from": "system" | "human" | "gpt" | "tool", "value"}, and `to
     tool   <tool_response>\\n{"name": "f", "content": ...}\\n</tool_response>
     system "You are a function calling AI model ... <tools> [...] </tools> ...", left out: Harmony has its own words
 
-Text of the system turn around that passage is kept. Without a column `tools` they are taken from the passage.
+Of the system turn only the sentences go that are known to explain calls, and the list of tools; all else is kept.
+Without a column `tools` they are taken from there.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from ossia.data.formats.loose import loads_loosely, objects_in
 from ossia.data.formats.reading import Reading, Row, RowFormat, add_system
+from ossia.data.formats.roles import ROLES
 from ossia.data.formats.think import split_think
-from ossia.data.formats.turns import KEYS, ROLES, Turn, calls_from, speakers_of, turns_of
+from ossia.data.formats.turns import KEYS, Turn, begin, calls_from, speakers_of, turns_of
 from ossia.harmony.problem import Report
 
-_OPENINGS = (
-    "You are a function calling AI model",
-    "You are provided with function signatures",
-    "You may call one or more functions",
-    "# Tools",
-    "<tools>",
+_OBJECT = r"\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}"
+_MARK = r"<tool_call>\s{0,9}</tool_call>"
+_KNOWN = re.compile(  # what Hermes and Qwen tell a model about calls, and nothing else
+    r"# Tools\s{1,9}(?=You (?:may call one or more|are provided with|are a function calling))"
+    r"|You are a function calling AI model\b\.?"
+    r"|You are provided with function signatures within <tools>\s{0,9}</tools> XML tags[.:]?"
+    r"|You may call one or more functions to assist with the user query\.?"
+    r"|(?:Don't make|Make no) assumptions about(?: what)? values(?: to plug into functions)?\b\.?"
+    r"|Here are the available tools:?"
+    rf"|Use the following pydantic model json schema for each tool call you will make:\s{{0,9}}(?:{_OBJECT})?"
+    rf"|For each function call,? return a json object[^.:\n]{{0,200}}:\s{{0,9}}(?:{_OBJECT})?"
+    rf"|Each function call should be enclosed within {_MARK} XML tags\.?"
+    r"|(?:Example:\s{0,9})?<tool_call>\s{0,9}\{[^{}]{0,300}<(?:args|function)[^{}]{0,300}\}\s{0,9}</tool_call>",
+    re.IGNORECASE,
 )
-_ENDINGS = ("</tools>", "</tool_call>", "</scratch_pad>")
+_TOOLS = re.compile(r"<tools>(?=\s{0,99}[\[{])")
 _RESULT_KEYS = frozenset({"name", "content", "role", "tool_call_id"})
 
 
@@ -40,7 +51,7 @@ def _matches(row: Row) -> bool:
 
 
 def _read(row: Row, report: Report) -> Reading:
-    reading = Reading(tools=row.get("tools"))
+    reading = begin(row)
     add_system(reading, row)
     for turn in turns_of(row, report):
         text = turn.text
@@ -95,11 +106,19 @@ def _result(body: str) -> tuple[str | None, str]:
 
 
 def _without_tools(text: str) -> str:
-    """What a system text says besides its description of the tools, from the first such words to the last tag."""
-    start = min(position for opening in _OPENINGS if (position := text.find(opening)) >= 0)
-    stops = (position + len(ending) for ending in _ENDINGS if (position := text.rfind(ending, start)) >= 0)
-    stop = max(stops, default=len(text))
-    return "\n\n".join(part for part in (text[:start].strip(), text[stop:].strip()) if part)
+    """What a system text says besides its description of the tools: all but the known sentences and the list."""
+    position = _list_start(text)
+    if position >= 0:
+        before, inside = text[:position], text[position + len("<tools>") :]
+        parts = [*_KNOWN.split(before), *_KNOWN.split(inside.partition("</tools>")[2])]
+    else:
+        parts = _KNOWN.split(text)
+    return "\n\n".join(part for part in map(str.strip, parts) if part)
+
+
+def _list_start(text: str) -> int:
+    """Where the `<tools>` stands that begins the list, not the one of a sentence that speaks of the tags; else -1."""
+    return next((found.start() for found in _TOOLS.finditer(text)), -1)
 
 
 def _tools_in(text: str) -> object:

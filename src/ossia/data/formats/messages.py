@@ -6,11 +6,13 @@ openai                  {"messages": [...], "tools"?: [...]}, also with thinking
 multilingual-thinking   HuggingFaceH4/Multilingual-Thinking: `messages`, or the strings
                         reasoning_language, developer, user, analysis, final
 prompt-completion       {"prompt": ..., "completion": ...}, both text or lists of messages, optionally with
-                        `thinking` (or `reasoning`, `reasoning_content`) and `system`
+                        `thinking` (or `reasoning`, `reasoning_content`) and `system`; texts under other names: PAIRS
 alpaca                  {"instruction", "input"?, "output", "system"?, "history"?: [[user, assistant], ...]}
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed, row_thought
 from ossia.harmony.chat import THOUGHT_KEYS
@@ -25,8 +27,26 @@ def read_openai(row: Row, _report: Report) -> Reading:
     reading = Reading(tools=row.get("tools") or row.get("functions"))
     reading.tools_path = "tools" if row.get("tools") else "functions"
     reading.response_format = row.get("response_format")
-    reading.extend(listed(row.get("messages"), "messages"), "messages")
+    messages = listed(row.get("messages"), "messages")
+    add_system(reading, row, messages[0] if messages else None)
+    reading.extend(messages, "messages")
+    _add_thought(reading, row)
     return reading
+
+
+def _add_thought(reading: Reading, row: Row) -> None:
+    """A thought in a column of its own belongs to the row's only answer, if that has none and ends the row."""
+    spoken = [message for message in reading.messages if _role(message) == "assistant"]
+    if len(spoken) != 1 or spoken[0] is not reading.messages[-1]:
+        return
+    last = spoken[0]
+    has_own = any(last.get(key) for key in (*THOUGHT_KEYS, "channel")) or "think>" in str(last.get("content"))
+    if not has_own and (thought := row_thought(reading, row)) is not None:
+        reading.messages[-1] = {**last, "thinking": thought}
+
+
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, Mapping) else None
 
 
 def _is_multilingual(row: Row) -> bool:
@@ -48,21 +68,56 @@ def _read_multilingual(row: Row, report: Report) -> Reading:
     return reading
 
 
+PAIRS = (  # of question and answer; the first pair that a row has counts
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("question", "response"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("problem", "generated_solution"),
+    ("problem", "solution"),
+    ("input", "output"),
+)
+
+
+def _pair(row: Row) -> tuple[str, str] | None:
+    """The columns of question and answer. Under names that other data have as well, both must be text."""
+    if "prompt" in row and "completion" in row:
+        return PAIRS[0]
+    for pair in PAIRS[1:]:
+        if all(isinstance(row.get(key), str) for key in pair):
+            return pair
+    return None
+
+
 def _read_prompt_completion(row: Row, _report: Report) -> Reading:
-    prompt, completion = row.get("prompt"), row.get("completion")
-    reading = Reading(tools=row.get("tools") or row.get("functions"))
+    asked, said = _pair(row) or PAIRS[0]
+    prompt, completion = row.get(asked), row.get(said)
+    reading = Reading(tools=row.get("tools") or row.get("functions"), used={asked, said})
     reading.response_format = row.get("response_format")
-    add_system(reading, row)
     if isinstance(prompt, str):
-        reading.add("prompt", "user", prompt)
+        add_system(reading, row)
+        reading.add(asked, "user", _with_context(reading, row, prompt) if asked != "prompt" else prompt)
     else:
-        reading.extend(listed(prompt, "prompt"), "prompt")
+        messages = listed(prompt, asked)
+        add_system(reading, row, messages[0] if messages else None)
+        reading.extend(messages, asked)
     reading.given()
     if isinstance(completion, str):
-        reading.add("completion", "assistant", completion, thinking=row_thought(row))
+        reading.add(said, "assistant", completion, thinking=row_thought(reading, row))
     else:
-        reading.extend(listed(completion, "completion"), "completion")
+        reading.extend(listed(completion, said), said)
     return reading
+
+
+def _with_context(reading: Reading, row: Row, question: str) -> str:
+    """Dolly's third column: what the question is about, as in alpaca's `input`."""
+    context = row.get("context")
+    if not isinstance(context, str) or not context:
+        return question
+    reading.used.add("context")
+    return f"{question}\n{context}"
 
 
 def _read_alpaca(row: Row, report: Report) -> Reading:
@@ -77,7 +132,7 @@ def _read_alpaca(row: Row, report: Report) -> Reading:
         report(Problem("error", "not-text", "input is not text", path="input"))
         input = None
     reading.add("instruction", "user", f"{instruction}\n{input}" if input else instruction)
-    reading.add("output", "assistant", row["output"], thinking=row_thought(row))
+    reading.add("output", "assistant", row["output"], thinking=row_thought(reading, row))
     return reading
 
 
@@ -112,8 +167,8 @@ FORMATS = (
     ),
     RowFormat(
         "prompt-completion",
-        lambda row: "prompt" in row and "completion" in row,
+        lambda row: _pair(row) is not None,
         _read_prompt_completion,
-        frozenset({"prompt", "completion", "system", "response_format", *THOUGHT_KEYS, *_TOOLS}),
+        frozenset({"system", "response_format", *THOUGHT_KEYS, *_TOOLS}),
     ),
 )

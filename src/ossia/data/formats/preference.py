@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed
+from ossia.data.formats.roles import as_chat
 from ossia.harmony.problem import Problem, Report
 
 _PREFERRED = ("preferred_output", "preferred_completion")
@@ -45,10 +46,11 @@ def _read_openai(row: Row, report: Report) -> Reading:
 
 def _read_trl(row: Row, report: Report) -> Reading:
     reading = Reading(tools=row.get("tools"))
-    add_system(reading, row)
     chosen, rejected = (_alternative(row.get(key), key) for key in ("chosen", "rejected"))
     prompt = row.get("prompt")
     shared = _shared(chosen.messages, rejected.messages)
+    first = chosen.messages if shared else prompt
+    add_system(reading, row, first[0] if isinstance(first, list) and first else None)
     if shared == 0 and prompt is None:
         what = "there is no `prompt`, and chosen and rejected do not begin with the same messages"
         report(Problem("error", "no-prompt", what, "add the column `prompt`", "chosen"))
@@ -90,8 +92,7 @@ def _add_output(reading: Reading, value: object, path: str) -> None:
     if isinstance(value, str):
         reading.add(path, "assistant", value)
     elif isinstance(value, Mapping):
-        reading.messages.append(value)
-        reading.paths.append(path)
+        reading.take(value, path)
     else:
         reading.extend(listed(value, path), path)
 
@@ -109,7 +110,11 @@ def _shared(chosen: list[Any], rejected: list[Any]) -> int:
 def _repeats(prompt: object, shared: list[Any]) -> bool:
     """Whether a column `prompt` adds nothing to the shared messages: it is null, themselves, or the text of one."""
     texts = [message.get("content") for message in shared if isinstance(message, Mapping)]
-    return prompt is None or prompt == shared or prompt in texts
+    return prompt is None or prompt == shared or prompt in texts or _as_chat(prompt) == shared
+
+
+def _as_chat(prompt: object) -> list[Any]:
+    return [one for message in prompt for one in as_chat(message)] if isinstance(prompt, list) else []
 
 
 def _compare(reading: Reading, better_key: str, worse_key: str, report: Report) -> None:

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ossia.data.formats.loose import loads
+from ossia.data.formats.roles import as_chat
 from ossia.data.settings import Format
-from ossia.harmony.chat import THOUGHT_KEYS
+from ossia.harmony.chat import THOUGHT_KEYS, text_of
 from ossia.harmony.conversation import Message
 from ossia.harmony.problem import Report
 
 Row = Mapping[str, Any]
+SYSTEM_KEYS = ("system", "system_prompt")
+_SWITCHES = frozenset({"", "on", "off", "true", "false", "none", "low", "medium", "high"})
+"""What a column such as `reasoning` says of the mode that an answer was made in; no thoughts."""
 
 
 @dataclass(slots=True)
@@ -38,20 +42,31 @@ class Reading:
     response_format: object = None
     """As in a chat request: {"type": "json_schema", "json_schema": {...}}."""
     response_format_path: str = "response_format"
+    used: set[str] = field(default_factory=set)
+    """Keys of the row that were used in this row, beyond those that the format always takes."""
     literal: tuple[Message, ...] | None = None
     """Harmony messages, system message included, in place of all the above."""
 
     def add(self, path: str, role: str, content: object, **fields: Any) -> None:
         """Append a chat message made of something else. Fields that are None are left out."""
         given = {key: value for key, value in fields.items() if value is not None}
-        self.messages.append({"role": role, "content": content, **given})
-        self.paths.append(path)
+        made = as_chat({"role": role, "content": content, **given})
+        self.messages += made
+        self.paths += [path] * len(made)
         self.made.add(path)
 
     def extend(self, messages: list[Any], path: str) -> None:
         """Append a list that stands in the row as it is."""
-        self.messages += messages
-        self.paths += [f"{path}[{index}]" for index in range(len(messages))]
+        for index, message in enumerate(messages):
+            self.take(message, f"{path}[{index}]")
+
+    def take(self, message: Any, path: str) -> None:
+        """Append a message that stands in the row."""
+        made = as_chat(message)
+        self.messages += made
+        self.paths += [path] * len(made)
+        if isinstance(message, Mapping) and any(one.get("content") is not message.get("content") for one in made):
+            self.made.add(path)  # of Anthropic's parts
 
     def given(self) -> None:
         """What was read so far is a prompt: its assistant messages are context, unless they have a weight."""
@@ -93,12 +108,27 @@ def listed(value: object, path: str) -> list[Any]:
     return value
 
 
-def add_system(reading: Reading, row: Row) -> None:
-    """Instructions from a column `system`. An empty one says nothing."""
-    if row.get("system"):
-        reading.add("system", "system", row["system"])
+def add_system(reading: Reading, row: Row, first: object = None) -> None:
+    """Instructions from a column `system` or `system_prompt`, unless the `first` message repeats them."""
+    known = first.get("content") if isinstance(first, Mapping) and first.get("role") in ("system", "developer") else ""
+    said = text_of(known) or ""
+    for key in SYSTEM_KEYS:
+        if text := row.get(key):
+            reading.used.add(key)
+            if not isinstance(text, str) or text.strip() not in said:
+                reading.add(key, "system", text)
+            return
 
 
-def row_thought(row: Row) -> str | None:
-    """The thought of a row that has it in a column of its own."""
-    return next((row[key] for key in THOUGHT_KEYS if isinstance(row.get(key), str)), None)
+def row_thought(reading: Reading, row: Row) -> str | None:
+    """The thought of a row that has it in a column of its own. A switch such as `reasoning: on` is none."""
+    for key in THOUGHT_KEYS:
+        if is_thought(row.get(key)):
+            reading.used.add(key)
+            return str(row[key])
+    return None
+
+
+def is_thought(value: object) -> bool:
+    """Whether a column with a thought's name holds one."""
+    return isinstance(value, str) and value.strip().lower() not in _SWITCHES

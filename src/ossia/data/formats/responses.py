@@ -1,7 +1,8 @@
 """openai-responses: what OpenAI's Responses API takes and gives, item by item.
 
 {"input": "text" | [items], "output": [items], "instructions"?, "tools"?: [...], "reasoning"?: {"effort"}, "text"?},
-{"items": [items]}, or {"input": [items]} with the answer among them. Items, by `type`:
+{"items": [items]}, or {"input": [items]} with the answer among them. Nemotron's {"input": [messages], "output": "text"}
+is read here too. Items, by `type`:
 
     message                {"role", "content": "text" | [{"type": "input_text" | "output_text" | "refusal", ...}]}
     reasoning              {"content": [{"type": "reasoning_text", "text"}], "summary": [{"type": "summary_text", ...}]}
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, listed
+from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed
 from ossia.harmony.chat import text_of
 from ossia.harmony.problem import Problem, Report
 
@@ -33,6 +34,7 @@ def _matches(row: Row) -> bool:
 
 def _read(row: Row, report: Report) -> Reading:
     reading = Reading()
+    add_system(reading, row)
     if row.get("instructions"):
         reading.add("instructions", "system", row["instructions"])
     items, paths = _items(row)
@@ -53,6 +55,9 @@ def _items(row: Row) -> tuple[list[Any], list[str]]:
         value = row.get(key)
         if key == "input" and isinstance(value, str):
             items.append({"role": "user", "content": value})
+            paths.append(key)
+        elif key == "output" and isinstance(value, str) and not value.lstrip().startswith("[{"):
+            items.append({"role": "assistant", "content": value})
             paths.append(key)
         elif value is not None:
             found = listed(value, key)

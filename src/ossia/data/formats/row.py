@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ossia.data.formats.reading import Reading, Row
+from ossia.data.formats.reading import SYSTEM_KEYS, Reading, Row, is_thought
+from ossia.harmony.chat import THOUGHT_KEYS
 from ossia.harmony.conversation import Effort
 from ossia.harmony.problem import Problem, Report
 from ossia.harmony.request import EFFORTS
@@ -22,11 +23,20 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return {**kept, **{key: row[column] for column, key in columns.items() if column in row}}
 
 
-def missing_columns(row: Row, columns: Mapping[str, str]) -> list[Problem]:
-    """An error for every renamed column that the row lacks."""
+def doubled(columns: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with `data.columns` itself: a sentence for every key that several columns stand for."""
+    for key in dict.fromkeys(columns.values()):
+        named = [repr(column) for column, known in columns.items() if known == key]
+        if len(named) > 1:
+            yield f"data.columns has {' and '.join(named)} for the one key `{key}`"
+
+
+def faulty_columns(row: Row, columns: Mapping[str, str]) -> list[Problem]:
+    """An error for every key with several columns, and for every renamed column that the row lacks."""
     keys = ", ".join(map(str, row)) or "(none)"
     do = "correct data.columns; it names columns of the rows, each with the key it stands for"
-    return [
+    clashes = [Problem("error", "column", what, "leave one of them out") for what in doubled(columns)]
+    return clashes + [
         Problem("error", "column", f"the row has no column {column!r} (for `{key}`); keys: {keys}", do)
         for column, key in columns.items()
         if column not in row
@@ -97,8 +107,12 @@ def settings_of(row: Row, reading: Reading, report: Report) -> RowSettings:
     effort, path = setting("reasoning_effort")
     if effort is None:
         effort, path = reading.effort, reading.effort_path
-    if effort is not None and effort not in EFFORTS:
-        report(Problem("error", "effort", f"reasoning_effort is {effort!r}, not {', '.join(EFFORTS)}", path=path))
+    if effort is None and isinstance(word := row.get("reasoning"), str) and word.strip().lower() in EFFORTS:
+        effort, path = word, "reasoning"
+    known = next((name for name in EFFORTS if name == str(effort).strip().lower()), None)
+    if effort is not None and known is None:
+        what = f"the effort is {effort!r}, not {', '.join(EFFORTS)}: the recipe's is taken"
+        report(Problem("warning", "effort", what, "choose the nearest one", path))
     texts: dict[str, str | None] = {}
     for key in ("model_identity", "current_date"):
         value, path = setting(key)
@@ -109,8 +123,17 @@ def settings_of(row: Row, reading: Reading, report: Report) -> RowSettings:
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         report(Problem("error", "unknown-builtin", "builtin_tools is not a list of names", path=path))
         names = None
-    known = next((name for name in EFFORTS if name == effort), None)
     return RowSettings(known, texts["model_identity"], texts["current_date"], tuple(names or ()))
+
+
+def ignored_columns(row: Row, reading: Reading, report: Report) -> None:
+    """A warning for a column of instructions or of a thought that the row's format had no use for."""
+    for key in (*SYSTEM_KEYS, *THOUGHT_KEYS):
+        value = row.get(key)
+        used = key in reading.used or not (value if key in SYSTEM_KEYS else is_thought(value))
+        if not used and not (key == "system_prompt" and value == row.get("system")):
+            what = f"the column `{key}` is not used in this row: it has no place in its format"
+            report(Problem("warning", "ignored-column", what, "put it into the messages, or remove it", key))
 
 
 def extra_of(row: Row, taken: Collection[str]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system
+from ossia.data.formats.roles import ROLES
 from ossia.data.formats.think import CLOSE
-from ossia.data.formats.turns import KEYS, ROLES, speakers_of, turns_of
+from ossia.data.formats.turns import KEYS, begin, speakers_of, turns_of
 from ossia.harmony.problem import Problem, Report
 
 _THOUGHT = ("<|begin_of_thought|>", "<|end_of_thought|>")
@@ -33,8 +34,10 @@ def _is_openthoughts(row: Row) -> bool:
 
 
 def _read_openthoughts(row: Row, report: Report) -> Reading:
-    reading = Reading(tools=row.get("tools"))
-    if not _describes_marks(row.get("system")):
+    reading = begin(row)
+    if _describes_marks(row.get("system")):
+        reading.used.add("system")
+    else:
         add_system(reading, row)
     for turn in turns_of(row, report):
         text, fields = turn.text, turn.further

@@ -1,7 +1,7 @@
-"""Rows with a list `conversations` of {"from": ..., "value": ...}, which many formats share.
+"""Rows with a list `conversations` of {"from": ..., "value": ...}, which many formats share; it may be in `messages`.
 
 sharegpt        {"from": "human" | "gpt" | "system" | ..., "value": "..."}, columns `system` and `tools`; also with the
-                keys role and content
+                keys role and content, as `conversation` (LMSYS, WildChat), or there with {"input", "output"} (Capybara)
 llama-factory   the same with the turns function_call ({"name", "arguments"} as JSON text, or a list of these) and
                 observation; `tools` as JSON text
 apigen-mt       Salesforce/APIGen-MT-5k: that form with exactly the keys conversations, tools, system
@@ -16,19 +16,14 @@ from typing import Any
 
 from ossia.data.formats.loose import loads_loosely
 from ossia.data.formats.reading import Reading, Row, RowFormat, add_system, listed
-from ossia.data.formats.think import split_think
+from ossia.data.formats.roles import ROLES
+from ossia.data.formats.think import split_think, with_thoughts
 from ossia.errors import did_you_mean
 from ossia.harmony.chat import THOUGHT_KEYS
 from ossia.harmony.problem import Problem, Report
 
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
-    **dict.fromkeys(("function_call", "tool_call"), "call"),
-}
 KEYS = frozenset({"conversations", "system", "tools"})
+_CALL_KEYS = ("weight", *THOUGHT_KEYS)
 _SPEAKER, _SAID = ("from", "role"), ("value", "content", "text")
 _FURTHER = ("weight", "name", "tool_calls", "tool_call_id", "channel", "recipient", "content_type", *THOUGHT_KEYS)
 
@@ -45,21 +40,51 @@ class Turn:
     further: dict[str, Any]
     """What else chat messages know: weight, thinking, tool_calls, name, ..."""
 
+    def as_message(self) -> dict[str, Any]:
+        return {"role": self.role, "content": self.text}
+
+
+def turns_key(row: Row) -> str:
+    """The key of the list: `conversations`, `conversation`, or `messages` if these have `from`, or calls as turns."""
+    if "conversations" in row:
+        return "conversations"
+    if isinstance(messages := row.get("messages"), list):
+        turns = [item for item in messages if isinstance(item, Mapping)]
+        if any(("from" in turn and "role" not in turn) or _is_call(turn.get("role")) for turn in turns):
+            return "messages"
+    elif isinstance(row.get("conversation"), list):
+        return "conversation"
+    return "conversations"
+
+
+def _is_call(role: object) -> bool:
+    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "call"
+
+
+def begin(row: Row) -> Reading:
+    """A reading for a row of turns."""
+    return Reading(tools=row.get("tools"), used={turns_key(row)})
+
 
 def turns_of(row: Row, report: Report) -> Iterator[Turn]:
     """The turns under common role names. Items without a known role are reported and left out."""
-    for index, item in enumerate(listed(row.get("conversations"), "conversations")):
-        place = f"conversations[{index}]"
+    key = turns_key(row)
+    for index, item in enumerate(listed(row.get(key), key)):
+        place = f"{key}[{index}]"
         if not isinstance(item, Mapping):
             report(Problem("error", "not-an-object", "a turn is not an object", path=place))
             continue
-        speaker = next((key for key in _SPEAKER if key in item), "from")
+        speaker = next((key for key in _SPEAKER if key in item), None)
+        if speaker is None and "input" in item and "output" in item:  # Capybara: an exchange in one item
+            yield Turn("user", item["input"], f"{place}.input", {})
+            yield Turn("assistant", item["output"], f"{place}.output", {})
+            continue
         said = next((key for key in _SAID if key in item), "value")
-        name = item.get(speaker)
+        name = item.get(speaker or "from")
         if not isinstance(name, str) or name.strip().lower() not in ROLES:
             guess = did_you_mean(str(name), ROLES)
             do = f'did you mean "{guess}"?' if guess else f"roles are {', '.join(ROLES)}"
-            report(Problem("error", "unknown-role", f"unknown role {name!r}", do, f"{place}.{speaker}"))
+            report(Problem("error", "unknown-role", f"unknown role {name!r}", do, f"{place}.{speaker or 'from'}"))
             continue
         further = {key: item[key] for key in _FURTHER if key in item}
         yield Turn(ROLES[name.strip().lower()], item.get(said), f"{place}.{said}", further)
@@ -67,17 +92,17 @@ def turns_of(row: Row, report: Report) -> Iterator[Turn]:
 
 def speakers_of(row: Row) -> Iterator[tuple[str, object]]:
     """Who says what, for recognising formats. Never raises."""
-    conversations = row.get("conversations")
-    for item in conversations if isinstance(conversations, list) else ():
+    turns = row.get(turns_key(row))
+    for item in turns if isinstance(turns, list) else ():
         if isinstance(item, Mapping) and isinstance(name := item.get("from", item.get("role")), str):
             yield name.strip().lower(), item.get("value", item.get("content"))
 
 
 def read_turns(row: Row, report: Report) -> Reading:
     """All three formats of this module: they differ in what turns they have."""
-    reading = Reading(tools=row.get("tools"))
-    add_system(reading, row)
+    reading = begin(row)
     turns = list(turns_of(row, report))
+    add_system(reading, row, turns[0].as_message() if turns else None)
     roles = [turn.role for turn in turns]
     calls = 0
     for index, turn in enumerate(turns):
@@ -92,23 +117,45 @@ def read_turns(row: Row, report: Report) -> Reading:
 
 
 def _add_calls(reading: Reading, turn: Turn, report: Report) -> int:
-    """Add the calls of a turn, after what was thought or said just before; returns how many."""
-    text, thinking = turn.text, None
+    """Add the calls of a turn; returns how many wait for results.
+
+    They join the calls of the turn before, or what was said just before as its preamble, unless the weights differ or
+    a thought stands between.
+    """
+    text, fields = turn.text, {key: value for key, value in turn.further.items() if key in _CALL_KEYS and value}
+    if "weight" in turn.further:
+        fields["weight"] = turn.further["weight"]
     if isinstance(text, str) and "<think>" in text:
         split = split_think(text)
-        thinking, text = split.thought, split.content
+        text = split.content
+        known = next((fields[key] for key in THOUGHT_KEYS if isinstance(fields.get(key), str)), "")
+        if split.thought and split.thought != known.strip():
+            fields["thinking"] = "\n\n".join(part for part in (known, split.thought) if part)
     calls = calls_from(text, turn.path, report)
     if not calls:
         return 0
     tool_calls = [{"function": call} for call in calls]
     before = reading.messages[-1] if reading.messages else {}
-    if before.get("role") == "assistant" and "tool_calls" not in before and thinking is None:
-        before["tool_calls"] = tool_calls
+    spoken = before.get("role") == "assistant"
+    if (
+        spoken
+        and isinstance(before.get("tool_calls", []), list)
+        and not fields.keys() - {"weight"}
+        and _weight(before) == _weight(fields)
+    ):
+        before["tool_calls"] = [*before.get("tool_calls", ()), *tool_calls]
         reading.paths[-1] = turn.path
         reading.made.add(turn.path)
-    else:
-        reading.add(turn.path, "assistant", None, thinking=thinking, tool_calls=tool_calls)
+        return len(before["tool_calls"])
+    if spoken and "tool_calls" not in before and before.get("content") and "channel" not in before:
+        preamble = with_thoughts(before, reading.paths[-1], report)
+        reading.messages[-1] = {**preamble, "channel": "commentary"} if preamble["content"] else preamble
+    reading.add(turn.path, "assistant", None, **fields, tool_calls=tool_calls)
     return len(calls)
+
+
+def _weight(message: Mapping[str, Any]) -> Any:
+    return 1 if message.get("weight") is None else message["weight"]
 
 
 def calls_from(text: Any, path: str, report: Report) -> list[Any]:
@@ -150,5 +197,5 @@ def _has_observations(row: Row) -> bool:
 FORMATS = (
     RowFormat("apigen-mt", lambda row: row.keys() == KEYS and _has_calls(row), read_turns, KEYS),
     RowFormat("llama-factory", lambda row: _has_calls(row) or _has_observations(row), read_turns, KEYS),
-    RowFormat("sharegpt", lambda row: "conversations" in row, read_turns, KEYS),
+    RowFormat("sharegpt", lambda row: turns_key(row) in row, read_turns, KEYS),
 )

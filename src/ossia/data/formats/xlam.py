@@ -43,7 +43,7 @@ def _read(row: Row, report: Report) -> Reading:
         report(Problem("warning", "several-calls", what, "the model stops after each call; give results", "answers"))
     if calls:
         tool_calls = [{"function": calls[0]}]
-        reading.add("answers", "assistant", None, thinking=row_thought(row), tool_calls=tool_calls)
+        reading.add("answers", "assistant", None, thinking=row_thought(reading, row), tool_calls=tool_calls)
     return reading
 
 

@@ -1,0 +1,55 @@
+"""A row of a CSV file: text in every cell, and in some of them lists of messages or tools as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ossia.data.formats.loose import loads_loosely
+
+_LISTS = (  # lists and objects, which a cell can hold as JSON text only
+    "messages", "functions", "conversations", "conversation", "items", "history", "preferred_output",
+    "non_preferred_output", "preferred_completion", "non_preferred_completion", "generations",
+    "correctness_math_verify", "correctness_llama", "is_reasoning_complete", "finish_reasons", "chat_template_kwargs",
+)  # fmt: skip
+_TEXT_TOO = ("prompt", "completion", "input", "output", "chosen", "rejected", "tools")
+"""Columns of lists that are text as well, and then may be JSON by chance: the answer to "Sort these"."""
+_ITEMS = ("message", "reasoning", "function_call", "function_call_output", "function")
+
+
+def row_of_cells(cells: dict[str, Any]) -> dict[str, Any]:
+    """The row with its lists read. An empty cell in the place of a list, and the index that pandas writes, go.
+
+    Raises:
+        ValueError: a cell that has to be a list or an object is neither JSON nor what Python writes.
+    """
+    value = dict(cells)
+    if next(iter(value), None) == "":
+        del value[""]
+    for column in (*_LISTS, *_TEXT_TOO):
+        text = value.get(column, "")
+        if column in _LISTS and not text.strip():
+            value.pop(column, None)
+        if not text.lstrip().startswith(("[", "{")):
+            continue
+        try:
+            parsed = loads_loosely(text)  # pandas writes lists as Python does
+        except ValueError as error:
+            if column in _LISTS:
+                raise ValueError(f"column {column} is not JSON: {error}") from None
+            continue
+        if column in _LISTS or _is_structure(parsed):
+            value[column] = parsed
+    return value
+
+
+def _is_structure(value: object) -> bool:
+    """Whether JSON in a cell is a list of messages, items or tools, or an object with messages, and no mere text."""
+    if isinstance(value, dict):
+        return isinstance(value.get("messages"), list)
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_item(item) for item in value)
+
+
+def _is_item(item: dict[str, Any]) -> bool:
+    is_message = ("role" in item and item.keys() & {"content", "tool_calls"}) or item.keys() >= {"from", "value"}
+    is_tool = "name" in item and item.keys() & {"parameters", "input_schema"}
+    return bool(is_message or is_tool) or item.get("type") in _ITEMS
