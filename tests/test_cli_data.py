@@ -223,3 +223,28 @@ def test_a_closed_pipe_ends_quietly(place: Path) -> None:
     command = f"{sys.executable} -m ossia data show d.jsonl --json | head -c 1"
     done = subprocess.run(command, cwd=place, shell=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "{" and "Traceback" not in done.stderr
+
+
+def test_a_hub_data_set_through_the_real_library(place: Path) -> None:
+    """`datasets` reads a folder of that name as it reads a repository of the hub: files, splits, nulls filled in."""
+    folder = place / "org" / "name"
+    folder.mkdir(parents=True)
+    rows = [
+        {"messages": [U, A], "reasoning_effort": "high"},
+        {"messages": [{"role": "user", "content": "Another?"}, {"role": "assistant", "content": "Yes."}], "note": "x"},
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "test.jsonl").write_text(json.dumps({"messages": [U, A]}) + "\n")
+    env = {"HF_HOME": str(place / "hf"), "HF_DATASETS_CACHE": str(place / "hf" / "datasets")}
+    lines = ossia(place, "data", "show", "hub:org/name", "--json", **env).stdout.splitlines()
+    shown = [json.loads(line) for line in lines]
+    assert [(x["file"], x["row"], x["format"]) for x in shown] == [
+        ("hub:org/name@train", 1, "openai"),
+        ("hub:org/name@train", 2, "openai"),
+    ]
+    assert set(shown[0]["channel"]) >= {"analysis", "final"} and "analysis" not in shown[1]["channel"]
+    (place / "r.yaml").write_text("data:\n  train:\n    - {path: 'hub:org/name', split: 'train[:50%]'}\n")
+    assert "1 rows (1 openai): 1 usable" in ossia(place, "data", "check", "r.yaml", **env).stdout
+    assert "1 rows (1 openai): 1 usable" in ossia(place, "data", "check", "hub:org/name@test", **env).stdout
+    refused = ossia(place, "data", "check", "hub:org/name@dev", code=2, **env).stderr
+    assert "The data set cannot be loaded" in refused

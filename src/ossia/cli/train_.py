@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from ossia import runs
+    from ossia.config import Recipe
+    from ossia.data.prepare import Prepared
 
 app = verb("Fine-tune with LoRA.")
 
@@ -36,11 +38,7 @@ def train(
 ) -> None:
     """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
     from ossia import hardware, recipes, runs
-    from ossia.data.compile import usable_cores
-    from ossia.data.prepare import prepare
     from ossia.errors import UserError
-    from ossia.harmony.vocabulary import Vocabulary
-    from ossia.model.locate import locate
 
     if (recipe is None) == (resume is None):
         raise UserError("name a recipe, or a run with --resume", do="ossia train tiny-demo")
@@ -52,10 +50,7 @@ def train(
         )
     run = runs.find(resume) if resume is not None else None
     settings = run.recipe() if run else recipes.load(str(recipe), set_ or [])
-    vocabulary = Vocabulary.load(locate(settings.model.path))
-    with output.progress("compiling conversations (MB)", None) as advance:
-        report = output.in_millions(advance)
-        prepared = prepare(settings.data, vocabulary, settings.train.seed, workers=usable_cores(), progress=report)
+    prepared = _prepared(settings)
     from ossia.train.callbacks import INTERRUPTED
     from ossia.train.distributed import agreed, is_main, leave
     from ossia.train.supervised import train as run_training
@@ -86,6 +81,19 @@ def train(
     leave(code)
     if code:
         raise typer.Exit(code)
+
+
+def _prepared(recipe: Recipe) -> Prepared:
+    """Compile the recipe's conversations on all cores."""
+    from ossia.data.compile import usable_cores
+    from ossia.data.prepare import prepare
+    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.model.locate import locate
+
+    vocabulary = Vocabulary.load(locate(recipe.model.path))
+    with output.progress("compiling conversations (MB)", None) as advance:
+        report = output.in_millions(advance)
+        return prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
 
 
 def _report(run: runs.Run, last: events.Finished, json: bool) -> None:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from ossia.data.cache import Cache
 from ossia.data.checks import Duplicates, place
 from ossia.data.examples import render
-from ossia.data.load import failed, raise_if_strict, read_row
+from ossia.data.load import Found, failed, raise_if_strict, read_row
 from ossia.data.rendered import Example, Rendered
 from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.data.shard import Shard, bare, pack, unpack
@@ -42,14 +42,10 @@ Progress = Callable[[int], None]
 
 
 @dataclass(slots=True)
-class Compiled:
+class Compiled(Found):
     """Conversations as tokens, in the order of their rows, and what was found on the way."""
 
     conversations: list[Rendered] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    rows: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    """Format -> rows."""
     usable: int = 0
     """Conversations before those of sources with a weight were repeated or drawn from."""
     cached: int = 0
@@ -59,14 +55,6 @@ class Compiled:
     def examples(self) -> list[Example]:
         """All training examples."""
         return [example for conversation in self.conversations for example in conversation.examples]
-
-    @property
-    def errors(self) -> list[Problem]:
-        return [problem for problem in self.problems if problem.level == "error"]
-
-    @property
-    def warnings(self) -> list[Problem]:
-        return [problem for problem in self.problems if problem.level == "warning"]
 
 
 class Compiling(NamedTuple):

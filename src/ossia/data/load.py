@@ -15,10 +15,9 @@ from ossia.harmony.problem import Problem
 
 
 @dataclass(slots=True)
-class Loaded:
-    """What came out of the files: the good rows, and what was wrong with the others."""
+class Found:
+    """What was found on the way through some files, whatever became of their rows."""
 
-    conversations: list[Conversation] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)
@@ -31,6 +30,13 @@ class Loaded:
     @property
     def warnings(self) -> list[Problem]:
         return [problem for problem in self.problems if problem.level == "warning"]
+
+
+@dataclass(slots=True)
+class Loaded(Found):
+    """What came out of the files: the good rows, and what was wrong with the others."""
+
+    conversations: list[Conversation] = field(default_factory=list)
 
 
 def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> Loaded:
