@@ -68,7 +68,7 @@ class PyHarmonyEncoding:
         return _to_json(messages, strict)
 
     def decode_bytes(self, tokens: list[int]) -> bytes:
-        if unknown := [id for id in tokens if not 0 <= id < VOCABULARY_SIZE]:
+        if unknown := [id for id in tokens if not 0 <= id <= VOCABULARY_SIZE]:
             raise HarmonyError(f"Invalid token for decoding: {unknown[0]}")
         return b"".join(map(self.vocabulary.token_bytes, tokens))
 

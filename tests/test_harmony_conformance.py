@@ -14,11 +14,10 @@ import pytest
 import harmony_sdist
 from ossia.harmony import conversation as c
 from ossia.harmony.render import render_messages
-from ossia.harmony.vocabulary import VOCABULARY_SIZE, Vocabulary
+from ossia.harmony.vocabulary import Vocabulary
 
 DEPARTURES = {
     "test_keep_analysis_between_final_messages": "freezes the library's dropping of thoughts",
-    "test_reserved_token_decoding": "names an id beyond the model's embedding",
 }
 
 
@@ -66,13 +65,6 @@ def test_departure_thoughts_before_the_last_answer_are_dropped(sdist: Path, toke
     kept = "<|start|>assistant<|channel|>analysis<|message|>thinking 3+5<|end|>"
     assert golden.count(kept) == 1
     assert ours == golden.replace(kept, "")
-
-
-def test_departure_ids_beyond_the_models_vocabulary_have_no_name(tokenizer_folder: Path) -> None:
-    vocabulary = Vocabulary.load(tokenizer_folder)
-    assert vocabulary.decode([200014]) == "<|reserved_200014|>"
-    assert vocabulary.decode([VOCABULARY_SIZE - 1]) == f"<|reserved_{VOCABULARY_SIZE - 1}|>"
-    assert vocabulary.decode([201088]) == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_every_golden_file_is_used_by_a_test(sdist: Path) -> None:

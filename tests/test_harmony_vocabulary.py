@@ -103,7 +103,7 @@ def test_bytes_of_every_token_equal_the_ranks(words: Vocabulary) -> None:
 
 def test_single_tokens(words: Vocabulary) -> None:
     assert words.token_text(START) == "<|start|>" and words.token_text(200_500) == "<|reserved_200500|>"
-    assert words.token_text(-1) == words.token_text(VOCABULARY_SIZE) == "�"
+    assert words.token_text(-1) == words.token_text(VOCABULARY_SIZE + 1) == "�"
     assert words.encode("<|end|>") == [27, 91, 419, 91, 29]
     assert words.encode_with_specials("<|end|>a<|return|>") == [END, *words.encode("a"), RETURN]
 

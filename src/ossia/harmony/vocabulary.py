@@ -117,7 +117,7 @@ class Vocabulary:
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token (often not valid UTF-8 by itself). Unknown ids give the bytes of U+FFFD.
 
-        Control tokens and reserved ids below `VOCABULARY_SIZE` give their names, `<|end|>` or `<|reserved_200500|>`.
+        Control tokens and reserved ids up to `VOCABULARY_SIZE` give their names, `<|end|>` or `<|reserved_200500|>`.
         """
         known = self._bytes.get(id)
         if known is None:
@@ -134,7 +134,7 @@ class Vocabulary:
     def _look_up(self, id: int) -> bytes:
         if id in SPECIAL_TOKENS:
             return SPECIAL_TOKENS[id].encode()
-        if ENDOFPROMPT < id < VOCABULARY_SIZE:
+        if ENDOFPROMPT < id <= VOCABULARY_SIZE:  # openai-harmony names one id more than the model has
             return f"<|reserved_{id}|>".encode()
         token = self._encoder.token(id) if 0 <= id < STARTOFTEXT else None
         return "\N{REPLACEMENT CHARACTER}".encode() if token is None else token
