@@ -174,6 +174,8 @@ def test_check_writes_a_repaired_copy(place: Path) -> None:
     assert "0 errors" in ossia(place, "data", "check", "fixed.jsonl").stdout
     assert "exists already" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.jsonl", code=2).stderr
     assert "JSON lines" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.csv", code=2).stderr
+    both = ossia(place, "data", "check", "d.jsonl", "--fix", "new.jsonl", "--against", "d.jsonl", code=2).stderr
+    assert "--fix goes with neither" in both and not (place / "new.jsonl").exists()
     (place / "bad.jsonl").write_text("{broken\n")
     nothing = ossia(place, "data", "check", "bad.jsonl", "--fix", "none.jsonl", code=2).stdout
     assert "1 left out; nothing to write, the rest to none.rejected.jsonl" in nothing

@@ -151,6 +151,14 @@ def test_the_copy_says_what_changed_and_keeps_the_rest_beside_it(tmp_path: Path)
         write_fixed(source, DataSettings(), to)
 
 
+def test_rows_that_are_no_lines_keep_their_text_too(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps([GOOD, [1, 2]]))
+    (tmp_path / "e.csv").write_text("prompt,completion\nonly one\n")
+    write_fixed([tmp_path / "d.json", tmp_path / "e.csv"], DataSettings(), tmp_path / "fixed.jsonl")
+    rejected = [json.loads(line)["row"] for line in (tmp_path / "fixed.rejected.jsonl").read_text().splitlines()]
+    assert rejected == ["[1, 2]", '["only one", null]']
+
+
 def test_repairs_follow_the_place_in_other_formats() -> None:
     gpt = {"from": "gpt", "value": "a<|endoftext|>", "weight": "0.5"}
     row = {"conversations": [{"from": "persom", "value": "q"}, gpt]}

@@ -32,9 +32,6 @@ Files = Annotated[
         help="Files (jsonl, json, csv, parquet), folders or hub data set ids; or one recipe (.yaml or name)."
     ),
 ]
-Model = Annotated[
-    str | None, typer.Option("--model", help="Checkpoint whose tokenizer to use. Default: the published vocabulary.")
-]
 
 
 @app.command()
@@ -50,21 +47,24 @@ def check(
     every: Annotated[bool, typer.Option("--all", help="Print every problem, however many of a kind.")] = False,
     similar: Annotated[bool, typer.Option("--similar/--no-similar", help="Search for near-duplicates.")] = True,
     set_: output.Set = None,
-    model: Model = None,
+    model: output.Model = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
     json: output.Json = False,
 ) -> None:
     """Find what is wrong, row by row. Exits with 2 if a row cannot be used, or with --fix could not be mended."""
     from ossia.data.fix import FIXES
+    from ossia.errors import UserError
 
     asked = _opened(files, set_, model).unweighted()
     if fix is not None:
+        if against or strict or every or not similar:
+            what = "--fix goes with neither --against, --strict, --all nor --no-similar"
+            raise UserError(what, do="check the repaired copy with them")
         _fix(asked, fix, json)
         return
     compiled = _compiled(asked.train, asked)
-    test = _compiled(asked.validation, asked) if asked.validation else None
-    if against:
-        test = _compiled(_named(against), asked)
+    held_out = _named(against) if against else asked.validation
+    test = _compiled(held_out, asked) if held_out else None
     problems = _all_problems(compiled, test, similar)
     errors = sum(problem.level == "error" for problem in problems)
     usable = len(compiled.conversations) + (len(test.conversations) if test else 0)
@@ -108,7 +108,7 @@ def show(
         ),
     ] = None,
     set_: output.Set = None,
-    model: Model = None,
+    model: output.Model = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per training example, of all rows, and nothing else.")
     ] = False,
@@ -142,7 +142,7 @@ def stats(
         str | None, typer.Option("--at", metavar="LENGTHS", help="Count truncation at these lengths: 1024,4096.")
     ] = None,
     set_: output.Set = None,
-    model: Model = None,
+    model: output.Model = None,
     json: output.Json = False,
 ) -> None:
     """Count tokens: lengths, trained share, channels, turns, tools, languages, and what tree training saves."""
@@ -251,7 +251,7 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
     from ossia import recipes
     from ossia.data.prepare import settings_of, sources_of_section
     from ossia.errors import UserError
-    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.model.locate import vocabulary
 
     named = _is_recipe(files)
     recipe: Any = (
@@ -268,7 +268,7 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
         train=train,
         validation=sources_of_section(recipe.data.validation) if named else [],
         settings=settings_of(recipe.data),
-        vocabulary=Vocabulary.load(_tokenizer(model)),
+        vocabulary=vocabulary(model),
         cache=recipe.data.cache,
         seed=recipe.train.seed,
         again=shlex.join([*files, *(x for change in overrides or [] for x in ("--set", change)),
@@ -381,11 +381,3 @@ def _fix(asked: _Asked, to: Path, json: bool) -> None:
             output.next_step(f"ossia data check {shlex.join([str(to), *options])}")
     if written.faulty:
         raise typer.Exit(2)
-
-
-def _tokenizer(model: str | None) -> Path | None:
-    if model is None:
-        return None
-    from ossia.model.locate import locate
-
-    return locate(model)

@@ -17,15 +17,9 @@ from ossia.cli.app import verb
 if TYPE_CHECKING:
     from ossia.harmony.conversation import Conversation, Effort, SystemSettings
     from ossia.harmony.problem import Problem
-    from ossia.harmony.vocabulary import Vocabulary
 
 app = verb("Turn chat messages into Harmony tokens and tokens into messages.", no_args_is_help=True)
 
-Model = Annotated[
-    str | None, typer.Option("--model", help="Checkpoint whose tokenizer to use. Default: the published vocabulary.")
-]
-
-_EFFORTS = ("low", "medium", "high")
 _RENDERED = {
     "messages", "tools", "functions", "system", "instructions", "builtin_tools", "response_format", "reasoning_effort",
     "reasoning",
@@ -43,14 +37,15 @@ def render(
         typer.Option("--order", help="Header order of calls: as the model samples, or as openai-harmony writes."),
     ] = "channel-first",
     text: Annotated[bool, typer.Option("--text", help="Print the text, control tokens spelt out.")] = False,
-    model: Model = None,
+    model: output.Model = None,
 ) -> None:
     """Print the tokens that the model is given to continue, as one line of JSON."""
     from ossia.harmony.render import render_conversation, render_prompt
+    from ossia.model.locate import vocabulary as vocabulary_of
 
     where = "stdin" if file == "-" else file
     conversation = _conversation(_json_of(file, where), where)
-    vocabulary = _vocabulary(model)
+    vocabulary = vocabulary_of(model)
     ids = (render_conversation if whole else render_prompt)(conversation, vocabulary, order)
     print(vocabulary.decode(ids) if text else json.dumps({"ids": ids}))
 
@@ -65,16 +60,17 @@ def parse(
     text: Annotated[
         bool, typer.Option("--text", help="Lines are texts, or JSON strings, with control tokens spelt out.")
     ] = False,
-    model: Model = None,
+    model: output.Model = None,
 ) -> None:
     """Print the messages of token streams, each as one line of JSON. Any stream gives messages.
 
     A line that is no stream is named on stderr, the others are read, and the exit code is 2.
     """
-    from ossia.errors import UserError
+    from ossia.errors import UserError, harmless
     from ossia.harmony.parse import Parser, parse_text
+    from ossia.model.locate import vocabulary as vocabulary_of
 
-    vocabulary = None if text else _vocabulary(model)
+    vocabulary = None if text else vocabulary_of(model)
     bad = False
     for stream, (where, line) in enumerate(_lines(file)):
         try:
@@ -88,7 +84,7 @@ def parse(
                 messages = parser.messages
         except UserError as error:
             bad = True
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {harmless(str(error))}", file=sys.stderr)
             continue
         for message in messages:
             row = {"stream": stream, **dataclasses.asdict(message)}
@@ -187,24 +183,15 @@ def _effort(request: Mapping[str, Any], where: str) -> Effort | None:
 
 def _checked_effort(value: Any, place: str) -> Effort:
     from ossia.errors import UserError
+    from ossia.harmony.request import EFFORTS
 
-    for effort in _EFFORTS:
+    for effort in EFFORTS:
         if value == effort:
-            return effort  # type: ignore[return-value]
-    raise UserError(f"{value!r} is no effort", where=place, do=f"one of {', '.join(_EFFORTS)}")
+            return effort
+    raise UserError(f"{value!r} is no effort", where=place, do=f"one of {', '.join(EFFORTS)}")
 
 
 # Reading files and lines
-
-
-def _vocabulary(model: str | None) -> Vocabulary:
-    from ossia.harmony.vocabulary import Vocabulary
-
-    if model is None:
-        return Vocabulary.load()
-    from ossia.model.locate import locate
-
-    return Vocabulary.load(locate(model))
 
 
 def _json_of(file: str, where: str) -> Any:

@@ -25,6 +25,10 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe. May be repeated."),
 ]
 
+Model = Annotated[
+    str | None, typer.Option("--model", help="Checkpoint whose tokenizer to use. Default: the published vocabulary.")
+]
+
 Advance = Callable[[int], None]
 """Told how many units were done since the last call."""
 

@@ -66,7 +66,7 @@ class Cache:
             yield status.st_mtime, status.st_size, path
 
     def _path(self, chunk: Chunk) -> Path:
-        digest = hashlib.blake2b(chunk.text, key=self._salt[:64], digest_size=20)
+        digest = hashlib.blake2b(chunk.text, key=self._salt, digest_size=20)
         digest.update(json.dumps(sorted(chunk.errors.items())).encode())
         name = digest.hexdigest()
         return self._folder / name[:2] / name[2:]

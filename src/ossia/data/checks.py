@@ -3,7 +3,7 @@
 Codes of errors (the row is left out):
     not-json  not-an-object  unknown-format  column  too-deep  unknown-role  unknown-channel  header  not-text  tools
     unknown-builtin  response-format  call-without-name  call-not-json  arguments-not-json  result-without-call  weight
-    effort  internal  history  no-prompt  no-alternative  no-correct-trace  harmony-text  nothing-to-train
+    internal  history  no-prompt  no-alternative  no-correct-trace  harmony-text  nothing-to-train
 Codes of warnings:
     last-not-assistant  unfinished-turn  empty-final  no-thought  thought-misplaced  think-in-text  unclosed-think
     foreign-markup  special-tokens  lone-surrogate  name  ignored-column  effort  tools  call-without-result
@@ -79,17 +79,10 @@ def _thoughts(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, 
     trained = [turn for turn in turns if any(_is_trained(message) for message in messages[slice(*turn)])]
     without = [turn for turn in trained if not set(kinds[slice(*turn)]) & set("aA")]
     if without:
-        which = (
-            "no chain of thought"
-            if len(without) == len(trained)
-            else (f"{len(without)} of {len(trained)} trained turns have no chain of thought")
-        )
-        do = (
-            "add `thinking`"
-            if len(without) == len(trained) or without[-1] == trained[-1]
-            else ("add `thinking`, or train the last turn only: data.turns=last")
-        )
-        what = f"{which}: the model learns to answer without thinking"
+        some = len(without) < len(trained)
+        which = f"{len(without)} of {len(trained)} trained turns have " if some else ""
+        do = "add `thinking`" + (", or train the last turn only: data.turns=last" if without[-1] < trained[-1] else "")
+        what = f"{which}no chain of thought: the model learns to answer without thinking"
         yield _warning("no-thought", what, messages[without[0][1] - 1], do)
 
 
@@ -104,16 +97,16 @@ def without_dangling_calls(conversation: Conversation) -> tuple[Conversation, li
     sampled. A call at the end of a conversation, or before a person interrupts, stays.
     """
     messages = conversation.messages
-    dangling = [
+    dangling = {
         index
         for index, (message, follower) in enumerate(itertools.pairwise(messages))
         if message.role == "assistant" and message.recipient is not None and follower.role == "assistant"
-    ]
+    }
     if not dangling:
         return conversation, []
     what, do = "a call without a result, behind which the assistant goes on: left out", "give the call its tool message"
-    problems = [_warning("call-without-result", what, messages[index], do) for index in dangling]
-    kept = tuple(message for index, message in enumerate(messages) if index not in set(dangling))
+    problems = [_warning("call-without-result", what, messages[index], do) for index in sorted(dangling)]
+    kept = tuple(message for index, message in enumerate(messages) if index not in dangling)
     return dataclasses.replace(conversation, messages=kept), problems
 
 
@@ -166,7 +159,7 @@ def _arguments(message: Message, name: str, schema: Any) -> Iterator[Problem]:
         return
     try:
         error = next(validator.iter_errors(value), None)
-    except (Exception, RecursionError) as failure:  # an unresolvable $ref, a pattern that is no regular expression
+    except Exception as failure:  # an unresolvable $ref, a pattern that is no regular expression
         what = f"the parameters of {name} cannot be checked: {str(failure)[:120]}"
         yield _warning("tool-schema", what, message, "mend `parameters` of the tool")
         return
@@ -214,9 +207,9 @@ class Duplicates:
     def __init__(self) -> None:
         self._seen: dict[bytes, str] = {}
 
-    def check(self, content: str | bytes, source: str) -> list[Problem]:
+    def check(self, content: str, source: str) -> list[Problem]:
         """A warning if the same content came before, under whatever name."""
-        data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        data = content.encode("utf-8", "surrogatepass")
         first = self._seen.setdefault(hashlib.blake2b(data, digest_size=16).digest(), source)
         if first is source:
             return []

@@ -243,12 +243,12 @@ def write_fixed(sources: Sources, settings: DataSettings, to: Path) -> Written:
         UserError: one of the two files exists already, or cannot be written.
     """
     rejects = to.with_name(f"{to.name.removesuffix('.jsonl')}.rejected.jsonl")
+    if to.suffix not in (".jsonl", ".ndjson"):
+        raise UserError("the repaired copy is JSON lines", where=str(to), do=f"--fix {to.with_suffix('.jsonl').name}")
     for path in (to, rejects):
         if path.exists():
             raise UserError("the file exists already", where=str(path), do="choose another name, or remove it first")
     written, good, bad = Written(str(to)), list[str](), list[str]()
-    if to.suffix not in (".jsonl", ".ndjson"):
-        raise UserError("the repaired copy is JSON lines", where=str(to), do=f"--fix {to.with_suffix('.jsonl').name}")
     for fixed in fix_rows(sources, settings):
         written.rows += 1
         (bad if fixed.value is None else good).append(_line(fixed, written))

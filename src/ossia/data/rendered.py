@@ -33,8 +33,6 @@ class Run(NamedTuple):
     stop: int
     weight: float
     channel: str
-    message: int
-    """Index of the message they belong to."""
 
 
 @dataclass(slots=True)
@@ -119,13 +117,13 @@ class Example:
         """The example in stretches of one weight and one channel, in order. See `ends_with_return`."""
         made = self.conversation
         for index in context(made.kinds, self.target.start, self.target.cut):
-            yield Run(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index], index)
+            yield Run(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index])
         for index in self._targeted:
             header, _content, _end, stop = made.bounds[4 * index : 4 * index + 4]
             weight, label = made.weights[index], made.labels[index]
             written = index > self.target.start and made.kinds[index - 1] in GOES_ON
-            yield Run(made.begin(index), header, weight if written else 0.0, label, index)
-            yield Run(header, stop, weight, label, index)
+            yield Run(made.begin(index), header, weight if written else 0.0, label)
+            yield Run(header, stop, weight, label)
 
     @property
     def ends_with_return(self) -> bool:

@@ -84,8 +84,8 @@ class Chunk:
     numbers: Sequence[int]
     """The `Row.line` of each line of `text`."""
     text: bytes
-    errors: Mapping[int, str] = field(default_factory=dict)
-    """Index of a line that stands for a row that could not be read -> why."""
+    errors: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    """Index of a line that stands for a row that could not be read -> why, and what it says."""
 
     def rows(self, only: int | None = None) -> Iterator[tuple[int, Row]]:
         """The rows with their index in the chunk, or the one of that number. Empty lines are none."""
@@ -93,7 +93,7 @@ class Chunk:
             if only is not None and number != only:
                 continue
             if index in self.errors:
-                yield index, Row(None, self.file, number, self.errors[index])
+                yield index, Row(None, self.file, number, *self.errors[index])
             elif line.strip():
                 yield index, _row_of_json(line, self.file, number)
 
@@ -150,6 +150,8 @@ def _read(file: Path) -> Iterator[Chunk]:
 def total_bytes(source: Source) -> int:
     """Size of a source's files on disk, for progress; 0 for hub data sets."""
     path = Path(resolve(source.path))
+    if not source.path:
+        return 0
     return sum(map(_size, data_files(path))) if path.exists() else 0
 
 
@@ -231,11 +233,11 @@ def _cut(path: Path) -> Iterator[Chunk]:
 def _batched(rows: Iterable[Row]) -> Iterator[Chunk]:
     lines: list[bytes] = []
     numbers: list[int] = []
-    errors: dict[int, str] = {}
+    errors: dict[int, tuple[str, str]] = {}
     size, file = 0, ""
     for row in rows:
         if row.value is None:
-            errors[len(lines)] = row.error
+            errors[len(lines)] = row.error, row.text
         line = b"" if row.value is None else json.dumps(row.value, default=str).encode("ascii")
         lines.append(line)
         numbers.append(row.line)
@@ -333,12 +335,13 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _row_of_cells(cells: dict[str, Any], file: str, line: int) -> Row:
+    text = json.dumps(list(cells.values()))  # a list: no repair takes it for a row
     if None in cells or None in cells.values():
-        return Row(None, file, line, "the row has another number of cells than the header")
+        return Row(None, file, line, "the row has another number of cells than the header", text)
     try:
         return Row(row_of_cells(cells), file, line)
     except ValueError as error:
-        return Row(None, file, line, str(error))
+        return Row(None, file, line, str(error), text)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

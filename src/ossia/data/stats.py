@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from sys import byteorder
 
 from ossia.data.rendered import Example, Rendered
 from ossia.harmony.vocabulary import Vocabulary
@@ -32,8 +34,6 @@ class Statistics:
     median: int = 0
     percentile_95: int = 0
     longest: int = 0
-    shortened: int = 0
-    """Examples that lost old turns to fit."""
     over_limit: int = 0
     """Examples longer than the limit that was asked about."""
     tree_tokens: int = 0
@@ -70,7 +70,7 @@ def statistics(
 
     Args:
         limit: how many examples are longer than this many tokens?
-        at: the same for several lengths, up to the longest example.
+        at: the same for several lengths.
     """
     tokens: Counter[str] = Counter()
     trained: Counter[str] = Counter()
@@ -88,7 +88,6 @@ def statistics(
         lengths += [len(sequence) // 4 for sequence in own]
         counted.tree_tokens += distinct_tokens(own)
         first_turns += own[:1]
-        counted.shortened += sum(example.dropped_turns > 0 for example in examples)
         _count_facts(conversation, counted, facts)
         if advance is not None:
             advance(1)
@@ -161,9 +160,6 @@ def _common(first: bytes, second: bytes) -> int:
 
 def _sequence(example: Example) -> bytes:
     """An example's ids as 32-bit big-endian numbers, whose order as bytes is that of the ids."""
-    from array import array
-    from sys import byteorder
-
     ids = array("i", example.ids)
     if byteorder == "little":
         ids.byteswap()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ossia.errors import UserError
+from ossia.harmony.vocabulary import Vocabulary
 from ossia.recipes import examples
 
 
@@ -33,3 +34,8 @@ def locate(path: str | Path) -> Path:
     if folder.is_dir():
         raise UserError("there is no config.json in this folder", where=str(folder), do="ossia fetch gpt-oss-20b")
     raise UserError(f"there is no folder {str(path)!r} and no fetched model of that name", do=f"ossia fetch {path}")
+
+
+def vocabulary(model: str | Path | None) -> Vocabulary:
+    """The vocabulary of a checkpoint named as in `locate`; for None the published one, rebuilt offline."""
+    return Vocabulary.load(None if model is None else locate(model))

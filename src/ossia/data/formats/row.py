@@ -33,6 +33,8 @@ def doubled(columns: Mapping[str, str]) -> Iterator[str]:
 
 def faulty_columns(row: Row, columns: Mapping[str, str]) -> list[Problem]:
     """An error for every key with several columns, and for every renamed column that the row lacks."""
+    if not columns:
+        return []
     keys = ", ".join(map(str, row)) or "(none)"
     do = "correct data.columns; it names columns of the rows, each with the key it stands for"
     clashes = [Problem("error", "column", what, "leave one of them out") for what in doubled(columns)]
