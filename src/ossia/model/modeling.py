@@ -86,7 +86,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
         denominator = num_items_in_batch if denominator is None else denominator
         if labels is not None:
             assert input_ids is not None
-            flat = batch.from_padded(input_ids, attention_mask, labels)
+            flat = batch.from_padded(input_ids, attention_mask, labels, position_ids)
             return self.forward(**flat.inputs(), denominator=denominator)
         if segments is None:
             return super().forward(
