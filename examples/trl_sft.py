@@ -1,7 +1,7 @@
 """Ossia's four-bit model in TRL's SFTTrainer: python examples/trl_sft.py MODEL ROWS.jsonl ADAPTER_FOLDER [STEPS]
 
-Rows are TRL's own: {"prompt": [messages], "completion": [messages]}. TRL projects to the vocabulary in tiles, so there are
-no full logits here either. Rows are padded: padding_free and packing want a flash attention kernel with sinks.
+Rows are TRL's own: {"prompt": [messages], "completion": [messages]}. TRL projects to the vocabulary in tiles, so
+there are no full logits here either.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
         learning_rate=2e-3,
         logging_steps=1,
         bf16=False,  # the model has its compute type already
-        router_aux_loss_coef=0.0,  # the router is frozen; gpt-oss's own coefficient is for pre-training
+        router_aux_loss_coef=0.0,  # the router is frozen; the model's own coefficient is for pre-training
         save_strategy="no",
         report_to="none",
     )

@@ -345,6 +345,21 @@ def test_a_tracker_that_is_not_installed_is_named(model: Path, monkeypatch: pyte
         train(wanted, runs.create(wanted, "test"), examples(8), [])
 
 
+def test_a_tracker_gets_losses_and_routing(model: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra: track")
+    wanted = recipe(model, steps=4, report_to=["tensorboard"])
+    run = runs.create(wanted, "test")
+    train(wanted, run, examples(8), examples(4, seed=1))
+    (file,) = run.path.rglob("events.out.tfevents.*")
+    found = accumulator.EventAccumulator(str(file))
+    found.Reload()
+    logged = {event.step: event.value for event in found.Scalars("train/loss")}
+    assert logged == pytest.approx(losses(run), rel=1e-6)
+    names = set(found.Tags()["scalars"])
+    assert {"eval/loss", "eval/loss_final", "eval/loss_analysis", "train/grad_norm"} <= names
+    assert {"train/routing_entropy_least", "train/routing_load_largest", "train/routing_drift_mean"} <= names
+
+
 def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Path) -> None:
     wanted = recipe(model, steps=6)
     first = runs.create(wanted, "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from ossia.plan import adapter, memory
 from ossia.train import optimizers
 from ossia.train.supervised import train
 from test_train import examples, losses, recipe
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
 
 
 def there(monkeypatch: pytest.MonkeyPatch, found: bool) -> None:
@@ -41,7 +50,7 @@ def test_what_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="adamw-8bit, which needs bitsandbytes"):
         optimizers.chosen(TrainSection(optimizer="adamw-8bit"), on_cpu=False)
     there(monkeypatch, True)
-    with pytest.raises(UserError, match="does not work with train.sharding=fsdp"):
+    with pytest.raises(UserError, match="does not work with train"):
         optimizers.chosen(TrainSection(optimizer="adamw-8bit", sharding="fsdp"), on_cpu=False)
     with pytest.raises(UserError, match="on a CPU there are no pages"):
         optimizers.chosen(TrainSection(optimizer="paged-adamw-8bit"), on_cpu=True)
@@ -69,14 +78,21 @@ def test_a_real_run_in_eight_bits_learns_and_continues_exactly(tmp_path: Path, m
     pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     model = write_tiny(tmp_path / "micro", MICRO, seed=0)
-    full, small = (recipe(model, steps=20, optimizer=name) for name in ("adamw", "adamw-8bit"))
+    # bitsandbytes keeps parameters of less than 4,096 values in 32 bits; at this rank the experts' have more.
+    full, small = (
+        (plain := recipe(model, steps=20, optimizer=name)).model_copy(
+            update={"lora": plain.lora.model_copy(update={"expert_rank": 16})}
+        )
+        for name in ("adamw", "adamw-8bit")
+    )
     one, eight, broken = (runs.create(wanted, "test") for wanted in (full, small, small))
     for run, wanted in ((one, full), (eight, small)):
         train(wanted, run, examples(24), examples(4, seed=1))
     assert losses(eight)[20] == pytest.approx(losses(one)[20], abs=0.1)
     assert losses(eight)[20] < losses(eight)[1] - 0.3
     state = torch.load(eight.checkpoint(20) / "optimizer.pt", weights_only=True)["state"]
-    assert any(moments["state1"].dtype == torch.uint8 for moments in state.values())
+    kinds = {value.dtype for moments in state.values() for value in _tensors(moments) if value.numel() >= 4096}
+    assert kinds == {torch.uint8}
 
     def stop(event: Any) -> None:
         if getattr(event, "kind", "") == "step" and event.step == 14:

@@ -282,6 +282,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         greater_is_better=False if validate else None,
         report_to=settings.report_to or "none",
         run_name=run.id,
+        project="ossia",  # for trackio; wandb takes $WANDB_PROJECT
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
