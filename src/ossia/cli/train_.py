@@ -169,7 +169,7 @@ class Screen:
             layer = max(range(len(event.drift)), key=event.drift.__getitem__)
             mean = sum(event.drift) / len(event.drift)
             self._line(
-                f"step {event.step}: the routers choose otherwise than the base in {mean:.1%} of the cases (layer {layer}: "
+                f"step {event.step}: routers choose otherwise than the base in {mean:.1%} of the cases (layer {layer}: "
                 f"{event.drift[layer]:.1%}); load entropy at least {min(event.entropy):.2f}"
             )
         elif isinstance(event, events.Note):
