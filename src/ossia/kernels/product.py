@@ -125,8 +125,8 @@ def _fused(
     if total is not None:
         assert total.dtype == torch.float32 and total.is_contiguous() and total.shape[1] == columns
     # Named, so that what is behind a pointer lives until the call is over.
-    tensors = (x, blocks, scales, more_x, more_w, bias, out, total, places, factors)
-    tensors = tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+    given = (x, blocks, scales, more_x, more_w, bias, out, total, places, factors)
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in given]
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     rank = 0 if more_x is None else more_x.shape[1]
     if library.ossia_product_bf16(ctypes.byref(Product(*pointers, len(x), outputs, inputs, rank, transposed))):

@@ -129,11 +129,14 @@ class _Projection(NamedTuple):
     scale: float
 
     @staticmethod
-    def of(expert: int, frozen: tuple[Tensor, Tensor, Tensor], a: Tensor | None, b: Tensor | None, scale: float) -> Any:
+    def of(expert: int, frozen: Any, a: Tensor | None, b: Tensor | None, scale: float) -> _Projection:
+        """`frozen`: blocks, scales and biases of all experts; a, b: their LoRA matrices."""
         blocks, scales, bias = frozen
         kind = bias.dtype
-        low = (None, None) if a is None or b is None else (a[expert].to(kind), b[expert].to(kind))
-        return _Projection(Packed(blocks[expert], scales[expert]), bias[expert], *low, scale)
+        matrix = Packed(blocks[expert], scales[expert])
+        if a is None or b is None:
+            return _Projection(matrix, bias[expert], None, None, scale)
+        return _Projection(matrix, bias[expert], a[expert].to(kind), b[expert].to(kind), scale)
 
     def down(self, x_NI: Tensor) -> Tensor | None:
         """scale * x A^T: what the update's second matrix takes."""
@@ -174,8 +177,8 @@ class _Mixture(torch.autograd.Function):
         keep = settings.keep and any(ctx.needs_input_grad)
         kept_MH = x_TD.new_empty(indices_TK.numel(), frozen[2].shape[-1]) if keep else None
         for expert, places_N, slots_N in routes(indices_TK, len(frozen[0])):
-            first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)  # type: ignore[arg-type]
-            second = _Projection.of(expert, frozen[3:], a2, b2, settings.scale2)  # type: ignore[arg-type]
+            first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)
+            second = _Projection.of(expert, frozen[3:], a2, b2, settings.scale2)
             x_ND = x_TD.index_select(0, places_N)
             h = first.forward(x_ND, first.down(x_ND))
             if kept_MH is not None:
@@ -198,8 +201,8 @@ class _Mixture(torch.autograd.Function):
         dx_TD = torch.zeros(x_TD.shape, dtype=kind, device=x_TD.device)
         da1, db1, da2, db2 = (None if x is None else torch.zeros_like(x) for x in (a1, b1, a2, b2))
         for expert, places_N, slots_N in routes(indices_TK, len(frozen[0])):
-            first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)  # type: ignore[arg-type]
-            second = _Projection.of(expert, frozen[3:], a2, b2, settings.scale2)  # type: ignore[arg-type]
+            first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)
+            second = _Projection.of(expert, frozen[3:], a2, b2, settings.scale2)
             x_ND, grad_ND, factors_N = (
                 x_TD.index_select(0, places_N),
                 grad_TD.index_select(0, places_N),
@@ -211,12 +214,12 @@ class _Mixture(torch.autograd.Function):
             change_NF = second.backward(grad_ND, high)
             a_NF, dh, dots_N = gate_backward(h, change_NF, factors_N, settings.alpha, settings.limit)
             dfactors[slots_N] = dots_N + (grad_ND @ second.bias_O).to(kind)
-            if da2 is not None and db2 is not None:
+            if da2 is not None and db2 is not None and high is not None:
                 weighted = factors_N[:, None].to(x_TD.dtype)
                 da2[expert] = (high * weighted).T @ a_NF
                 db2[expert] = grad_ND.T @ (second.down(a_NF) * weighted)
             high = first.up(dh)
-            if da1 is not None and db1 is not None:
+            if da1 is not None and db1 is not None and high is not None and low is not None:
                 da1[expert], db1[expert] = high.T @ x_ND, dh.T @ low
             if ctx.needs_input_grad[0]:
                 first.backward(dh, high, Into(dx_TD, places_N))

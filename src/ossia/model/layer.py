@@ -61,7 +61,8 @@ class DecoderLayer(GptOssDecoderLayer):
         with _offloading() if self.offload else contextlib.nullcontext():
             hidden_states = hidden_states + self._checkpoint(attend, hidden_states)
             normed = self.post_attention_layernorm(hidden_states)
-        with _made_again(normed, partial(self.post_attention_layernorm, hidden_states.detach())):
+        detached = hidden_states.detach()
+        with _made_again(normed, lambda: self.post_attention_layernorm(detached)):
             return hidden_states + self.mlp(normed)[0]
 
     def _attend(self, args: tuple[Any, ...], kwargs: dict[str, Any], hidden_states: Tensor) -> Tensor:
