@@ -77,8 +77,10 @@ def test_a_rehearsal_measures_and_leaves_the_model_and_nothing_else(ossia: Any, 
     share = 26 / 64
     operations = flops_per_token(TINY, recompute=True, supervised=share)["training"]
     assert found["operations_per_token"] == pytest.approx(operations)
-    reached = found["tokens_per_second"] * operations / found["matmul"]["operations_per_second"]
-    assert found["share_of_matmul"] == pytest.approx(reached)
+    matmul = found["matmul"]
+    assert matmul["operations_per_second"] == max(matmul["before"], matmul["after"])
+    reached = found["tokens_per_second"] * operations / matmul["operations_per_second"]
+    assert found["share_of_matmul"] == (None if reached > 1 else pytest.approx(reached))
     assert found["recipe"]["lora"]["targets"] == ["attention", "experts"]
     assert (found["device"], found["dtype"], found["stopped"]) == ("cpu", "float32", False)
     assert found["load_seconds"] > 0
@@ -98,6 +100,7 @@ def test_what_is_printed(ossia: Any, tiny: Path) -> None:
     assert "2 steps of 256 tokens in sequences of 64, 98% supervised; LoRA on attention rank 4, " in out
     for row in ("loading", "a step", "tokens per second", "GFLOP/s in a large float32 matrix product", "AdamW"):
         assert row in out
+    assert "measured just now on this machine" in out
     assert "experts rank" not in out
     assert "next: ossia rehearse gpt-oss-20b" in err
 
@@ -266,6 +269,30 @@ def test_ctrl_c_ends_after_the_step_and_says_what_was_measured(tiny: Path, tmp_p
 # What is measured
 
 
+def test_a_share_that_cannot_be_is_not_given(tiny: Path) -> None:
+    """Seen on a busy machine: a product slowed down by other programs made the training look faster than it."""
+    from ossia import events
+    from ossia.plan import find_model
+    from ossia.plan.speed import Speed
+
+    recipe = rehearsal.recipe_of("tiny", tiny, {}, steps=2, tokens=64, sequence=64, overrides=["model.device=cpu"])
+    examples = rehearsal.examples_of(recipe, TINY, 64, 0.5)
+
+    def result(before: float, after: float) -> rehearsal.Result:
+        speed = Speed(before, *[1e-3] * 6, note="")
+        plan = rehearsal.plan_of(recipe, find_model(str(tiny)), examples, speed)
+        steps = [
+            events.Step(step=n, loss=1.0, learning_rate=1e-4, grad_norm=1.0, tokens=64, seconds=64 / speed_)
+            for n, speed_ in ((1, 10.0), (2, 100.0))
+        ]
+        return rehearsal.Result(tiny, recipe, plan, speed, 0.1, steps, Memory(1), after, False)
+
+    needed = 100.0 * result(1.0, 1.0).plan.flops_per_token
+    assert result(needed / 2, needed / 3).share_of_matmul is None
+    assert result(needed / 2, needed * 4).share_of_matmul == pytest.approx(0.25)
+    assert result(needed * 2, needed / 4).share_of_matmul == pytest.approx(0.5)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells kinds of pages apart")
 def test_the_peak_tells_own_memory_from_pages_of_files(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(bytes(50_000_000))
@@ -273,12 +300,12 @@ def test_the_peak_tells_own_memory_from_pages_of_files(tmp_path: Path) -> None:
     with Peak() as peak:
         mapped = torch.from_file(str(tmp_path / "data"), shared=False, size=50_000_000, dtype=torch.uint8)
         assert mapped.max() == 0
-        own = torch.ones(30_000_000, dtype=torch.uint8)
+        own = torch.ones(100_000_000, dtype=torch.uint8)  # beyond 32 MB glibc never reuses freed memory of its heap
         time.sleep(0.1)
         del mapped, own
     assert peak.memory.anonymous is not None and before.anonymous is not None
     assert peak.memory.file_backed is not None and before.file_backed is not None
-    assert 29e6 < peak.memory.anonymous - before.anonymous < 45e6
+    assert 99e6 < peak.memory.anonymous - before.anonymous < 115e6
     assert 49e6 < peak.memory.file_backed - before.file_backed < 60e6
     assert now().resident < before.resident + 20e6
 

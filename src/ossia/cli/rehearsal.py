@@ -57,7 +57,7 @@ class RandomExample:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured. Seconds and bytes; `matmul`: operations per second of a large matrix product."""
+    """What was measured. Seconds and bytes; `matmul_after` in operations per second, measured after training."""
 
     folder: Path
     recipe: Recipe
@@ -66,6 +66,7 @@ class Result:
     load_seconds: float
     steps: list[events.Step]
     memory: Memory
+    matmul_after: float
     stopped: bool
     """A person ended it before its last step."""
 
@@ -83,9 +84,19 @@ class Result:
         return statistics.median(step.tokens / step.seconds for step in self.timed)
 
     @property
-    def share_of_matmul(self) -> float:
-        """Operations per second of the training over those of a large matrix product on the same machine."""
-        return self.tokens_per_second * self.plan.flops_per_token / self.speed.flops
+    def matmul(self) -> float:
+        """Operations per second of a large matrix product: the better of before and after training."""
+        return max(self.speed.flops, self.matmul_after)
+
+    @property
+    def share_of_matmul(self) -> float | None:
+        """Operations per second of the training over those of the matrix product.
+
+        None when that is above one, which cannot be: then other programs slowed the product down while it was
+        measured, or the model is so small that calling the product takes longer than computing it.
+        """
+        share = self.tokens_per_second * self.plan.flops_per_token / self.matmul
+        return share if share <= 1 else None
 
     @property
     def planned_seconds_per_step(self) -> float:
@@ -107,7 +118,13 @@ class Result:
             "seconds_per_step": self.seconds_per_step,
             "tokens_per_second": self.tokens_per_second,
             "operations_per_token": plan.flops_per_token,
-            "matmul": {"operations_per_second": self.speed.flops, "dtype": plan.machine.dtype, "note": self.speed.note},
+            "matmul": {
+                "operations_per_second": self.matmul,
+                "before": self.speed.flops,
+                "after": self.matmul_after,
+                "dtype": plan.machine.dtype,
+                "note": self.speed.note,
+            },
             "share_of_matmul": self.share_of_matmul,
             "memory": dataclasses.asdict(self.memory),
             "plan": {
@@ -315,6 +332,7 @@ class Prepared:
 
     folder: Path
     recipe: Recipe
+    shape: Shape
     examples: list[RandomExample]
     plan: Plan
     speed: Speed
@@ -323,6 +341,7 @@ class Prepared:
     def train(self, run: runs.Run, watch: Callable[[events.Event], None]) -> Result:
         """Train as `ossia train` does, and put what that took beside the plan."""
         from ossia.plan.peak import Peak
+        from ossia.plan.speed import matmul
         from ossia.train.callbacks import INTERRUPTED
         from ossia.train.supervised import train
 
@@ -333,10 +352,20 @@ class Prepared:
                 steps.append(event)
             watch(event)
 
-        with Peak(self.plan.machine.device) as peak:
+        machine = self.plan.machine
+        with Peak(machine.device) as peak:
             last = train(self.recipe, run, self.examples, [], command="ossia rehearse", watch=collect)
-        stopped = last.reason == INTERRUPTED
-        return Result(self.folder, self.recipe, self.plan, self.speed, self.load_seconds, steps, peak.memory, stopped)
+        return Result(
+            folder=self.folder,
+            recipe=self.recipe,
+            plan=self.plan,
+            speed=self.speed,
+            load_seconds=self.load_seconds,
+            steps=steps,
+            memory=peak.memory,
+            matmul_after=matmul(self.shape, machine.device, machine.dtype),
+            stopped=last.reason == INTERRUPTED,
+        )
 
 
 def prepare(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> Prepared:
@@ -349,7 +378,7 @@ def prepare(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> Prep
     speed = measure(found.shape, machine.device, machine.dtype)
     plan = plan_of(recipe, found, examples, speed)
     seconds = _time_loading(with_weights(folder) or folder, recipe, machine.device)
-    return Prepared(folder, recipe, examples, plan, speed, seconds)
+    return Prepared(folder, recipe, found.shape, examples, plan, speed, seconds)
 
 
 def _time_loading(folder: Path, recipe: Recipe, device: str) -> float:

@@ -134,9 +134,13 @@ def _show(name: str, sequence: int, result: Result) -> None:
         f"{plan.trained_parameters:,} parameters\n"
     )
     output.table(("", "measured", "planned"), _rows(result, tokens), right=("measured", "planned"))
+    share = result.share_of_matmul
+    reached = "no share is given: training was faster, so the product was disturbed, or the model is too small for it"
+    if share is not None:
+        reached = f"training reached {share:.0%} of that"
     line(
-        f"\n{result.speed.flops / 1e9:,.0f} GFLOP/s in a large {machine.dtype} matrix product; training reached "
-        f"{result.share_of_matmul:.0%} of that ({plan.flops_per_token / 1e9:.3g} GFLOP per token)"
+        f"\n{result.matmul / 1e9:,.0f} GFLOP/s in a large {machine.dtype} matrix product; {reached} "
+        f"({plan.flops_per_token / 1e9:.3g} GFLOP per token)\nspeeds for the plan: {result.speed.note}"
     )
     if len(result.steps) == 1:
         line("one step only, with cold caches: --steps 2 or more gives the speed of the steps after it")
