@@ -7,7 +7,8 @@ kernels (`ossia.kernels.attention`), forward and backward. The window of 128 mea
 
 What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. Full
 layers take a segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all
-segments into blocks of queries, each with the keys that its window can reach.
+segments into blocks of queries, each with the keys that its window can reach. Where a kernel takes rows of different
+lengths at once (GPUs), all segments go through it together (`ossia.model.rows`).
 
 Registered with transformers as the attention implementation "ossia". Where transformers brings its own masks and a KV
 cache (generate), the same function takes those instead.
@@ -23,8 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ossia.kernels import attention as kernel
+from ossia.kernels import flash
 from ossia.model.batch import Segments
 from ossia.model.blocks import Blocks
+from ossia.model.rows import RowAttention
 
 NAME = "ossia"
 
@@ -40,6 +43,9 @@ def attend(
     window: int | None,
 ) -> Tensor:
     """Return the attention output [T, H, D] of a flat batch. All four inputs can be differentiated."""
+    if flash.usable(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1]):
+        out_THD: Tensor = RowAttention.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.rows(window), scale)
+        return out_THD
     function = _Full if window is None else _Windowed
     plan = segments if window is None else segments.blocks(window)
     out_HTD: Tensor = function.apply(q_HTD, k_KTD, v_KTD, sinks_H, plan, scale)

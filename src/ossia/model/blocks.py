@@ -66,12 +66,12 @@ def blocks_of(
     places, real, keys, exists = [], [], [], []
     columns_Q, columns_C = torch.arange(Q), torch.arange(Q + window - 1)
     for (start, end), before in zip(ranges, ancestors, strict=True):
-        tail = _tail(before, window - 1)
-        path = torch.cat([tail, torch.arange(start, end)])
+        reached = tail(before, window - 1)
+        path = torch.cat([reached, torch.arange(start, end)])
         firsts_B = torch.arange(0, end - start, Q)
         queries_BQ = firsts_B[:, None] + columns_Q
         # Place on the path of each key of each block.
-        steps_BC = len(tail) + firsts_B[:, None] - (window - 1) + columns_C
+        steps_BC = len(reached) + firsts_B[:, None] - (window - 1) + columns_C
         inside_BC = (steps_BC >= 0) & (steps_BC < len(path))
         places.append(start + queries_BQ.clamp(max=end - start - 1))
         real.append(queries_BQ < end - start)
@@ -92,7 +92,7 @@ def _picked(x_HT: Tensor, places_BN: Tensor) -> Tensor:
     return x_HT.index_select(1, places_BN.flatten()).unflatten(1, places_BN.shape)
 
 
-def _tail(ranges: Sequence[tuple[int, int]], count: int) -> Tensor:
+def tail(ranges: Sequence[tuple[int, int]], count: int) -> Tensor:
     """The last `count` places of a path."""
     parts: list[Tensor] = []
     for start, end in reversed(ranges):

@@ -28,6 +28,7 @@ from ossia.harmony.vocabulary import Vocabulary
 from ossia.model import lora
 from ossia.model.checkpoint import weights_digest
 from ossia.model.load import load_model, locate
+from ossia.model.locate import tokenizer_folder
 from ossia.runs import Run, write_atomically
 from ossia.train import checkpoints
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
@@ -159,7 +160,7 @@ def _trainer(
     interruption = Interruption(reporter)
     callbacks: list[Any] = [reporter, interruption]
     if recipe.train.samples and validation:
-        vocabulary = Vocabulary.load(folder)
+        vocabulary = Vocabulary.load(tokenizer_folder(folder))
         callbacks.append(
             Sampler(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
         )
