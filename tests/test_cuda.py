@@ -9,11 +9,15 @@ import torch
 
 from ossia.generate.engine import Sampling
 from ossia.generate.native import NativeEngine
+from ossia.kernels import flash
 from ossia.model import lora
-from ossia.model.batch import from_rows
+from ossia.model.attention import attend
+from ossia.model.batch import Segments, from_rows
+from ossia.model.checkpoint import CheckpointReader
 from ossia.model.load import load_model
 from ossia.model.mxfp4 import dequantise
 from ossia.model.tiny import MICRO, write_tiny
+from test_model_attention import laid_out
 
 pytestmark = [
     pytest.mark.cuda,
@@ -59,3 +63,59 @@ def test_generation_is_that_of_the_cpu(folder: Path) -> None:
         for device in ("cpu", "cuda")
     }
     assert said["cpu"] == said["cuda"]
+
+
+# torch's flash kernels; on a CPU tests/test_kernels_flash.py drives the code around them with stand-ins
+
+AMPERE = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs compute capability 8.0"
+)
+
+
+@AMPERE
+@pytest.mark.parametrize("dtype", flash.TYPES)
+@pytest.mark.parametrize("head_dim", [16, 32, 64])
+def test_the_flash_kernels_pass_their_trial(dtype: torch.dtype, head_dim: int) -> None:
+    """Without a warning, which would be an error here. 16, 32 and 64 are the tiny models' and the published ones'."""
+    flash._verdict.cache_clear()
+    assert flash.usable(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
+
+
+@AMPERE
+@pytest.mark.parametrize("window", [None, 128])
+@pytest.mark.parametrize(
+    "forest", [[(None, 700)], [(None, 300), (None, 5), (None, 129)], [(None, 300), (0, 290), (1, 5), (0, 130)]]
+)
+def test_attention_on_the_gpu_is_the_definition(window: int | None, forest: list[tuple[int | None, int]]) -> None:
+    """The published heads, 64 over 8 of size 64, in bfloat16; the judge is dense, in float32, with a sink column."""
+    segments, seen_TT = laid_out(forest)
+    if window is not None:
+        seen_TT = seen_TT & (segments.positions_T[:, None] - segments.positions_T < window)
+    T, generator = len(segments.positions_T), torch.Generator().manual_seed(7)
+    inputs = [torch.randn(n, T, 64, generator=generator).bfloat16() for n in (64, 8, 8)]
+    inputs.append(torch.randn(64, generator=generator).bfloat16())
+    grad = torch.randn(T, 64, 64, generator=generator)
+    mine = [x.cuda().requires_grad_() for x in inputs]
+    there = Segments(segments.ranges, segments.ancestors, segments.positions_T.cuda())
+    out = attend(*mine, there, scale=0.125, window=window)
+    grads = torch.autograd.grad(out, mine, grad.to("cuda", torch.bfloat16))
+    assert there._rows and not there._blocks  # it went through the flash kernels
+    q, k, v, sinks = judge = [x.float().cuda().requires_grad_() for x in inputs]
+    logits = (q @ k.repeat_interleave(8, 0).transpose(1, 2) * 0.125).masked_fill(~seen_TT.cuda(), -torch.inf)
+    weights = torch.cat([logits, sinks[:, None, None].expand(64, T, 1)], -1).softmax(-1)[..., :-1]
+    truth = (weights @ v.repeat_interleave(8, 0)).transpose(0, 1)
+    true_grads = torch.autograd.grad(truth, judge, grad.bfloat16().float().cuda())
+    for found, right in zip((out, *grads), (truth, *true_grads), strict=True):
+        assert (found.float() - right).norm() < 0.02 * right.norm()
+
+
+def test_float32_on_the_gpu_stays_with_the_plain_form() -> None:
+    assert not flash.usable(torch.device("cuda"), torch.float32, 64)
+
+
+def test_loading_to_the_gpu_gives_the_checkpoint(folder: Path) -> None:
+    model = load_model(folder, dtype="bfloat16", device="cuda")
+    reader = CheckpointReader(folder)
+    for name, tensor in model.state_dict().items():
+        assert tensor.is_cuda
+        assert torch.equal(tensor.cpu(), reader.get(name)), name

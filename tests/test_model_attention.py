@@ -161,6 +161,76 @@ def test_masks_of_other_programs_give_the_same_with_gradients() -> None:
             torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("queries", [12, 3, 1])
+def test_without_a_mask_the_last_queries_see_the_whole_cache(window: int | None, queries: int) -> None:
+    """How transformers calls it for rows without padding: Q new tokens after C - Q that are in the cache."""
+    generator = torch.Generator().manual_seed(8)
+    T = 12
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    q, k, v, sinks = random(2, H, T, D), random(2, K, T, D), random(2, K, T, D), random(H)
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    seen = (distance >= 0) & (distance < (window or T))
+    new = q[:, :, T - queries :]
+    ours, _ = attention_forward(torch.nn.Module(), new, k, v, None, 0.3, sliding_window=window, s_aux=sinks)
+    truth = torch.stack([dense(q[i], k[i], v[i], sinks, seen, 0.3)[T - queries :] for i in range(2)])
+    torch.testing.assert_close(ours, truth, rtol=0, atol=1e-12)
+    grad = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    for x, y in zip(
+        torch.autograd.grad(ours, (q, k, v, sinks), grad),
+        torch.autograd.grad(truth, (q, k, v, sinks), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_padded_rows_with_a_window_and_gradients(window: int | None, side: str) -> None:
+    """transformers brings the window in the mask; padding on either side, whose outputs nobody looks at."""
+    generator = torch.Generator().manual_seed(9)
+    T, pad = 12, 4
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    q, k, v, sinks = random(2, H, T, D), random(2, K, T, D), random(2, K, T, D), random(H)
+    real = torch.ones(2, T, dtype=torch.bool)
+    real[1, slice(0, pad) if side == "left" else slice(T - pad, T)] = False
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    seen = (((distance >= 0) & (distance < (window or T))) & real[:, None, :])[:, None]
+    ours, _ = attention_forward(torch.nn.Module(), q, k, v, seen, 0.3, sliding_window=window, s_aux=sinks)
+    # The judge gets the rows without their padding.
+    grad = torch.randn(ours.shape, dtype=torch.float64, generator=generator) * real[..., None, None]
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(2):
+        some = real[row]
+        short = seen[row, 0][some][:, some]
+        truth = dense(q[row][:, some], k[row][:, some], v[row][:, some], sinks, short, 0.3)
+        torch.testing.assert_close(ours[row][some], truth, rtol=0, atol=1e-12)
+        total = total + (truth * grad[row][some]).sum()
+    inputs = (q, k, v, sinks)
+    for x, y in zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(total, inputs), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sink", [-60.0, 0.0, 60.0])
+def test_sinks_that_take_nothing_or_everything(sink: float) -> None:
+    generator = torch.Generator().manual_seed(10)
+    q, k, v = (torch.randn(n, 9, D, dtype=torch.float64, generator=generator).requires_grad_() for n in (H, K, K))
+    sinks = torch.full((H,), sink, dtype=torch.float64, requires_grad=True)
+    segments, seen_TT = laid_out([(None, 5), (0, 2), (0, 2)])
+    ours, truth = attend(q, k, v, sinks, segments, scale=0.3, window=None), dense(q, k, v, sinks, seen_TT, 0.3)
+    torch.testing.assert_close(ours, truth, rtol=0, atol=1e-12)
+    inputs = (q, k, v, sinks)
+    mine, other = (torch.autograd.grad(x.sum(), inputs) for x in (ours, truth))
+    for x, y in zip(mine, other, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("window", [None, 128])
 def test_no_matrix_of_all_pairs_is_ever_made(window: int | None) -> None:
     """Autograd keeps inputs, output and one number per head and token, and no tensor on the way is quadratic."""

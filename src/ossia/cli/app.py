@@ -17,6 +17,7 @@ COMMANDS = {
     "fetch": "Download gpt-oss from the hub: only the files needed, resumable.",
     "data": "Check, show and count conversations before training.",
     "plan": "Say what a recipe needs in memory, time and disk.",
+    "rehearse": "Measure a few real training steps on a full-size model with random weights.",
     "train": "Fine-tune with LoRA; resume a run.",
     "eval": "Measure a run on held-out questions, against its base.",
     "chat": "Talk to a model or a run in the terminal.",

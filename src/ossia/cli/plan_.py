@@ -51,13 +51,13 @@ def _examples(recipe: Any, found: Found) -> Examples:
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
     from ossia.errors import UserError
-    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.model.locate import vocabulary as vocabulary_of
     from ossia.plan import Examples
 
     if not recipe.data.train:
         return Examples.assumed(recipe)
     try:
-        vocabulary = Vocabulary.load(found.folder)
+        vocabulary = vocabulary_of(found.folder)
     except UserError as error:
         return Examples.assumed(recipe, f"there is no tokenizer to count with ({error.what})")
     with output.progress("counting tokens (MB)", None) as advance:

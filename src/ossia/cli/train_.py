@@ -87,10 +87,9 @@ def _prepared(recipe: Recipe) -> Prepared:
     """Compile the recipe's conversations on all cores."""
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
-    from ossia.harmony.vocabulary import Vocabulary
-    from ossia.model.locate import locate
+    from ossia.model.locate import vocabulary as vocabulary_of
 
-    vocabulary = Vocabulary.load(locate(recipe.model.path))
+    vocabulary = vocabulary_of(recipe.model.path)
     with output.progress("compiling conversations (MB)", None) as advance:
         report = output.in_millions(advance)
         return prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)

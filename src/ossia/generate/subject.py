@@ -16,6 +16,8 @@ from ossia.config import Recipe
 from ossia.errors import UserError
 from ossia.harmony.conversation import SystemSettings
 from ossia.harmony.vocabulary import Vocabulary
+from ossia.model import locate
+from ossia.model.checkpoint import with_weights
 from ossia.recipes import examples
 
 
@@ -41,9 +43,7 @@ class Subject:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer of the base model. Raises UserError if there is no such model."""
-        from ossia.model import load
-
-        return Vocabulary.load(load.locate(self.recipe.model.path))
+        return locate.vocabulary(self.recipe.model.path)
 
     def model(self) -> Any:
         """Return the model (a `PeftModel` if there is a checkpoint) in evaluation mode.
@@ -93,7 +93,7 @@ def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[s
 
 
 def _is_model(reference: str) -> bool:
-    if reference.startswith(examples.PREFIX) or (Path(reference) / "config.json").is_file():
+    if reference.startswith(examples.PREFIX) or with_weights(Path(reference)) is not None:
         return True
     if (Path(reference) / "recipe.yaml").is_file():
         return False

@@ -5,7 +5,8 @@ normalised by; given the output and the log-sum-exp *after* that change, the ord
 gradients, because it makes the probabilities as exp(logit - lse) and never asks what the denominator consisted of. So
 stock fused kernels serve an attention that they were not made for.
 
-On CPUs this is torch's own flash kernel; elsewhere, and as the truth, plain torch over chunks of queries.
+On CPUs this is torch's own flash kernel; elsewhere, and as the truth, plain torch over chunks of queries. GPUs have
+kernels for whole batches of rows in `ossia.kernels.flash`, which is asked first.
 
 Shapes: B rows, H query heads, K key/value heads (H a multiple of K), Q queries, C keys, D head size.
 """

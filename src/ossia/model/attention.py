@@ -7,7 +7,8 @@ kernels (`ossia.kernels.attention`), forward and backward. The window of 128 mea
 
 What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. Full
 layers take a segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all
-segments into blocks of queries, each with the keys that its window can reach.
+segments into blocks of queries, each with the keys that its window can reach. Where a kernel takes rows of different
+lengths at once (GPUs), all segments go through it together (`ossia.model.rows`).
 
 Registered with transformers as the attention implementation "ossia". Where transformers brings its own masks and a KV
 cache (generate), the same function takes those instead.
@@ -23,8 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ossia.kernels import attention as kernel
+from ossia.kernels import flash
 from ossia.model.batch import Segments
 from ossia.model.blocks import Blocks
+from ossia.model.rows import RowAttention
 
 NAME = "ossia"
 
@@ -40,6 +43,9 @@ def attend(
     window: int | None,
 ) -> Tensor:
     """Return the attention output [T, H, D] of a flat batch. All four inputs can be differentiated."""
+    if flash.usable(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1]):
+        out_THD: Tensor = RowAttention.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.rows(window), scale)
+        return out_THD
     function = _Full if window is None else _Windowed
     plan = segments if window is None else segments.blocks(window)
     out_HTD: Tensor = function.apply(q_HTD, k_KTD, v_KTD, sinks_H, plan, scale)
@@ -100,8 +106,8 @@ class _Windowed(torch.autograd.Function):
         out_HTD, lse_HT = _empty(q_HTD)
         q, k, v = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD)
         out, lse = kernel.forward(q, k, v, blocks.seen, False, scale)
-        out_HTD[:, blocks.tokens] = blocks.real(out)
-        lse_HT[:, blocks.tokens] = blocks.real(lse)
+        out_HTD.index_copy_(1, blocks.tokens, blocks.real(out))
+        lse_HT.index_copy_(1, blocks.tokens, blocks.real(lse))
         ctx.blocks, ctx.scale = blocks, scale
         return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
 
@@ -114,7 +120,7 @@ class _Windowed(torch.autograd.Function):
         grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
         dq, dk, dv = kernel.backward(grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale)
         dq_HTD = torch.empty_like(q_HTD)
-        dq_HTD[:, blocks.tokens] = blocks.real(dq)
+        dq_HTD.index_copy_(1, blocks.tokens, blocks.real(dq))
         dk_KTD, dv_KTD = (blocks.summed(x, lse_HT.dtype, k_KTD.shape[1]) for x in (dk, dv))
         dsinks = _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT)
         return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), dsinks, None, None

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ossia.model import rows
 from ossia.model.blocks import Blocks, blocks_of
 
 
@@ -159,12 +160,19 @@ class Segments:
     ancestors: tuple[tuple[tuple[int, int], ...], ...]
     positions_T: Tensor
     _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False, compare=False)
+    _rows: dict[int | None, rows.Plan] = field(default_factory=dict, repr=False, compare=False)
 
     def blocks(self, window: int) -> Blocks:
         """The same for windowed layers; cut once and kept for all of them."""
         if window not in self._blocks:
             self._blocks[window] = blocks_of(self.ranges, self.ancestors, window, self.positions_T.device)
         return self._blocks[window]
+
+    def rows(self, window: int | None) -> rows.Plan:
+        """The same for kernels that take rows of different lengths; cut once for each kind of layer."""
+        if window not in self._rows:
+            self._rows[window] = rows.plan_of(self.ranges, self.ancestors, window, self.positions_T.device)
+        return self._rows[window]
 
     @staticmethod
     def of(segments_N2: Tensor, ancestors_M3: Tensor, positions_T: Tensor) -> Segments:

@@ -31,18 +31,20 @@ class Blocks:
     """bool [B, 1, Q, C]."""
     tokens: Tensor
     """int64 [T]: the flat places of the real queries, block after block."""
+    real_N: Tensor
+    """int64 [T]: where those stand among all B * Q queries."""
 
     def queries(self, x_HT: Tensor) -> Tensor:
         """[H, T, ...] -> [B, H, Q, ...]."""
-        return x_HT[:, self.places_BQ].transpose(0, 1)
+        return _picked(x_HT, self.places_BQ).transpose(0, 1)
 
     def keys(self, x_KTD: Tensor) -> Tensor:
         """[K, T, D] -> [B, K, C, D]."""
-        return x_KTD[:, self.keys_BC].transpose(0, 1)
+        return _picked(x_KTD, self.keys_BC).transpose(0, 1)
 
     def real(self, x_BHQ: Tensor) -> Tensor:
         """[B, H, Q, ...] -> [H, T, ...] in the order of `tokens`."""
-        return x_BHQ.transpose(0, 1)[:, self.is_real]
+        return x_BHQ.transpose(0, 1).flatten(1, 2).index_select(1, self.real_N)
 
     def summed(self, x_BKCD: Tensor, kind: torch.dtype, tokens: int) -> Tensor:
         """[B, K, C, D] of keys -> [K, T, D]: what the blocks give to each key, added up in type `kind`."""
@@ -64,12 +66,12 @@ def blocks_of(
     places, real, keys, exists = [], [], [], []
     columns_Q, columns_C = torch.arange(Q), torch.arange(Q + window - 1)
     for (start, end), before in zip(ranges, ancestors, strict=True):
-        tail = _tail(before, window - 1)
-        path = torch.cat([tail, torch.arange(start, end)])
+        reached = tail(before, window - 1)
+        path = torch.cat([reached, torch.arange(start, end)])
         firsts_B = torch.arange(0, end - start, Q)
         queries_BQ = firsts_B[:, None] + columns_Q
         # Place on the path of each key of each block.
-        steps_BC = len(tail) + firsts_B[:, None] - (window - 1) + columns_C
+        steps_BC = len(reached) + firsts_B[:, None] - (window - 1) + columns_C
         inside_BC = (steps_BC >= 0) & (steps_BC < len(path))
         places.append(start + queries_BQ.clamp(max=end - start - 1))
         real.append(queries_BQ < end - start)
@@ -80,11 +82,17 @@ def blocks_of(
     band_QC = (distance_QC >= 0) & (distance_QC < window)
     # A padded query sees what the real ones see at its place, at least its own (padded) key: never nothing.
     seen = band_QC & (torch.cat(exists)[:, None, :] | (distance_QC == 0))
-    parts = (places_BQ, is_real, torch.cat(keys), seen[:, None], places_BQ[is_real])
+    real_N = is_real.flatten().nonzero()[:, 0]
+    parts = (places_BQ, is_real, torch.cat(keys), seen[:, None], places_BQ[is_real], real_N)
     return Blocks(*(part.to(device) for part in parts))
 
 
-def _tail(ranges: Sequence[tuple[int, int]], count: int) -> Tensor:
+def _picked(x_HT: Tensor, places_BN: Tensor) -> Tensor:
+    """x[:, places], [H, B, N, ...]; `index_select` copies rows, many times faster than indexing with a matrix."""
+    return x_HT.index_select(1, places_BN.flatten()).unflatten(1, places_BN.shape)
+
+
+def tail(ranges: Sequence[tuple[int, int]], count: int) -> Tensor:
     """The last `count` places of a path."""
     parts: list[Tensor] = []
     for start, end in reversed(ranges):

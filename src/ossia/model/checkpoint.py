@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ossia.errors import DoesNotFitError, UserError
-from ossia.model.layout import DTYPE_BYTES, Shape, TensorSpec, tensors
+from ossia.model import original
+from ossia.model.layout import DTYPE_BYTES, Shape, TensorSpec, config_json, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +48,12 @@ class Stored:
 
 
 class CheckpointReader:
-    """The tensors of a checkpoint folder, known by their headers and loaded on demand.
+    """The tensors of a checkpoint folder, known by their headers and loaded on demand, always by their published names.
 
-    Raises UserError when the folder holds no checkpoint, or a file is missing, truncated or not safetensors.
+    A folder in the layout of OpenAI's reference code (`ossia.model.original`) reads like any other.
+
+    Raises UserError when the folder holds no checkpoint, a file is missing, truncated or not safetensors, or tensors of
+    the reference's layout are not those of its config.json.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -65,6 +69,11 @@ class CheckpointReader:
                         do="remove the files that belong to another checkpoint",
                     )
                 self.stored[name] = stored
+        self.is_original = original.holds(self.stored)
+        if self.is_original:
+            shape = self.shape()
+            _require(self.stored, original.specs(shape), str(self.folder))
+            self.stored = original.published(self.stored, shape)
 
     def names(self) -> list[str]:
         return list(self.stored)
@@ -75,7 +84,9 @@ class CheckpointReader:
         return sum(stored.end - stored.start for stored in self.stored.values())
 
     def config(self) -> dict[str, Any]:
-        return read_json(self.folder / "config.json")
+        """config.json as published; made from the reference's where the folder has that one."""
+        config = read_json(self.folder / "config.json")
+        return config_json(self.shape()) if original.is_config(config) else config
 
     def shape(self) -> Shape:
         """The architecture's figures, from config.json."""
@@ -93,21 +104,7 @@ class CheckpointReader:
         """
         if mxfp4 and not self.is_mxfp4:
             raise not_mxfp4(str(self.folder))
-        wanted = {spec.name: spec for spec in tensors(shape or self.shape(), mxfp4)}
-        problems = _listed("missing", [name for name in wanted if name not in self.stored])
-        problems += _listed("unexpected", [name for name in self.stored if name not in wanted])
-        for name, spec in wanted.items():
-            stored = self.stored.get(name)
-            if stored and (stored.shape, stored.dtype) != (spec.shape, spec.dtype):
-                found = f"{stored.dtype} {list(stored.shape)} in {stored.file.name}"
-                problems.append(f"{name} is {found}, not {spec.dtype} {list(spec.shape)}")
-        if problems:
-            more = f" (and {len(problems) - 6} more problems)" if len(problems) > 6 else ""
-            raise UserError(
-                "the weights do not match the configuration: " + "; ".join(problems[:6]) + more,
-                where=str(self.folder),
-                do="download or export the model again, or correct config.json",
-            )
+        _require(self.stored, tensors(shape or self.shape(), mxfp4), str(self.folder))
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor, mapped from the file: it costs no memory until it is read, and writing to it changes no file.
@@ -132,6 +129,25 @@ class CheckpointReader:
         return raw.view(dtype).view(stored.shape)
 
 
+def _require(found: Mapping[str, Stored], specs: Iterable[TensorSpec], where: str) -> None:
+    """Raise UserError that names what is missing, left over, misshapen or of another dtype."""
+    wanted = {spec.name: spec for spec in specs}
+    problems = _listed("missing", [name for name in wanted if name not in found])
+    problems += _listed("unexpected", [name for name in found if name not in wanted])
+    for name, spec in wanted.items():
+        stored = found.get(name)
+        if stored and (stored.shape, stored.dtype) != (spec.shape, spec.dtype):
+            is_ = f"{stored.dtype} {list(stored.shape)} in {stored.file.name}"
+            problems.append(f"{name} is {is_}, not {spec.dtype} {list(spec.shape)}")
+    if problems:
+        more = f" (and {len(problems) - 6} more problems)" if len(problems) > 6 else ""
+        raise UserError(
+            "the weights do not match the configuration: " + "; ".join(problems[:6]) + more,
+            where=where,
+            do="download or export the model again, or correct config.json",
+        )
+
+
 def not_mxfp4(where: str) -> UserError:
     """The refusal of a checkpoint whose experts are in another format."""
     return UserError(
@@ -144,7 +160,20 @@ def not_mxfp4(where: str) -> UserError:
 
 def read_shape(folder: Path) -> Shape:
     """The architecture's figures from a folder's config.json. Raises UserError when it is missing or not gpt-oss's."""
-    return Shape.from_config(read_json(folder / "config.json"), where=str(folder / "config.json"))
+    config, where = read_json(folder / "config.json"), str(folder / "config.json")
+    return original.shape_of(config, where) if original.is_config(config) else Shape.from_config(config, where)
+
+
+def with_weights(folder: Path) -> Path | None:
+    """The folder to read of a repository: itself, or its `original/` if only that has weights; None: neither."""
+    return original.with_weights(folder, (INDEX, SINGLE))
+
+
+def side_file(folder: Path, name: str) -> Path | None:
+    """A file beside the weights. The tokenizer and the licence of an `original/` folder lie in the folder above it."""
+    below = folder.absolute().name == original.FOLDER and name != "config.json"
+    places = [folder, folder.absolute().parent] if below else [folder]
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def read_header(file: Path) -> dict[str, Stored]:
@@ -339,11 +368,11 @@ def weights_digest(folder: Path) -> str:
 def copy_side_files(source: Path, target: Path) -> list[str]:
     """Copy the tokenizer, the chat template and the configurations; return the names that existed."""
     target.mkdir(parents=True, exist_ok=True)
-    present = [name for name in SIDE_FILES if (source / name).exists()]
-    for name in present:
-        shutil.copyfile(source / name, target / f"{name}.tmp")
+    present = {name: file for name in SIDE_FILES if (file := side_file(source, name))}
+    for name, file in present.items():
+        shutil.copyfile(file, target / f"{name}.tmp")
         (target / f"{name}.tmp").replace(target / name)
-    return present
+    return list(present)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -375,6 +404,10 @@ def _shard_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(set(weight_map.values()))]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
+    if (folder / "config.json").exists() and original.is_config(read_json(folder / "config.json")):
+        shards = sorted(folder.glob("*.safetensors"))
+        if shards:
+            return shards
     raise UserError(
         f"no checkpoint here: neither {INDEX} nor {SINGLE} exists",
         where=str(folder),

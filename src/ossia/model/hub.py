@@ -79,9 +79,10 @@ def local(name: str) -> Path | None:
     candidates = [_default_folder(repo)]
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(repo, "config.json")
-    if isinstance(cached, str):
-        candidates.append(Path(cached).parent)
+    for name in ("config.json", "original/config.json"):
+        cached = try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            candidates.append(Path(cached).parent)
     return next((folder for folder in candidates if _is_complete(folder)), None)
 
 

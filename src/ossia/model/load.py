@@ -1,6 +1,7 @@
 """A checkpoint folder in, a transformers model out, with the experts still in four bits.
 
-Tensors are memory-mapped and assigned, not copied: on a CPU only the pages that are touched take memory.
+Tensors are memory-mapped and assigned, not copied: on a CPU only the pages that are touched take memory. To a GPU they
+go one at a time, straight from the mapped file.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ossia import hardware
-from ossia.model.checkpoint import CheckpointReader
-from ossia.model.layout import Shape
-from ossia.model.locate import locate
+from ossia.errors import UserError
+from ossia.model.checkpoint import CheckpointReader, side_file
+from ossia.model.layout import generation_config_json
+from ossia.model.locate import locate, tokenizer_folder
 from ossia.model.mxfp4 import check_scales
 
 if TYPE_CHECKING:
@@ -25,25 +28,26 @@ if TYPE_CHECKING:
 def load(
     path: str | Path, *, dtype: str = "auto", device: str = "auto", adapter: str | Path | None = None
 ) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Return (model, tokenizer) of a checkpoint in the published layout.
+    """Return (model, tokenizer) of a checkpoint in the published layout or that of OpenAI's reference code.
 
     Args:
-        path: a folder, or a hub id that `ossia fetch` has downloaded.
+        path: a folder (of a checkpoint, or of a repository that has one in its `original/`), or a hub id that
+            `ossia fetch` has downloaded.
         dtype: of everything that is not four-bit: auto, bfloat16 or float32.
         device: auto, cpu or cuda.
         adapter: folder of a LoRA adapter in PEFT's layout to put on it.
 
     Returns:
-        An `OssiaForCausalLM` (a `PeftModel` around it with an adapter) in evaluation mode, and its tokenizer.
+        An `OssiaForCausalLM` (a `PeftModel` around it with an adapter) in evaluation mode, and its tokenizer: the
+        checkpoint's own, or the published one, rebuilt, where a checkpoint of that vocabulary has none.
 
     Raises:
-        UserError: the folder is not a complete gpt-oss checkpoint; names what is missing, truncated or misshapen.
+        UserError: the folder is not a complete gpt-oss checkpoint; names what is missing, truncated or misshapen. Or
+            there is no tokenizer, or no such device.
     """
-    from transformers import AutoTokenizer
-
     folder = locate(path)
+    tokenizer = load_tokenizer(folder)  # first, because it is quick to fail
     model = load_model(folder, dtype=dtype, device=device)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if adapter is None:
         return model, tokenizer
     from ossia.model import lora
@@ -51,29 +55,70 @@ def load(
     return lora.load(model, Path(adapter)).eval(), tokenizer
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a checkpoint, with gpt-oss's chat template if it brings none. See `load`."""
+    from transformers import AutoTokenizer
+
+    place = tokenizer_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(place))
+    except Exception as error:  # a damaged file gives a KeyError here, and tokenizers raises plain Exceptions
+        what = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"transformers cannot read the tokenizer ({type(error).__name__}: {what})",
+            where=str(place),
+            do="copy tokenizer.json and tokenizer_config.json from openai/gpt-oss-20b into the folder",
+        ) from error
+    if tokenizer.chat_template is None:
+        from ossia.harmony import chat_template
+
+        tokenizer.chat_template = chat_template()
+    return tokenizer  # type: ignore[no-any-return]
+
+
 def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> OssiaForCausalLM:
     """Return the model alone. See `load`."""
-    from transformers import GptOssConfig
+    from transformers import GenerationConfig, GptOssConfig
 
     from ossia.model.modeling import empty, is_packed
 
     on = hardware.device(device).value
     kind = getattr(torch, hardware.dtype(dtype, on).value)
     reader = CheckpointReader(folder)
-    config = GptOssConfig.from_pretrained(str(folder))
-    reader.check(Shape.from_config(reader.config()), mxfp4=is_packed(config))
+    shape = reader.shape()
+    if reader.is_original:
+        config, generation = GptOssConfig.from_dict(reader.config()), GenerationConfig(**generation_config_json(shape))
+    else:
+        config, generation = GptOssConfig.from_pretrained(str(folder)), None
+    reader.check(shape, mxfp4=is_packed(config))
     model = empty(config, kind)
+    model.load_state_dict(placed(reader, on, kind), strict=True, assign=True)
+    model.model.rotary_emb.to(on)
+    file = side_file(folder, "generation_config.json")
+    if file is not None:
+        generation = GenerationConfig.from_pretrained(str(file.parent))
+    if generation is not None:
+        model.generation_config = generation
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def placed(reader: CheckpointReader, on: str, kind: torch.dtype) -> dict[str, Tensor]:
+    """The checkpoint's tensors on the device `on`, those that are not packed in type `kind`.
+
+    On a CPU they stay mapped to the file, unless their type changes. To another device the bytes go as they are stored
+    and their type changes there; the mapped tensor is let go of before the next one is looked at, so that main memory
+    never holds a second copy.
+
+    Raises:
+        UserError: a scale of the experts is NaN; names its tensor.
+    """
     tensors = {}
     for name in reader.names():
         tensor = reader.get(name)
         if name.endswith("_scales"):
-            check_scales(tensor, f"{folder} {name}")
-        tensors[name] = tensor.to(on) if tensor.dtype == torch.uint8 else tensor.to(on, kind)
-    model.load_state_dict(tensors, strict=True, assign=True)
-    model.model.rotary_emb.to(on)
-    if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    model.requires_grad_(False)
-    return model.eval()
+            check_scales(tensor, f"{reader.stored[name].file}: {name}")
+        tensor = tensor.to(on)
+        tensors[name] = tensor if tensor.dtype == torch.uint8 else tensor.to(kind)
+        del tensor
+    return tensors

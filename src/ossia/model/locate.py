@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ossia.errors import UserError
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.vocabulary import Vocabulary, offline_tokenizer_folder
+from ossia.model.checkpoint import read_shape, side_file, with_weights
+from ossia.model.layout import Shape
 from ossia.recipes import examples
 
 
@@ -13,15 +15,17 @@ def locate(path: str | Path) -> Path:
     """Return the folder of a checkpoint.
 
     Args:
-        path: a folder; a hub id or alias among the fetched models; or a compact file (`ossia.model.compact`), possibly
-            named `example:...`, which is expanded once per user.
+        path: a folder with a checkpoint, or with one in the reference's layout in its `original/`; a hub id or
+            alias among the fetched models; or a compact file (`ossia.model.compact`), possibly named `example:...`,
+            which is expanded once per user.
 
     Raises:
         UserError: there is no such model here.
     """
     folder = Path(examples.resolve(str(path)))
-    if (folder / "config.json").is_file():
-        return folder
+    found = with_weights(folder)
+    if found is not None:
+        return found
     if folder.is_file():
         from ossia.model.compact import expand
 
@@ -38,4 +42,22 @@ def locate(path: str | Path) -> Path:
 
 def vocabulary(model: str | Path | None) -> Vocabulary:
     """The vocabulary of a checkpoint named as in `locate`; for None the published one, rebuilt offline."""
-    return Vocabulary.load(None if model is None else locate(model))
+    return Vocabulary.load(None if model is None else tokenizer_folder(locate(model)))
+
+
+def tokenizer_folder(checkpoint: Path) -> Path:
+    """The folder with a checkpoint's tokenizer.json: its own, that above `original/`, or the published one, rebuilt.
+
+    Raises:
+        UserError: there is none, and the model's vocabulary is not the published one or cannot be rebuilt here.
+    """
+    file = side_file(checkpoint, "tokenizer.json")
+    if file is not None:
+        return file.parent
+    if read_shape(checkpoint).vocabulary == Shape.GPT_OSS_20B.vocabulary:
+        return offline_tokenizer_folder()
+    raise UserError(
+        "the checkpoint has no tokenizer.json, and its vocabulary is not the published one",
+        where=str(checkpoint),
+        do="copy the model's tokenizer.json and tokenizer_config.json into the folder",
+    )

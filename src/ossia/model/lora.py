@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ossia.errors import UserError
 from ossia.model.experts import LowRank, PackedExperts
+from ossia.model.lora_linear import LoraLinear
 from ossia.model.modeling import OssiaForCausalLM, is_packed
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -116,7 +117,7 @@ def attach(
         rank_pattern=dict.fromkeys(pattern, expert_rank) if experts else {},
         alpha_pattern=dict.fromkeys(pattern, expert_alpha) if experts else {},
     )
-    config._register_custom_module({PackedExperts: ExpertsLora})
+    config._register_custom_module({PackedExperts: ExpertsLora, nn.Linear: LoraLinear})
     with warnings.catch_warnings():
         # PEFT asks for a property under the name that transformers 5.23 has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

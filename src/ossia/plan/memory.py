@@ -52,7 +52,7 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         Line("gradients", FLOAT * trained, "of the adapter, float32"),
         Line("AdamW", *_moments(recipe, trained)),
         _kept(recipe, shape, tokens, b),
-        _largest(model, tokens, b, trained if device == "cuda" else 0),
+        _largest(model, tokens, b, trained if device == "cuda" else 0, recipe.train.recompute),
         Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
 
@@ -80,40 +80,56 @@ def _weights(shape: Shape, b: int, device: str) -> list[Line]:
 
 
 def layer_saved(shape: Shape, tokens: int, b: int) -> int:
-    """Bytes that one layer keeps between its forward and its backward pass."""
-    return tokens * (_expert_saved(shape, b) + _rest_saved(shape, b))
+    """Bytes that one layer keeps between its forward and its backward pass when it recomputes nothing."""
+    return tokens * (_attention_saved(shape, b) + _experts_saved(shape, b))
 
 
-def layer_peak(shape: Shape, tokens: int, b: int) -> int:
-    """Bytes alive at the worst moment of one layer's backward pass, its kept tensors among them.
+def halves(shape: Shape, b: int) -> int:
+    """Bytes per token that a layer keeps with recompute: the inputs of attention and of the experts, the routing."""
+    return 2 * b * shape.hidden + (8 + b) * shape.experts_per_token + 2 * FLOAT
 
-    Two moments compete: the start, when everything is kept and the experts' outputs get their gradients, and the
-    middle of attention, when the experts' tensors are gone.
+
+def layer_peak(shape: Shape, tokens: int, b: int, recompute: bool) -> int:
+    """Bytes alive at the worst moment of one layer's backward pass, beyond what layers keep between the passes.
+
+    Two moments compete: an expert in the middle of its backward pass, and attention in the middle of its own, whose
+    kept tensors are made again just before with recompute.
     """
-    D, K = shape.hidden, shape.experts_per_token
-    start = tokens * (_expert_saved(shape, b) + _rest_saved(shape, b) + 2 * b * K * D)
-    middle = tokens * (_attention_work(shape, b) + _rest_saved(shape, b))
-    return max(start, middle) + _one_expert(shape, b)
+    experts = tokens * (2 * b + 2 * FLOAT) * shape.hidden + _busiest(shape, tokens) * _expert_work(shape, b)
+    attention = tokens * (_attention_work(shape, b) + (_attention_saved(shape, b) if recompute else 0))
+    return max(experts + _one_expert(shape, b), attention)
 
 
-def _expert_saved(shape: Shape, b: int) -> int:
-    """Per token: inputs and outputs of its experts (2 D), and gate, up and what the activation is made of (7 F)."""
-    return b * shape.experts_per_token * (2 * shape.hidden + 7 * shape.intermediate)
+def _busiest(shape: Shape, tokens: int) -> int:
+    """Tokens of the expert that has most, taken to be twice the mean."""
+    return min(tokens, 2 * tokens * shape.experts_per_token // shape.experts)
 
 
-def _rest_saved(shape: Shape, b: int) -> int:
-    """Per token: two norms (in float32), queries before and after the rotation, keys, values, attention's output."""
+def _experts_saved(shape: Shape, b: int) -> int:
+    """Per token: what the second norm takes and gives, the routing, gate and up of every chosen expert."""
+    return halves(shape, b) + 2 * b * shape.experts_per_token * shape.intermediate
+
+
+def _expert_work(shape: Shape, b: int) -> int:
+    """Per token of one expert, backward: inputs and gradients (3 D), gate and up (2 F), the activation and its gradient
+    (2 F); float32, whose gate is plain torch, about eight more of size F.
+    """
+    return b * (3 * shape.hidden + 4 * shape.intermediate) + (8 * FLOAT * shape.intermediate if b == FLOAT else 0)
+
+
+def _attention_saved(shape: Shape, b: int) -> int:
+    """Per token: normed states, queries, keys, values, the output twice (as computed, and in the order of tokens)."""
     A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 20 if b == 2 else 12
-    return norms * shape.hidden + b * ((4 if b == 2 else 3) * A + 2 * keys) + FLOAT * shape.heads
+    return b * (shape.hidden + 3 * A + 2 * keys) + FLOAT * shape.heads
 
 
 def _attention_work(shape: Shape, b: int) -> int:
     """Per token, in the backward pass of a windowed layer: blocks of queries, outputs and both their gradients; of
-    keys and values and their gradients (each twice, because windows overlap); sums in float32; the mask.
+    keys and values and their gradients (each twice, because windows overlap); sums in float32; the mask; and the
+    gradients of what comes in.
     """
     A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return b * (5 * A + 8 * keys) + FLOAT * 6 * keys + (b + 1) * 2 * shape.sliding_window
+    return b * (5 * A + 8 * keys + 2 * shape.hidden) + FLOAT * 6 * keys + (b + 1) * 2 * shape.sliding_window
 
 
 def _one_expert(shape: Shape, b: int) -> int:
@@ -121,25 +137,24 @@ def _one_expert(shape: Shape, b: int) -> int:
 
 
 def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
-    """What lies between the passes through the layers: their inputs with recompute, else everything they keep."""
-    end = tokens * shape.hidden * (b + FLOAT)
+    """What lies between the passes through the layers: the inputs of their halves with recompute, else everything."""
     if recipe.train.recompute:
-        bytes_ = shape.layers * shape.hidden * b * tokens + end
-        how = f"the input of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
+        bytes_ = shape.layers * halves(shape, b) * tokens
+        how = f"the inputs of both halves of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
         return Line("kept activations", bytes_, how)
-    bytes_ = (shape.layers - 1) * layer_saved(shape, tokens, b) + end
-    how = f"all that {shape.layers - 1} layers keep of {tokens:,} tokens (the last one is counted below)"
+    bytes_ = shape.layers * layer_saved(shape, tokens, b)
+    how = f"all that {shape.layers} layers keep of {tokens:,} tokens"
     return Line("kept activations", bytes_, how)
 
 
-def _largest(model: Found, tokens: int, b: int, stepped: int) -> Line:
+def _largest(model: Found, tokens: int, b: int, stepped: int, recompute: bool) -> Line:
     """The largest of what is never alive together: a layer's work, a chunk of logits, the optimiser's temporaries."""
     shape = model.shape
     rivals = {
         f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point": layer_peak(
-            shape, tokens, b
+            shape, tokens, b, recompute
         ),
-        "a chunk of logits": _logits(model.head_rows, tokens) * LOGIT_BYTES + 2 * tokens * shape.hidden * b,
+        "a chunk of logits": _logits(model.head_rows, tokens) * LOGIT_BYTES + 4 * tokens * shape.hidden * b,
         "the optimiser's temporaries": FLOAT * stepped,
     }
     how, bytes_ = max(rivals.items(), key=lambda item: item[1])

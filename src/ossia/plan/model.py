@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ossia.errors import UserError, did_you_mean
+from ossia.model.checkpoint import CheckpointReader, read_shape
 from ossia.model.layout import Shape
 from ossia.model.locate import locate
 
@@ -62,7 +62,7 @@ def find_model(path: str) -> Found:
             shape = published(path)
             return Found(path, shape, None, shape.vocabulary)
         raise
-    shape = _read(folder / "config.json")
+    shape = read_shape(folder)
     return Found(path, shape, folder, _head_rows(folder, shape))
 
 
@@ -70,15 +70,6 @@ def _head_rows(folder: Path, shape: Shape) -> int:
     """Count the head's different rows in a small model; trained models have no equal ones to look for."""
     if shape.hidden * shape.vocabulary > SMALL_HEAD:
         return shape.vocabulary
-    from ossia.model.checkpoint import CheckpointReader
     from ossia.model.loss import Head
 
     return len(Head.of(CheckpointReader(folder).get("lm_head.weight")).weight_VD)
-
-
-def _read(file: Path) -> Shape:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the model's configuration cannot be read ({error})", where=str(file)) from None
-    return Shape.from_config(config, str(file))

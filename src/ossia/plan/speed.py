@@ -22,6 +22,8 @@ THINNER = 8
 
 RANK = 8
 """LoRA rank of the measured expert."""
+FLOPS_SECONDS = 0.3
+"""How long matrix products are repeated to find the fastest."""
 BUSY = 0.5
 """Load per core from which other programs are said to disturb the measurement."""
 
@@ -62,6 +64,13 @@ def measure(shape: Shape, device: str, dtype: str) -> Speed:
         score_backward=score[1],
         note=_note(device),
     )
+
+
+def matmul(shape: Shape, device: str, dtype: str) -> float:
+    """Operations per second of a large matrix product alone, as in `Speed.flops`. Loads torch."""
+    import torch
+
+    return _Bench(device, getattr(torch, dtype), torch.Generator().manual_seed(0)).flops(shape)
 
 
 @dataclass(frozen=True)
@@ -118,16 +127,20 @@ class _Bench:
         return times[0] / (heads * LENGTH**2), times[1] / (heads * LENGTH**2)
 
     def flops(self, shape: Shape) -> float:
-        """Operations per second of a product [512, D] x [D, D]."""
+        """Operations per second of a product [512, D] x [D, D], the matrix lying as the model's do: [out, in].
+
+        Of the fastest of many, as in `_time`: a mean would be that of the other programs on this machine.
+        """
         x, w = self._random(512, shape.hidden).detach(), self._random(shape.hidden, shape.hidden).detach()
-        x @ w
-        self._wait()
-        start, runs = time.perf_counter(), 0
-        while time.perf_counter() - start < 0.1:
-            x @ w
-            runs += 1
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < 5 or time.perf_counter() - began < FLOPS_SECONDS:
             self._wait()
-        return float(2 * runs * len(x) * shape.hidden**2 / (time.perf_counter() - start))
+            start = time.perf_counter()
+            x @ w.T
+            self._wait()
+            times.append(time.perf_counter() - start)
+        return float(2 * len(x) * shape.hidden**2 / min(times))
 
     def _random(self, *size: int) -> Any:
         import torch

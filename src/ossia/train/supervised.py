@@ -28,6 +28,7 @@ from ossia.harmony.vocabulary import Vocabulary
 from ossia.model import lora
 from ossia.model.checkpoint import weights_digest
 from ossia.model.load import load_model, locate
+from ossia.model.locate import tokenizer_folder
 from ossia.runs import Run, write_atomically
 from ossia.train import checkpoints, optimizers, routing, sharding
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
@@ -208,7 +209,7 @@ def _trainer(
     )
     callbacks: list[Any] = [reporter, interruption, health]
     if recipe.train.samples and validation:
-        vocabulary = Vocabulary.load(folder)
+        vocabulary = Vocabulary.load(tokenizer_folder(folder))
         callbacks.append(
             Sampler(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
         )

@@ -1,0 +1,167 @@
+"""ossia rehearse MODEL"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ossia.cli import output
+from ossia.cli.app import verb
+
+if TYPE_CHECKING:
+    from ossia.cli.rehearsal import Result
+    from ossia.model.layout import Shape
+
+TARGETS = ("attention", "experts")
+
+app = verb("Measure a few real training steps on a full-size model with random weights.")
+
+
+@app.command()
+def rehearse(
+    model: Annotated[str, typer.Argument(help="gpt-oss-20b, gpt-oss-120b, or tiny to try it in seconds.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the model is or will be; real weights serve too. Default: in Ossia's cache. It stays."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; the first one only warms up.")] = 2,
+    tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, all in one pass.")] = 4096,
+    sequence: Annotated[int, typer.Option(min=2, max=131_072, help="Tokens of an example.")] = 512,
+    supervised: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the tokens that are trained on.")] = 0.4,
+    targets: Annotated[str, typer.Option(help="What gets an adapter, with commas between.")] = ",".join(TARGETS),
+    rank: Annotated[int, typer.Option(min=1, max=512, help="LoRA rank of the attention projections.")] = 16,
+    expert_rank: Annotated[int, typer.Option(min=1, max=128, help="LoRA rank of the experts.")] = 8,
+    set_: output.Set = None,
+    json: output.Json = False,
+) -> None:
+    """Measure a few real training steps on a full-size model with random weights, beside what the plan says of them.
+
+    Writes the model once (13.8 GB for gpt-oss-20b), loads it, trains a LoRA adapter on random tokens and says how long
+    it took and how much memory. An interrupted rehearsal keeps what is written of the model.
+    """
+    from ossia.cli import rehearsal
+    from ossia.errors import UserError
+    from ossia.plan import Found
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a rehearsal is one process", do="start it without torchrun or accelerate launch")
+    name, shape = rehearsal.shape_of(model)
+    place = folder if folder is not None else rehearsal.scratch_folder() / name
+    lora = {"targets": _targets(targets), "rank": rank, "alpha": 2.0 * rank,
+            "expert_rank": expert_rank, "expert_alpha": 2.0 * expert_rank}  # fmt: skip
+    recipe = rehearsal.recipe_of(
+        name, place, lora, steps=steps, tokens=tokens, sequence=sequence, overrides=list(set_ or [])
+    )
+    examples = rehearsal.examples_of(recipe, shape, sequence, supervised)
+    plan = rehearsal.plan_of(recipe, Found(name, shape, place, shape.vocabulary), examples)
+    rehearsal.require_memory(plan)
+    _checkpoint(name, place, shape, rehearsal.adapter_bytes(plan))
+    from ossia.cli.train_ import Screen
+
+    with rehearsal.scratch_run(recipe) as run:
+        with output.progress("measuring this machine, loading the model", None):
+            measuring = rehearsal.prepare(place, recipe, examples)
+        screen = Screen(output.err())
+        with screen:
+            result = measuring.train(run, screen.watch)
+    if json:
+        output.print_json(result.as_dict())
+    else:
+        _show(name, sequence, result)
+    if result.stopped:
+        raise typer.Exit(130)
+    output.next_step("ossia rehearse gpt-oss-20b" if name == "tiny" else f"ossia plan {name}-lora")
+
+
+def _targets(text: str) -> list[str]:
+    from ossia.errors import UserError, did_you_mean
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = next((name for name in names if name not in TARGETS), None)
+    if unknown is not None or not names:
+        close = did_you_mean(unknown or "", TARGETS)
+        raise UserError(
+            f"there is no target {unknown!r}" if unknown else "no target is named",
+            where="--targets",
+            do=f"--targets {close}" if close else f"--targets {','.join(TARGETS)}",
+        )
+    return names
+
+
+def _checkpoint(name: str, place: Path, shape: Shape, adapter: int) -> None:
+    """Take the model that is there, or say what it needs and write it."""
+    from ossia import hardware
+    from ossia.cli import rehearsal
+
+    here = rehearsal.is_here(place, shape)
+    missing = 0 if here else rehearsal.missing_bytes(place, shape)
+    free = hardware.disk(place)
+    need = f"{output.size(missing + adapter)} of disk ({output.size(free.value)} {free.reason})"
+    what = f"the model in {place}" if here else f"{name} with random weights, to be written to {place}"
+    output.err().print(f"rehearsing {what}; this takes {need}", markup=False)
+    rehearsal.require_disk(place, missing, adapter)
+    if here:
+        return
+    try:
+        with output.transfer(f"writing {name}") as report:
+            rehearsal.write(place, shape, report)
+    except KeyboardInterrupt:
+        output.err().print("what is written of the model stays; the same command goes on with it")
+        raise
+
+
+def _show(name: str, sequence: int, result: Result) -> None:
+    """Print what was measured beside the plan."""
+    console, plan, machine = output.out(), result.plan, result.plan.machine
+    tokens = result.steps[0].tokens
+    lora = result.recipe.lora
+    ranks = [f"attention rank {lora.rank}"] if "attention" in lora.targets else []
+    ranks += [f"experts rank {lora.expert_rank}"] if "experts" in lora.targets else []
+
+    def line(text: str) -> None:
+        console.print(text, markup=False)
+
+    line(f"{name} on {machine.device} ({machine.device_reason}) in {machine.dtype} ({machine.dtype_reason})")
+    line(
+        f"{len(result.steps)} steps of {tokens:,} tokens in sequences of {sequence:,}, "
+        f"{plan.examples.trained / plan.examples.tokens:.0%} supervised; LoRA on {', '.join(ranks)}, "
+        f"{plan.trained_parameters:,} parameters\n"
+    )
+    output.table(("", "measured", "planned"), _rows(result, tokens), right=("measured", "planned"))
+    share = result.share_of_matmul
+    reached = "no share is given: training was faster, so the product was disturbed, or the model is too small for it"
+    if share is not None:
+        reached = f"training reached {share:.0%} of that"
+    line(
+        f"\n{result.matmul / 1e9:,.0f} GFLOP/s in a large {machine.dtype} matrix product; {reached} "
+        f"({plan.flops_per_token / 1e9:.3g} GFLOP per token)\nspeeds for the plan: {result.speed.note}"
+    )
+    if len(result.steps) == 1:
+        line("one step only, with cold caches: --steps 2 or more gives the speed of the steps after it")
+    line("\nthe plan's memory, line by line:")
+    rows = [(entry.name, output.size(entry.bytes), entry.how) for entry in plan.memory]
+    output.table(("memory", "size", "what"), rows, right=("size",))
+
+
+def _rows(result: Result, tokens: int) -> Iterator[tuple[Any, ...]]:
+    plan, memory = result.plan, result.memory
+    planned = result.planned_seconds_per_step
+    yield "loading", output.duration(result.load_seconds), None
+    yield "a step", output.duration(result.seconds_per_step), output.duration(planned)
+    yield "tokens per second", f"{result.tokens_per_second:,.1f}", f"{tokens / planned:,.1f}"
+    if memory.cuda_allocated is not None and memory.cuda_reserved is not None:
+        yield "GPU memory, tensors", output.size(memory.cuda_allocated), output.size(plan.memory_needed)
+        yield "GPU memory, held by torch", output.size(memory.cuda_reserved), None
+        yield "main memory", output.size(memory.resident), None
+    elif memory.anonymous is not None and memory.file_backed is not None:
+        mapped = plan.memory_needed - plan.memory_unmapped
+        yield "memory of its own", output.size(memory.anonymous), output.size(plan.memory_unmapped)
+        yield "pages of files", output.size(memory.file_backed), output.size(mapped)
+    else:
+        yield "memory, with pages of files", output.size(memory.resident), output.size(plan.memory_needed)

@@ -1,0 +1,164 @@
+"""Attention of a whole flat batch in a call or two, for kernels that take rows of different lengths at once.
+
+A segment is a row. In a windowed layer its row begins with the end of its path before it, as far as the window
+reaches: those queries are computed once more and thrown away, and in return every row is an ordinary sequence. In a
+full layer the ancestors' keys come in a second call, without a mask, and the two are put together by their
+log-sum-exp.
+
+Shapes: T tokens, N tokens of all rows (T and what is repeated), H query heads, K key/value heads, D head size, M
+queries with ancestors, C keys of ancestors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ossia.kernels import flash
+from ossia.model.blocks import tail
+
+
+@dataclass(frozen=True)
+class Ancestors:
+    """The second call of a full layer."""
+
+    queries_M: Tensor
+    """int64: the flat places of the queries."""
+    keys_C: Tensor
+    """int64: the flat places of the keys, row after row; a key that several segments share stands there as often."""
+    rows: flash.Rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a forest is cut into rows, for one kind of layer."""
+
+    rows: flash.Rows
+    window: int | None
+    places_N: Tensor | None = None
+    """int64: the flat places of the rows' tokens. None: they are all tokens in order."""
+    kept_T: Tensor | None = None
+    """int64: where in N each flat token has its own query. None with `places_N`."""
+    ancestors: Ancestors | None = None
+
+
+def plan_of(
+    ranges: Sequence[tuple[int, int]],
+    ancestors: Sequence[Sequence[tuple[int, int]]],
+    window: int | None,
+    device: torch.device | str,
+) -> Plan:
+    """Cut segments (see `batch.Segments`) into rows. Positions on a path count up by one."""
+    own = [end - start for start, end in ranges]
+    if not any(ancestors):
+        return Plan(flash.Rows.of(own, own, device), window)
+    if window is None:
+        return Plan(flash.Rows.of(own, own, device), None, ancestors=_ancestors(ranges, ancestors, device))
+    places, kept, at = [], [], 0
+    for (start, end), before in zip(ranges, ancestors, strict=True):
+        repeated = tail(before, window - 1)
+        places += [repeated, torch.arange(start, end)]
+        kept.append(torch.arange(end - start) + at + len(repeated))
+        at += len(repeated) + end - start
+    lengths = [len(first) + len(second) for first, second in zip(places[::2], places[1::2], strict=True)]
+    rows = flash.Rows.of(lengths, lengths, device)
+    return Plan(rows, window, torch.cat(places).to(device), torch.cat(kept).to(device))
+
+
+def _ancestors(
+    ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]], device: torch.device | str
+) -> Ancestors:
+    pairs = [(own, before) for own, before in zip(ranges, ancestors, strict=True) if before]
+    queries = [torch.arange(start, end) for (start, end), _ in pairs]
+    keys = [torch.cat([torch.arange(start, end) for start, end in before]) for _, before in pairs]
+    rows = flash.Rows.of([len(x) for x in queries], [len(x) for x in keys], device)
+    return Ancestors(torch.cat(queries).to(device), torch.cat(keys).to(device), rows)
+
+
+class RowAttention(torch.autograd.Function):
+    """q [H, T, D], k and v [K, T, D], sinks [H] -> [T, H, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, plan: Plan, scale: float
+    ) -> Tensor:
+        q, k, v = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
+        rows = (q, k, v) if plan.places_N is None else (q[plan.places_N], k[plan.places_N], v[plan.places_N])
+        out, lse = flash.forward(*rows, plan.rows, causal=True, window=plan.window, scale=scale)
+        if plan.kept_T is not None:
+            out, lse = out[plan.kept_T], lse[:, plan.kept_T]
+        if plan.ancestors is not None:
+            out, lse = _with_ancestors(out, lse, q, k, v, plan.ancestors, scale)
+        total_HT = torch.logaddexp(lse, sinks_H.to(lse.dtype)[:, None])
+        out = (out.to(lse.dtype) * (lse - total_HT).exp().T[..., None]).to(q.dtype)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, sinks_H, out, total_HT)
+        ctx.plan, ctx.scale = plan, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *inputs, sinks_H, out, lse_HT = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        q, k, v = (x.transpose(0, 1) for x in inputs)
+        dq, dk, dv = _own_gradients(grad_THD, q, k, v, out, lse_HT, plan, ctx.scale)
+        if plan.ancestors is not None:
+            kind, places = lse_HT.dtype, plan.ancestors
+            at, keys = places.queries_M, places.keys_C
+            more = flash.backward(
+                grad_THD[at], q[at], k[keys], v[keys], out[at], lse_HT[:, at], places.rows,
+                causal=False, window=None, scale=ctx.scale,
+            )  # fmt: skip
+            # Keys that many segments share collect gradients from all of them, so sums are kept in float32.
+            dq, dk, dv = (
+                grad.to(kind).index_add(0, where, part.to(kind))
+                for grad, where, part in zip((dq, dk, dv), (at, keys, keys), more, strict=True)
+            )
+        dsinks = None
+        if ctx.needs_input_grad[3]:  # a sink takes probability and gives nothing
+            kind = lse_HT.dtype
+            share_HT = (sinks_H.to(kind)[:, None] - lse_HT).exp() * (grad_THD.to(kind) * out.to(kind)).sum(-1).T
+            dsinks = -share_HT.sum(1).to(sinks_H.dtype)
+        grads = (x.to(given.dtype).transpose(0, 1) for x, given in zip((dq, dk, dv), inputs, strict=True))
+        return *grads, dsinks, None, None
+
+
+def _with_ancestors(
+    out_THD: Tensor, lse_HT: Tensor, q: Tensor, k: Tensor, v: Tensor, ancestors: Ancestors, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention to own keys and ancestors from attention to own keys."""
+    at, keys = ancestors.queries_M, ancestors.keys_C
+    other, other_lse = flash.forward(
+        q[at], k[keys], v[keys], ancestors.rows, causal=False, window=None, scale=scale
+    )  # fmt: skip
+    own, own_lse = out_THD[at], lse_HT[:, at]
+    total = torch.logaddexp(own_lse, other_lse)
+    first, second = ((x - total).exp().T[..., None] for x in (own_lse, other_lse))
+    both = (own.to(total.dtype) * first + other.to(total.dtype) * second).to(out_THD.dtype)
+    return out_THD.index_copy(0, at, both), lse_HT.index_copy(1, at, total)
+
+
+def _own_gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse_HT: Tensor, plan: Plan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients through the rows themselves, [T, ...]."""
+    places, kept = plan.places_N, plan.kept_T
+    if places is None or kept is None:
+        return flash.backward(
+            grad, q, k, v, out, lse_HT, plan.rows, causal=True, window=plan.window, scale=scale
+        )  # fmt: skip
+    # Repeated queries were thrown away; without a gradient they give none to the keys.
+    grad_N = grad.new_zeros(len(places), *grad.shape[1:]).index_copy(0, kept, grad)
+    dq, dk, dv = flash.backward(
+        grad_N, q[places], k[places], v[places], out[places], lse_HT[:, places], plan.rows,
+        causal=True, window=plan.window, scale=scale,
+    )  # fmt: skip
+    summed = (
+        torch.zeros(x.shape, dtype=lse_HT.dtype, device=x.device).index_add(0, places, part.to(lse_HT.dtype))
+        for x, part in ((k, dk), (v, dv))
+    )
+    dk, dv = summed
+    return dq[kept], dk, dv
