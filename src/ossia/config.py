@@ -195,6 +195,17 @@ class LoraSection(Section):
     start_from: str | None = None
     """Folder of an adapter (PEFT layout) to continue from; its targets, ranks and alphas replace those given here."""
 
+    def ranks_and_alphas(self) -> dict[LoraTarget, tuple[int, float]]:
+        """Rank and alpha of each target, in a fixed order."""
+        all_: dict[LoraTarget, tuple[int, float]] = {
+            "attention": (self.rank, self.alpha),
+            "experts": (self.expert_rank, self.expert_alpha),
+            "router": (self.router_rank, self.router_alpha),
+            "embeddings": (self.vocabulary_rank, self.vocabulary_alpha),
+            "head": (self.vocabulary_rank, self.vocabulary_alpha),
+        }
+        return {target: pair for target, pair in all_.items() if target in self.targets}
+
 
 class TrainSection(Section):
     """How to optimise."""

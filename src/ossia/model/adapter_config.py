@@ -14,15 +14,18 @@ from typing import Any
 
 from peft import LoraConfig
 
-from ossia.config import LoraSection
+from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
 from ossia.model.lora_layers import LAYERS, PROJECTIONS, MemoryConfig
 
 CONFIG_FILE = "adapter_config.json"
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-VOCABULARY = {"embeddings": "embed_tokens", "head": "lm_head"}
-EXPERTS = [f"mlp.experts.{name}" for name in PROJECTIONS]
-ROUTER = "mlp.router.weight"
+VOCABULARY: dict[LoraTarget, str] = {"embeddings": "embed_tokens", "head": "lm_head"}
+PARAMETERS: dict[str, LoraTarget] = {
+    "mlp.experts.gate_up_proj": "experts",
+    "mlp.experts.down_proj": "experts",
+    "mlp.router.weight": "router",
+}
 
 #: Settings that mean nothing for what a trained adapter computes, or that are read below. Any other that is on is
 #: refused, those of later versions of PEFT included.
@@ -38,24 +41,24 @@ _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 def configuration(settings: LoraSection) -> LoraConfig:
     """Return the configuration on disk of a new adapter."""
-    targets, rank, alpha = settings.targets, settings.rank, settings.alpha
-    modules = ATTENTION if "attention" in targets else []
-    vocabulary = [name for target, name in VOCABULARY.items() if target in targets]
-    parameters = (EXPERTS if "experts" in targets else []) + ([ROUTER] if "router" in targets else [])
+    found = settings.ranks_and_alphas()
+    modules = ATTENTION if "attention" in found else []
+    vocabulary = {name: found[target] for target, name in VOCABULARY.items() if target in found}
     pairs: dict[str, tuple[int, float]] = {}
-    if "attention" in targets:
-        pairs |= {name: (own, alpha * own / rank) for name, own in settings.attention_ranks.items()}
-    if "experts" in targets:
-        pairs |= dict.fromkeys(PROJECTIONS, (settings.expert_rank, settings.expert_alpha))
-    if "router" in targets:
-        pairs["router.weight"] = (settings.router_rank, settings.router_alpha)
-    pairs |= dict.fromkeys(vocabulary, (settings.vocabulary_rank, settings.vocabulary_alpha))
+    if "attention" in found:
+        per_rank = settings.alpha / settings.rank
+        pairs |= {name: (own, per_rank * own) for name, own in settings.attention_ranks.items()}
+    if "experts" in found:
+        pairs |= dict.fromkeys(PROJECTIONS, found["experts"])
+    if "router" in found:
+        pairs["router.weight"] = found["router"]
+    pairs |= vocabulary
     return LoraConfig(
         task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=modules + vocabulary,
-        target_parameters=parameters or None,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=[*modules, *vocabulary],
+        target_parameters=[name for name, target in PARAMETERS.items() if target in found] or None,
         rank_pattern={name: own for name, (own, _) in pairs.items()},
         alpha_pattern={name: own for name, (_, own) in pairs.items()},
     )

@@ -52,7 +52,7 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         Line("gradients", FLOAT * trained, "of the adapter, float32"),
         Line("AdamW", 2 * FLOAT * trained, "two moments per parameter, float32"),
         _kept(recipe, shape, tokens, b),
-        _largest(model, tokens, b, trained if device == "cuda" else 0),
+        _largest(shape, adapter.head_rows(model, recipe.lora), tokens, b, trained if device == "cuda" else 0),
         Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
 
@@ -123,14 +123,13 @@ def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
     return Line("kept activations", bytes_, how)
 
 
-def _largest(model: Found, tokens: int, b: int, stepped: int) -> Line:
+def _largest(shape: Shape, head_rows: int, tokens: int, b: int, stepped: int) -> Line:
     """The largest of what is never alive together: a layer's work, a chunk of logits, the optimiser's temporaries."""
-    shape = model.shape
     rivals = {
         f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point": layer_peak(
             shape, tokens, b
         ),
-        "a chunk of logits": _logits(model.head_rows, tokens) * LOGIT_BYTES + 2 * tokens * shape.hidden * b,
+        "a chunk of logits": _logits(head_rows, tokens) * LOGIT_BYTES + 2 * tokens * shape.hidden * b,
         "the optimiser's temporaries": FLOAT * stepped,
     }
     how, bytes_ = max(rivals.items(), key=lambda item: item[1])
