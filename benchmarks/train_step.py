@@ -58,9 +58,9 @@ def _peer(path: Path, ids: torch.Tensor, dtype: str, device: str) -> tuple[Any, 
 
     base = GptOssForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="eager").to(device)
     pattern = {"gate_up_proj": 8, "down_proj": 8}
-    config = LoraConfig(
-        r=16, target_modules=list(lora.ATTENTION), target_parameters=list(lora.PARAMETERS), rank_pattern=pattern
-    )
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    experts = [f"mlp.experts.{name}" for name in pattern]
+    config = LoraConfig(r=16, target_modules=attention, target_parameters=experts, rank_pattern=pattern)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base, config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from lora_samples import (
@@ -24,6 +24,7 @@ from lora_samples import (
     relative,
     stock,
 )
+from ossia.errors import UserError
 from ossia.model import lora, loss
 from ossia.model.batch import from_rows
 from ossia.model.tiny import MICRO, write_tiny
@@ -98,7 +99,7 @@ def test_loss_and_gradients_equal_stock_peft_on_stock_transformers(
 
 ALONE = """
 import sys, torch, warnings
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GptOssForCausalLM
 warnings.simplefilter("ignore")
 base, ids, *adapters = sys.argv[1:]
@@ -214,3 +215,44 @@ def test_a_router_update_below_bfloat16s_resolution_counts(folder: Path) -> None
     torch.testing.assert_close(after - before, expected, rtol=1e-2, atol=1e-5)
     assert scores.dtype == torch.bfloat16
     assert indices.shape == (9, MICRO.experts_per_token)
+
+
+def test_pefts_own_lora_on_the_head_is_in_the_loss_and_what_is_more_is_refused(folder: Path, rows: Rows) -> None:
+    """As other trainers attach it. DoRA, or dropout in training, is not what the chunked loss computes."""
+    inputs = from_rows(rows).inputs()
+
+    def with_head(**settings: Any) -> Any:
+        torch.manual_seed(0)
+        config = LoraConfig(r=3, target_modules=["lm_head"], **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = get_peft_model(base_model(folder), config)
+        torch.nn.init.normal_(model.base_model.model.lm_head.lora_B["default"].weight)
+        return model
+
+    model = with_head(lora_dropout=0.5).eval()
+    truth = reference_loss(model, rows)
+    assert torch.isclose(model(**inputs).loss, truth, rtol=1e-6)
+    with pytest.raises(UserError, match="plain LoRA"):
+        model.train()(**inputs)
+    with pytest.raises(UserError, match="plain LoRA"):
+        with_head(use_dora=True)(**inputs)
+    merged = with_head()
+    merged.merge_adapter()
+    assert torch.isclose(merged(**inputs).loss, truth, rtol=1e-5)
+
+
+def test_every_target_has_its_rank_and_its_scale(folder: Path) -> None:
+    settings = {
+        "rank": 4, "alpha": 12.0, "attention_ranks": {"o_proj": 6}, "expert_rank": 2, "expert_alpha": 5.0,
+        "router_rank": 3, "router_alpha": 7.0, "vocabulary_rank": 5, "vocabulary_alpha": 11.0,
+    }  # fmt: skip
+    model = lora.attach(base_model(folder), targets=TARGETS, **settings).base_model.model
+    layer = model.model.layers[1]
+    scales = {name: getattr(layer.self_attn, name).scaling["default"] for name in ("q_proj", "o_proj")}
+    assert scales == {"q_proj": 3.0, "o_proj": 3.0}
+    assert layer.self_attn.o_proj.lora_A["default"].weight.shape[0] == 6
+    assert [(update.a_ERI.shape[1], update.scale) for update in layer.mlp.experts.updates()] == [(2, 2.5)] * 2
+    assert (layer.mlp.router.r["default"], layer.mlp.router.scaling["default"]) == (3, 7 / 3)
+    for place in (model.model.embed_tokens, model.lm_head):
+        assert (place.r["default"], place.scaling["default"]) == (5, 11 / 5)
