@@ -1,82 +1,94 @@
-"""A LoRA step on a slice of gpt-oss: Ossia on packed MXFP4 experts against transformers + PEFT on bf16 or fp32 ones.
+"""A LoRA step on a slice of gpt-oss: Ossia on packed MXFP4 experts beside transformers + PEFT on bf16 ones.
 
-Two layers, the same rows, LoRA on attention and every expert (rank 16 and 8), forward, backward and AdamW. The peer has
-its default (grouped) experts and eager attention with full logits, as `target_parameters` is documented. On a CPU the
-slice has a quarter of the real width; on a GPU the real one.
+Two layers of the real width with all 32 experts, a vocabulary of 16,768, rows of 512 tokens, every token supervised,
+rank 16, forward, backward and AdamW in bfloat16 without recompute. Each side runs in a process of its own: Ossia with
+the C library and in plain torch, the peer with its default (grouped) experts and with eager ones, as
+`target_parameters` is documented, with its eager attention and full logits. Same weights, same rows, same losses.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ossia.model import lora
-from ossia.model.batch import from_rows
-from ossia.model.layout import Shape
-from ossia.model.load import load_model
-from ossia.model.tiny import write_tiny
-
-ROWS, LENGTH = 4, 256
-STEPS = 7
+LENGTH, RANK = 512, 16
+CASES = {"attention and experts": 1024, "attention": 2048}
+"""Targets of LoRA -> tokens of a step."""
+SIDES = ("ossia", "ossia, plain torch", "transformers+peft", "transformers+peft, eager experts")
+WARM, STEPS = 1, 5
+FEWER_STEPS = 2
+"""Of the peer with eager experts, which takes a minute a step."""
 
 
 def run(cuda: bool) -> dict[str, object]:
-    """Return median tokens per second of both, their losses of the first step, and peak memory on a GPU."""
-    device, dtype = ("cuda", "bfloat16") if cuda else ("cpu", "float32")
-    width = 2880 if cuda else 736
-    shape = Shape(layers=2, hidden=width, intermediate=width, experts=32, vocabulary=16_768)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(shape.vocabulary, (ROWS, LENGTH), generator=generator)
+    """Return for each case and side: median tokens per second, share of the matmul rate, peak memory, first loss."""
+    from ossia.model.layout import Shape
+    from ossia.model.synthetic import write_synthetic
+    from ossia.plan.work import flops_per_token
+
+    shape = Shape(layers=2, vocabulary=16_768)
+    flops = flops_per_token(shape, recompute=False)["training"]
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = write_tiny(Path(folder) / "slice", shape)
-        results = {
-            "ossia": _measure(lambda: _ossia(path, ids, dtype, device), device),
-            "transformers+peft": _measure(lambda: _peer(path, ids, dtype, device), device),
-        }
-    ratio = results["ossia"]["tokens_per_second"] / results["transformers+peft"]["tokens_per_second"]
-    details = {"device": device, "dtype": dtype, "hidden": width, "layers": 2, "experts": 32, "tokens": ROWS * LENGTH}
-    return {"unit": "tokens per second", **details, **results, "ratio": round(ratio, 3)}
+        path = write_synthetic(Path(folder) / "slice", shape)
+        for case, tokens in CASES.items():
+            sides = {side: _process(side, case, path, cuda) for side in SIDES if not (cuda and "plain" in side)}
+            for side in sides.values():
+                side["share of matmul rate"] = round(side["tokens_per_second"] * flops / side["matmul"], 3)
+            peer = sides["transformers+peft"]
+            ratios = {
+                name: round(side["tokens_per_second"] / peer["tokens_per_second"], 2)
+                for name, side in sides.items()
+                if name.startswith("ossia")
+            }
+            memory = round(sides["ossia"]["peak_memory"] / peer["peak_memory"], 2)
+            results[case] = {"tokens": tokens, **sides, "speed against peer": ratios, "memory against peer": memory}
+    return {
+        "unit": "tokens per second; operations per second; bytes",
+        "device": "cuda" if cuda else "cpu",
+        "dtype": "bfloat16",
+        "hidden": shape.hidden,
+        "layers": shape.layers,
+        "experts": shape.experts,
+        "vocabulary": shape.vocabulary,
+        "rank": RANK,
+        "flops per token": flops,
+        **results,
+    }
 
 
-def _ossia(path: Path, ids: torch.Tensor, dtype: str, device: str) -> tuple[Any, Callable[[], torch.Tensor]]:
-    model = lora.attach(load_model(path, dtype=dtype, device=device), rank=16, expert_rank=8)
-    rows = [(row, [0.0] + [1.0] * (LENGTH - 1)) for row in ids.tolist()]
-    inputs = {name: value.to(device) for name, value in from_rows(rows).inputs().items()}
-    return model.train(), lambda: model(**inputs).loss
+def _process(side: str, case: str, path: Path, cuda: bool) -> dict[str, Any]:
+    environment = {**os.environ, "OSSIA_NATIVE": "0" if "plain" in side else "1"}
+    command = [sys.executable, "-m", "benchmarks.train_step", side, case, str(path), "cuda" if cuda else "cpu"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    print(f"{case}, {side}: {done.stdout.strip()}", file=sys.stderr, flush=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _peer(path: Path, ids: torch.Tensor, dtype: str, device: str) -> tuple[Any, Callable[[], torch.Tensor]]:
-    from peft import LoraConfig, get_peft_model
-    from transformers import GptOssForCausalLM
+def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
+    """One side, in this process."""
+    import torch
 
-    base = GptOssForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="eager").to(device)
-    pattern = {"gate_up_proj": 8, "down_proj": 8}
-    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    experts = [f"mlp.experts.{name}" for name in pattern]
-    config = LoraConfig(r=16, target_modules=attention, target_parameters=experts, rank_pattern=pattern)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(base, config)
-    batch = ids.to(device)
-    return model.train(), lambda: model(input_ids=batch, labels=batch).loss
-
-
-def _measure(build: Callable[[], tuple[Any, Callable[[], torch.Tensor]]], device: str) -> dict[str, float]:
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
-    model, loss = build()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    matmul = _matmul_rate(device)
+    ids = torch.randint(16_768, (CASES[case] // LENGTH, LENGTH), generator=torch.Generator().manual_seed(0))
+    peak = _Peak(device)
+    model, loss = (_ossia if side.startswith("ossia") else _peer)(side, case, path, ids, device)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     seconds, first = [], 0.0
-    for step in range(STEPS + 2):
+    for step in range(WARM + (FEWER_STEPS if "eager" in side else STEPS)):
         began = time.perf_counter()
         value = loss()
         value.backward()
@@ -86,10 +98,86 @@ def _measure(build: Callable[[], tuple[Any, Callable[[], torch.Tensor]]], device
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
         first = value.item() if step == 0 else first
-    result = {
-        "tokens_per_second": round(ROWS * LENGTH / statistics.median(seconds[2:]), 1),
+    return {
+        "tokens_per_second": round(CASES[case] / statistics.median(seconds[WARM:]), 1),
         "first_loss": round(first, 5),
+        "matmul": round(matmul),
+        **peak.found(),
     }
-    if device == "cuda":
-        result["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-    return result
+
+
+def _ossia(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any, Callable[[], Any]]:
+    from ossia.model import lora
+    from ossia.model.batch import from_rows
+    from ossia.model.load import load_model
+
+    model = lora.attach(
+        load_model(path, dtype="bfloat16", device=device),
+        rank=RANK, expert_rank=RANK, alpha=RANK, expert_alpha=RANK, targets=case.split(" and "),
+    )  # fmt: skip
+    rows = [(row, [0.0] + [1.0] * (LENGTH - 1)) for row in ids.tolist()]
+    inputs = {name: value.to(device) for name, value in from_rows(rows).inputs().items()}
+    return model.train(), lambda: model(**inputs).loss
+
+
+def _peer(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any, Callable[[], Any]]:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import GptOssForCausalLM
+
+    kind = {"experts_implementation": "eager"} if "eager" in side else {}
+    base = GptOssForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager", **kind)
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if "experts" in case else None
+    config = LoraConfig(
+        r=RANK, lora_alpha=RANK, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], target_parameters=parameters
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(base.to(device), config)
+    batch = ids.to(device)
+    return model.train(), lambda: model(input_ids=batch, labels=batch).loss
+
+
+def _matmul_rate(device: str) -> float:
+    """Operations per second of a large bf16 product, the best of several."""
+    import torch
+
+    x, w = (torch.randn(*size, device=device).bfloat16() for size in ((1024, 2880), (5760, 2880)))
+    best = 0.0
+    for _ in range(20):
+        began = time.perf_counter()
+        for _ in range(4):
+            x @ w.T
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 8 * x.numel() * len(w) / (time.perf_counter() - began))
+    return best
+
+
+class _Peak:
+    """The highest memory of this process: on a CPU resident pages (and the anonymous ones among them, sampled)."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.anonymous = device, 0
+        if device == "cpu":
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            status = Path("/proc/self/status").read_text().split("RssAnon:")
+            if len(status) < 2:
+                return
+            self.anonymous = max(self.anonymous, 1024 * int(status[1].split()[0]))
+            time.sleep(0.02)
+
+    def found(self) -> dict[str, int]:
+        import torch
+
+        if self.device == "cuda":
+            return {"peak_memory": torch.cuda.max_memory_allocated()}
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"peak_memory": resident, "peak_anonymous": self.anonymous}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])))

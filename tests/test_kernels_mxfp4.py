@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ossia.kernels import build, mxfp4
+from ossia.kernels import build, library, mxfp4
 from ossia.model.mxfp4 import dequantise
 
 WORDS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
@@ -17,8 +17,8 @@ WORDS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    if mxfp4.native().library is None:
-        pytest.skip(f"native kernels: {mxfp4.native().reason}")
+    if library.native().library is None:
+        pytest.skip(f"native kernels: {library.native().reason}")
 
 
 def same_bits(mine: torch.Tensor, other: torch.Tensor) -> bool:
@@ -28,7 +28,7 @@ def same_bits(mine: torch.Tensor, other: torch.Tensor) -> bool:
     return mine.dtype == other.dtype and bool(((mine.view(word) == other.view(word)) | nan).all())
 
 
-@pytest.mark.parametrize("level", range(len(mxfp4.LEVELS)))
+@pytest.mark.parametrize("level", range(len(library.LEVELS)))
 @pytest.mark.parametrize("dtype", WORDS)
 def test_every_byte_under_every_scale(level: int, dtype: torch.dtype) -> None:
     """All 256 x 256 pairs: each byte holds two codes, so every code stands in both halves of every place."""
@@ -60,7 +60,7 @@ def test_types_that_the_library_lacks_go_through_torch() -> None:
 def test_one_pool_of_threads() -> None:
     """The library must take its OpenMP from torch: a second one would spin on the same cores."""
     code = (
-        "import torch; from ossia.kernels import mxfp4; assert mxfp4.native().library;"
+        "import torch; from ossia.kernels import library, mxfp4; assert library.native().library;"
         "b = torch.zeros(1, 9000, 16, dtype=torch.uint8); mxfp4.dequantise(b, b[..., 0]);"
         "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'iomp' in line}))"
     )
@@ -72,15 +72,15 @@ def test_without_a_library_or_a_compiler_there_is_a_sentence(monkeypatch: pytest
     blocks, scales = torch.zeros(2, 1, 16, dtype=torch.uint8) + 0x21, torch.full((2, 1), 127, dtype=torch.uint8)
     for change in ("off", "missing", "broken"):
         monkeypatch.setenv("OSSIA_NATIVE", "0" if change == "off" else "1")
-        library = tmp_path / "libossia.so"
+        file = tmp_path / "libossia.so"
         if change == "broken":
-            library.write_bytes(b"no library")
-        monkeypatch.setattr(mxfp4, "LIBRARY", library)
-        mxfp4.native.cache_clear()
-        assert mxfp4.native().library is None and mxfp4.native().reason
+            file.write_bytes(b"no library")
+        monkeypatch.setattr(library, "LIBRARY", file)
+        library.native.cache_clear()
+        assert library.native().library is None and library.native().reason
         assert torch.equal(mxfp4.dequantised(blocks, scales, torch.bfloat16), dequantise(blocks, scales))
     monkeypatch.setattr(build, "compiler", lambda: None)
     assert "no C compiler" in (build.build() or "")
     monkeypatch.setattr(build, "compiler", lambda: sys.executable)
     assert "could not be compiled" in (build.build() or "")
-    mxfp4.native.cache_clear()
+    library.native.cache_clear()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_samples import LENGTHS, Rows, adapted, base_model, random_rows, relative, stock
+from lora_samples import LENGTHS, TARGETS, Rows, adapted, base_model, random_rows, relative, stock
 from ossia.errors import UserError
 from ossia.model import lora
 from ossia.model.batch import from_rows
@@ -68,8 +68,9 @@ def test_generate_with_a_cache_equals_stock_transformers(folder: Path) -> None:
     assert mine.tolist() == other.tolist()
 
 
-def test_recompute_changes_nothing(folder: Path, rows: Rows) -> None:
-    plain, recomputed = adapted(folder), adapted(folder)
+@pytest.mark.parametrize("targets", [["attention", "experts"], TARGETS], ids="+".join)
+def test_recompute_changes_nothing(folder: Path, rows: Rows, targets: list[str]) -> None:
+    plain, recomputed = adapted(folder, targets), adapted(folder, targets)
     base = recomputed.get_base_model()
     (getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable)(
         {"use_reentrant": False}

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "native"
-SOURCE, LIBRARY = FOLDER / "mxfp4.c", FOLDER / "libossia.so"
-FLAGS = ("-O3", "-std=c11", "-fPIC", "-fno-math-errno", "-D_GNU_SOURCE")
+SOURCES, LIBRARY = ("mxfp4.c", "product.c", "few.c", "gate.c"), FOLDER / "libossia.so"
+FLAGS = ("-O3", "-std=c11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-D_GNU_SOURCE")
 
 
 def compiler() -> str | None:
@@ -36,10 +36,12 @@ def build() -> str | None:
         return "no C compiler was found: plain torch is used for four-bit weights, which is slower"
     try:
         with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-            object_file, library = Path(scratch) / "mxfp4.o", Path(scratch) / LIBRARY.name
+            library = Path(scratch) / LIBRARY.name
             parallel = ("-fopenmp",) if sys.platform == "linux" else ()
-            _run(cc, *FLAGS, *parallel, "-c", str(SOURCE), "-o", str(object_file))
-            _run(cc, "-shared", str(object_file), "-lm", "-o", str(library))
+            objects = [str(Path(scratch) / f"{name}.o") for name in SOURCES]
+            for source, compiled in zip(SOURCES, objects, strict=True):
+                _run(cc, *FLAGS, *parallel, "-c", str(FOLDER / source), "-o", compiled)
+            _run(cc, "-shared", *objects, "-lm", "-o", str(library))
             library.replace(LIBRARY)
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)

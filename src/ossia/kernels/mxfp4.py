@@ -7,55 +7,20 @@ Legend as in `ossia.model.mxfp4`.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import os
-import sys
 import threading
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ossia.kernels.build import LIBRARY
+from ossia.kernels.library import BEST, native
 from ossia.model import mxfp4
 from ossia.model.layout import GROUP
-
-LEVELS = ("portable C", "AVX2", "AVX-512")
-_BEST = len(LEVELS) - 1
 
 _scratch = threading.local()
 
 
-class Native(NamedTuple):
-    """The loaded library, or the reason why there is none."""
-
-    library: ctypes.CDLL | None
-    reason: str
-
-
-@functools.lru_cache(maxsize=1)
-def native() -> Native:
-    """Load the C library. `OSSIA_NATIVE=0` does without it."""
-    if os.environ.get("OSSIA_NATIVE") == "0":
-        return Native(None, "switched off by OSSIA_NATIVE=0")
-    if not LIBRARY.is_file():
-        return Native(None, "not built; python -m ossia.kernels.build  builds it where there is a C compiler")
-    try:
-        _share_openmp()
-        library = ctypes.CDLL(str(LIBRARY))
-        level = library.ossia_mxfp4_level()
-    except (OSError, AttributeError) as error:
-        return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.build  builds it again")
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for function in (library.ossia_mxfp4_bf16, library.ossia_mxfp4_f32):
-        function.argtypes, function.restype = (pointer, pointer, pointer, number, ctypes.c_int), None
-    return Native(library, LEVELS[level])
-
-
 def dequantise(
-    blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None, level: int = _BEST
+    blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None, level: int = BEST
 ) -> Tensor:
     """Values of packed weights, [..., rows, 32 * G] in `dtype`; bitwise those of the twin (any NaN for a NaN).
 
@@ -89,13 +54,3 @@ def dequantised(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype not in buffers or buffers[dtype].numel() < wanted:
         buffers[dtype] = torch.empty(wanted, dtype=dtype)
     return dequantise(blocks, scales, dtype, out=buffers[dtype][:wanted])
-
-
-def _share_openmp() -> None:
-    """Make the OpenMP that torch brought visible to the library, so that there is one pool of threads."""
-    if sys.platform != "linux":
-        return
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    loaded = {line.split()[-1] for line in maps if "/libgomp" in line or "/libiomp5" in line}
-    for path in sorted(loaded) or ["libgomp.so.1"]:
-        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)

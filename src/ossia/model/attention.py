@@ -100,8 +100,8 @@ class _Windowed(torch.autograd.Function):
         out_HTD, lse_HT = _empty(q_HTD)
         q, k, v = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD)
         out, lse = kernel.forward(q, k, v, blocks.seen, False, scale)
-        out_HTD[:, blocks.tokens] = blocks.real(out)
-        lse_HT[:, blocks.tokens] = blocks.real(lse)
+        out_HTD.index_copy_(1, blocks.tokens, blocks.real(out))
+        lse_HT.index_copy_(1, blocks.tokens, blocks.real(lse))
         ctx.blocks, ctx.scale = blocks, scale
         return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
 
@@ -114,7 +114,7 @@ class _Windowed(torch.autograd.Function):
         grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
         dq, dk, dv = kernel.backward(grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale)
         dq_HTD = torch.empty_like(q_HTD)
-        dq_HTD[:, blocks.tokens] = blocks.real(dq)
+        dq_HTD.index_copy_(1, blocks.tokens, blocks.real(dq))
         dk_KTD, dv_KTD = (blocks.summed(x, lse_HT.dtype, k_KTD.shape[1]) for x in (dk, dv))
         dsinks = _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT)
         return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), dsinks, None, None

@@ -31,18 +31,20 @@ class Blocks:
     """bool [B, 1, Q, C]."""
     tokens: Tensor
     """int64 [T]: the flat places of the real queries, block after block."""
+    real_N: Tensor
+    """int64 [T]: where those stand among all B * Q queries."""
 
     def queries(self, x_HT: Tensor) -> Tensor:
         """[H, T, ...] -> [B, H, Q, ...]."""
-        return x_HT[:, self.places_BQ].transpose(0, 1)
+        return _picked(x_HT, self.places_BQ).transpose(0, 1)
 
     def keys(self, x_KTD: Tensor) -> Tensor:
         """[K, T, D] -> [B, K, C, D]."""
-        return x_KTD[:, self.keys_BC].transpose(0, 1)
+        return _picked(x_KTD, self.keys_BC).transpose(0, 1)
 
     def real(self, x_BHQ: Tensor) -> Tensor:
         """[B, H, Q, ...] -> [H, T, ...] in the order of `tokens`."""
-        return x_BHQ.transpose(0, 1)[:, self.is_real]
+        return x_BHQ.transpose(0, 1).flatten(1, 2).index_select(1, self.real_N)
 
     def summed(self, x_BKCD: Tensor, kind: torch.dtype, tokens: int) -> Tensor:
         """[B, K, C, D] of keys -> [K, T, D]: what the blocks give to each key, added up in type `kind`."""
@@ -80,8 +82,14 @@ def blocks_of(
     band_QC = (distance_QC >= 0) & (distance_QC < window)
     # A padded query sees what the real ones see at its place, at least its own (padded) key: never nothing.
     seen = band_QC & (torch.cat(exists)[:, None, :] | (distance_QC == 0))
-    parts = (places_BQ, is_real, torch.cat(keys), seen[:, None], places_BQ[is_real])
+    real_N = is_real.flatten().nonzero()[:, 0]
+    parts = (places_BQ, is_real, torch.cat(keys), seen[:, None], places_BQ[is_real], real_N)
     return Blocks(*(part.to(device) for part in parts))
+
+
+def _picked(x_HT: Tensor, places_BN: Tensor) -> Tensor:
+    """x[:, places], [H, B, N, ...]; `index_select` copies rows, many times faster than indexing with a matrix."""
+    return x_HT.index_select(1, places_BN.flatten()).unflatten(1, places_BN.shape)
 
 
 def _tail(ranges: Sequence[tuple[int, int]], count: int) -> Tensor:

@@ -1,22 +1,29 @@
 """The experts of gpt-oss, kept in four bits while everything passes through them.
 
-The published bytes (MXFP4: blocks of 32 E2M1 codes with one E8M0 scale) are the parameters of this module, under the
-published names. An expert's matrix exists in floating point only while it is multiplied: once in the forward pass, once
-more in the backward pass, which needs it to pass gradients on to the input. The weights themselves get no gradient.
+The published bytes (MXFP4: blocks of 32 E2M1 codes with one E8M0 scale) are the parameters of `PackedExperts`, under
+the published names. They are multiplied as they are (`ossia.kernels.product`), get no gradient, and no floating-point
+copy of a matrix outlives the product it is needed for.
 
-Shapes: T tokens, K experts per token, E experts, D hidden size, F intermediate size, G groups of 32 along the input,
-N tokens of one expert, R LoRA rank. Matrices lie as stored: [out, in].
+Forward and backward go expert by expert. What is kept between the two is the input; with `gradient_checkpointing` the
+first projection is computed once more, without it its output is kept, too. The second projection never runs twice: the
+gradient of a token's routing weight is its output times the output's gradient, which is also the activation times its
+own gradient, and that one is at hand.
+
+Shapes: T tokens, K experts per token, E experts, D hidden size, F intermediate size, N tokens of one expert, R LoRA
+rank. Matrices lie as stored: [out, in].
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
-from ossia.kernels.mxfp4 import dequantised
+from ossia.kernels.gate import gate, gate_backward, plain_gate
+from ossia.kernels.product import Into, Packed, Update, product
 from ossia.model.mxfp4 import fake_quantise
 
 
@@ -27,42 +34,11 @@ class LowRank(NamedTuple):
     b_EOR: Tensor
     scale: float
 
-    def experts(self) -> list[ExpertUpdate]:
-        """Return each expert's part. They are taken apart once, so that their gradients are put together once."""
-        pairs = zip(self.a_ERI.unbind(0), self.b_EOR.unbind(0), strict=True)
-        return [ExpertUpdate(a_RI, b_OR, self.scale) for a_RI, b_OR in pairs]
-
-
-class ExpertUpdate(NamedTuple):
-    """The LoRA update of one expert's projection."""
-
-    a_RI: Tensor
-    b_OR: Tensor
-    scale: float
-
-    def of(self, x_NI: Tensor) -> Tensor:
-        """Return the update of the output, [N, out], in x's type; the product of A and B is never formed."""
-        return (x_NI @ self.a_RI.to(x_NI.dtype).T) @ self.b_OR.to(x_NI.dtype).T * self.scale
-
-
-class PackedLinear(torch.autograd.Function):
-    """x [N, in] times a frozen MXFP4 matrix [out, in], transposed. Dequantises in both passes and keeps nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x_NI: Tensor, blocks_OG16: Tensor, scales_OG: Tensor) -> Tensor:
-        ctx.save_for_backward(blocks_OG16, scales_OG)
-        return x_NI @ dequantised(blocks_OG16, scales_OG, x_NI.dtype).T
-
-    @staticmethod
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        blocks_OG16, scales_OG = ctx.saved_tensors
-        return grad_NO @ dequantised(blocks_OG16, scales_OG, grad_NO.dtype), None, None
-
 
 class Experts(nn.Module):
-    """What all forms of the experts share: grouping tokens by expert, the gate, biases, LoRA. Subclasses hold weights.
+    """What all forms of the experts share: grouping tokens by expert, the gate, biases. Subclasses hold the matrices.
 
-    Parameters gate_up_proj_bias [E, 2F] and down_proj_bias [E, D] are here, matrices in the subclass.
+    Parameters gate_up_proj_bias [E, 2F] and down_proj_bias [E, D] are here.
     """
 
     def __init__(self, config: Any) -> None:
@@ -74,44 +50,30 @@ class Experts(nn.Module):
         self.gate_up_proj_bias = nn.Parameter(torch.zeros(experts, 2 * inner))
         self.down_proj_bias = nn.Parameter(torch.zeros(experts, hidden))
 
-    def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
-        """Return [T, D]. hidden_states [T, D], router_indices [T, K] int64, routing_weights [T, K]."""
-        return self.run(hidden_states, router_indices, routing_weights, None, None)
 
-    def run(
-        self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: LowRank | None, down: LowRank | None
-    ) -> Tensor:
-        """The forward pass with optional LoRA updates of the two projections."""
-        T, K = indices_TK.shape
-        order = indices_TK.flatten().argsort(stable=True)
-        counts = torch.bincount(indices_TK.flatten(), minlength=self.num_experts).tolist()
-        none: list[ExpertUpdate | None] = [None] * self.num_experts
-        updates = zip(gate_up.experts() if gate_up else none, down.experts() if down else none, strict=True)
-        outputs = []
-        for expert, (x_ND, update) in enumerate(zip(x_TD[order // K].split(counts), updates, strict=True)):
-            if len(x_ND):
-                outputs.append(self._expert(expert, x_ND, *update))
-        # Back to token order; each token adds up its K experts in a fixed order, so the sum is deterministic.
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        y_TKD = torch.cat(outputs)[back].reshape(T, K, -1)
-        return (y_TKD * weights_TK[..., None].to(y_TKD.dtype)).sum(1)
+class Route(NamedTuple):
+    """The tokens of one expert: their places in the batch, and in the flattened choices [T * K]."""
 
-    def project(self, name: str, expert: int, x_NI: Tensor) -> Tensor:
-        """Multiply with one expert's matrix, [N, in] -> [N, out]. `name` is gate_up_proj or down_proj."""
-        raise NotImplementedError
+    expert: int
+    places_N: Tensor
+    slots_N: Tensor
 
-    def _expert(self, expert: int, x_ND: Tensor, gate_up: ExpertUpdate | None, down: ExpertUpdate | None) -> Tensor:
-        h = self.project("gate_up_proj", expert, x_ND) + self.gate_up_proj_bias[expert].to(x_ND.dtype)
-        if gate_up is not None:
-            h = h + gate_up.of(x_ND)
-        a_NF = swiglu(h, self.alpha, self.limit)
-        y = self.project("down_proj", expert, a_NF) + self.down_proj_bias[expert].to(x_ND.dtype)
-        return y if down is None else y + down.of(a_NF)
+
+def routes(indices_TK: Tensor, experts: int) -> Iterator[Route]:
+    """Group the router's choices by expert; experts that nobody chose are left out."""
+    order = indices_TK.flatten().argsort(stable=True)
+    counts = torch.bincount(indices_TK.flatten(), minlength=experts).tolist()
+    places = order // indices_TK.shape[1]
+    for expert, (places_N, slots_N) in enumerate(zip(places.split(counts), order.split(counts), strict=True)):
+        if counts[expert]:
+            yield Route(expert, places_N, slots_N)
 
 
 class PackedExperts(Experts):
     """Replaces transformers' GptOssExperts on a checkpoint whose experts are MXFP4. Nothing in it is trained."""
+
+    gradient_checkpointing = False
+    """Set by transformers' `gradient_checkpointing_enable`: compute the first projection again in the backward pass."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -126,9 +88,144 @@ class PackedExperts(Experts):
         self.down_proj_scales = codes(experts, hidden, inner // 32)
         self.requires_grad_(False)
 
-    def project(self, name: str, expert: int, x_NI: Tensor) -> Tensor:
-        blocks, scales = getattr(self, f"{name}_blocks"), getattr(self, f"{name}_scales")
-        return PackedLinear.apply(x_NI, blocks[expert], scales[expert])
+    def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
+        """Return [T, D]. hidden_states [T, D], router_indices [T, K] int64, routing_weights [T, K]."""
+        return self.run(hidden_states, router_indices, routing_weights, None, None)
+
+    def run(
+        self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: LowRank | None, down: LowRank | None
+    ) -> Tensor:
+        """The forward pass with optional LoRA updates of the two projections."""
+        none = (None, None, 0.0)
+        a1, b1, scale1 = gate_up or none
+        a2, b2, scale2 = down or none
+        frozen = (
+            *(self.gate_up_proj_blocks, self.gate_up_proj_scales, self.gate_up_proj_bias.to(x_TD.dtype)),
+            *(self.down_proj_blocks, self.down_proj_scales, self.down_proj_bias.to(x_TD.dtype)),
+        )
+        settings = _Settings(
+            self.alpha, self.limit, scale1, scale2, not (self.gradient_checkpointing and self.training)
+        )
+        y_TD: Tensor = _Mixture.apply(x_TD, weights_TK, indices_TK, a1, b1, a2, b2, frozen, settings)
+        return y_TD
+
+
+class _Settings(NamedTuple):
+    alpha: float
+    limit: float
+    scale1: float
+    scale2: float
+    keep: bool
+    """Keep the first projection's outputs for the backward pass."""
+
+
+class _Projection(NamedTuple):
+    """One projection of one expert, with its LoRA matrices in the compute type."""
+
+    matrix: Packed
+    bias_O: Tensor
+    a_RI: Tensor | None
+    b_OR: Tensor | None
+    scale: float
+
+    @staticmethod
+    def of(expert: int, frozen: Any, a: Tensor | None, b: Tensor | None, scale: float) -> _Projection:
+        """`frozen`: blocks, scales and biases of all experts; a, b: their LoRA matrices."""
+        blocks, scales, bias = frozen
+        kind = bias.dtype
+        matrix = Packed(blocks[expert], scales[expert])
+        if a is None or b is None:
+            return _Projection(matrix, bias[expert], None, None, scale)
+        return _Projection(matrix, bias[expert], a[expert].to(kind), b[expert].to(kind), scale)
+
+    def down(self, x_NI: Tensor) -> Tensor | None:
+        """scale * x A^T: what the update's second matrix takes."""
+        return None if self.a_RI is None else (x_NI @ self.a_RI.T).mul_(self.scale)
+
+    def up(self, grad_NO: Tensor) -> Tensor | None:
+        """scale * grad B: the gradient of x A^T."""
+        return None if self.b_OR is None else (grad_NO @ self.b_OR).mul_(self.scale)
+
+    def forward(self, x_NI: Tensor, low_NR: Tensor | None, into: Into | None = None) -> Any:
+        update = None if low_NR is None or self.b_OR is None else Update(low_NR, self.b_OR)
+        return product(x_NI, self.matrix, True, bias=self.bias_O, update=update, into=into)
+
+    def backward(self, grad_NO: Tensor, high_NR: Tensor | None, into: Into | None = None) -> Any:
+        update = None if high_NR is None or self.a_RI is None else Update(high_NR, self.a_RI)
+        return product(grad_NO, self.matrix, False, update=update, into=into)
+
+
+class _Mixture(torch.autograd.Function):
+    """The weighted sum of each token's experts, added up in float32 or wider, expert after expert: deterministic."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        weights_TK: Tensor,
+        indices_TK: Tensor,
+        a1: Tensor | None,
+        b1: Tensor | None,
+        a2: Tensor | None,
+        b2: Tensor | None,
+        frozen: tuple[Tensor, ...],
+        settings: _Settings,
+    ) -> Tensor:
+        kind = torch.promote_types(x_TD.dtype, torch.float32)
+        total_TD = torch.zeros(x_TD.shape, dtype=kind, device=x_TD.device)
+        factors = weights_TK.detach().flatten().to(kind)
+        keep = settings.keep and any(ctx.needs_input_grad)
+        kept_MH = x_TD.new_empty(indices_TK.numel(), frozen[2].shape[-1]) if keep else None
+        for expert, places_N, slots_N in routes(indices_TK, len(frozen[0])):
+            first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)
+            second = _Projection.of(expert, frozen[3:], a2, b2, settings.scale2)
+            x_ND = x_TD.index_select(0, places_N)
+            h = first.forward(x_ND, first.down(x_ND))
+            if kept_MH is not None:
+                kept_MH[slots_N] = h
+            a_NF = gate(h, settings.alpha, settings.limit)
+            second.forward(a_NF, second.down(a_NF), Into(total_TD, places_N, factors[slots_N]))
+        ctx.save_for_backward(x_TD, weights_TK, indices_TK, a1, b1, a2, b2, *frozen, kept_MH)
+        ctx.settings = settings
+        return total_TD.to(x_TD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x_TD, weights_TK, indices_TK, a1, b1, a2, b2, *rest = ctx.saved_tensors
+        *frozen, kept_MH = rest
+        settings: _Settings = ctx.settings
+        kind = torch.promote_types(x_TD.dtype, torch.float32)
+        factors = weights_TK.flatten().to(kind)
+        dfactors = torch.zeros_like(factors)
+        dx_TD = torch.zeros(x_TD.shape, dtype=kind, device=x_TD.device)
+        da1, db1, da2, db2 = (None if x is None else torch.zeros_like(x) for x in (a1, b1, a2, b2))
+        for expert, places_N, slots_N in routes(indices_TK, len(frozen[0])):
+            first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)
+            second = _Projection.of(expert, frozen[3:], a2, b2, settings.scale2)
+            x_ND, grad_ND, factors_N = (
+                x_TD.index_select(0, places_N),
+                grad_TD.index_select(0, places_N),
+                factors[slots_N],
+            )
+            low = first.down(x_ND)
+            h = first.forward(x_ND, low) if kept_MH is None else kept_MH[slots_N]
+            high = second.up(grad_ND)
+            change_NF = second.backward(grad_ND, high)
+            a_NF, dh, dots_N = gate_backward(h, change_NF, factors_N, settings.alpha, settings.limit)
+            dfactors[slots_N] = dots_N + (grad_ND @ second.bias_O).to(kind)
+            if da2 is not None and db2 is not None and high is not None:
+                weighted = factors_N[:, None].to(x_TD.dtype)
+                da2[expert] = (high * weighted).T @ a_NF
+                db2[expert] = grad_ND.T @ (second.down(a_NF) * weighted)
+            high = first.up(dh)
+            if da1 is not None and db1 is not None and high is not None and low is not None:
+                da1[expert], db1[expert] = high.T @ x_ND, dh.T @ low
+            if ctx.needs_input_grad[0]:
+                first.backward(dh, high, Into(dx_TD, places_N))
+        dweights = dfactors.view_as(weights_TK).to(weights_TK.dtype)
+        dx = dx_TD.to(x_TD.dtype) if ctx.needs_input_grad[0] else None
+        return dx, dweights, None, da1, db1, da2, db2, None, None
 
 
 class QuantisationAwareExperts(Experts):
@@ -142,20 +239,18 @@ class QuantisationAwareExperts(Experts):
         experts, hidden, inner = self.num_experts, self.hidden_size, self.intermediate_size
         self.gate_up_proj = nn.Parameter(torch.randn(experts, 2 * inner, hidden) * std)
         self.down_proj = nn.Parameter(torch.randn(experts, hidden, inner) * std)
-        self._rounded: dict[str, Tensor] = {}
 
-    def run(self, *args: Any) -> Tensor:
-        self._rounded = {name: fake_quantise(getattr(self, name), "floor") for name in ("gate_up_proj", "down_proj")}
-        try:
-            return super().run(*args)
-        finally:
-            self._rounded = {}
-
-    def project(self, name: str, expert: int, x_NI: Tensor) -> Tensor:
-        return x_NI @ self._rounded[name][expert].T
-
-
-def swiglu(h: Tensor, alpha: float, limit: float) -> Tensor:
-    """gpt-oss's gate on interleaved halves, [..., 2F] -> [..., F]: (clamp(up) + 1) * gate * sigmoid(alpha * gate)."""
-    gate, up = h[..., ::2].clamp(max=limit), h[..., 1::2].clamp(min=-limit, max=limit)
-    return (up + 1) * (gate * functional.sigmoid(gate * alpha))
+    def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
+        """Return [T, D]. hidden_states [T, D], router_indices [T, K] int64, routing_weights [T, K]."""
+        gate_up, down = (fake_quantise(weight, "floor") for weight in (self.gate_up_proj, self.down_proj))
+        outputs, slots = [], []
+        for expert, places_N, slots_N in routes(router_indices, self.num_experts):
+            h = hidden_states[places_N] @ gate_up[expert].T + self.gate_up_proj_bias[expert]
+            outputs.append(plain_gate(h, self.alpha, self.limit) @ down[expert].T + self.down_proj_bias[expert])
+            slots.append(slots_N)
+        # Back to token order; each token adds up its K experts in a fixed order, so the sum is deterministic.
+        order = torch.cat(slots)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        y_TKD = torch.cat(outputs)[back].reshape(*router_indices.shape, -1)
+        return (y_TKD * routing_weights[..., None].to(y_TKD.dtype)).sum(1)

@@ -1,9 +1,9 @@
 """LoRA on the model: PEFT in memory, PEFT's format on disk.
 
-Attention projections, embeddings and head get PEFT's own LoRA layers; packed experts and the router get ours
-(`ossia.model.lora_layers`). On disk an adapter is always what stock PEFT writes for `target_modules` (attention,
-`embed_tokens`, `lm_head`) and `target_parameters` (experts, router), so that it loads on stock transformers without
-Ossia (PEFT 0.21, `Linear`, `Embedding` and `ParamWrapper` in peft/tuners/lora/layer.py):
+Embeddings get PEFT's own LoRA layer, attention projections and head a frugal one of its kind (`LoraLinear`), packed
+experts and the router ours (`ossia.model.lora_layers`). On disk an adapter is always what stock PEFT writes for
+`target_modules` (attention, `embed_tokens`, `lm_head`) and `target_parameters` (experts, router), so that it loads on
+stock transformers without Ossia (PEFT 0.21, `Linear`, `Embedding` and `ParamWrapper` in peft/tuners/lora/layer.py):
 
 * lora_A of a linear module or a 2-D parameter is [R, in], lora_B is [out, R];
 * lora_embedding_A of the embeddings is [R, vocabulary], lora_embedding_B is [D, R];

@@ -1,7 +1,7 @@
 """LoRA layers of our own, for what PEFT's cannot be put on: packed experts and the router.
 
-PEFT puts them on the model through its hook for custom modules (`LAYERS`). Attention, embeddings and head get PEFT's
-own layers.
+PEFT puts them on the model through its hook for custom modules (`LAYERS`). Attention and head get `LoraLinear`, a PEFT
+layer in one autograd step; embeddings get PEFT's own.
 
 PEFT matches the rank and alpha patterns of an adapter with the names of parameters where `target_parameters` is used
 (`mlp.experts.gate_up_proj`), and with the names of modules where one of these layers is put in (`mlp.experts`). So the
@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from ossia.model.experts import LowRank, PackedExperts
+from ossia.model.lora_linear import LoraLinear
 
 ADAPTER = "default"
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -163,9 +164,11 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
         logits_TE = functional.linear(hidden_states, base.weight, base.bias)
         if not self.disable_adapters:
             adapter = self.active_adapters[0]
-            a, b = self.lora_A[adapter], self.lora_B[adapter]
-            update_TE = b(a(hidden_states.to(a.weight.dtype))) * self.scaling[adapter]
-            logits_TE = logits_TE.to(update_TE.dtype) + update_TE
+            a_RD, b_ER = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+            # The input stays in its type: as float32 it would be kept a second time for the backward pass.
+            low_TR = hidden_states @ a_RD.to(hidden_states.dtype).T
+            update_TE = low_TR.to(b_ER.dtype) @ b_ER.T
+            logits_TE = logits_TE.to(update_TE.dtype) + update_TE * self.scaling[adapter]
         top_TK, indices_TK = logits_TE.topk(self.top_k, dim=-1)
         return logits_TE, top_TK.softmax(-1).to(hidden_states.dtype), indices_TK
 
@@ -173,5 +176,6 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
 #: Module of the model -> layer that takes its place when it gets an adapter.
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     PackedExperts: ExpertsLora,
+    nn.Linear: LoraLinear,
     GptOssTopKRouter: RouterLora,
 }

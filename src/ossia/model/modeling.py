@@ -1,7 +1,8 @@
-"""gpt-oss as Ossia trains it: transformers' GptOssForCausalLM with three of its public extension points filled in.
+"""gpt-oss as Ossia trains it: transformers' GptOssForCausalLM with its public extension points filled in.
 
 * the attention implementation "ossia" (`ossia.model.attention`), registered through AttentionInterface;
 * the experts module, which holds the packed MXFP4 bytes when the checkpoint does (`ossia.model.experts`);
+* the layers, which recompute less than transformers' own (`ossia.model.layer`);
 * forward, which takes the flat batch of `ossia.model.batch` and computes the loss in chunks.
 
 Everything else is transformers' own code, so `generate`, Trainer, accelerate, PEFT and other people's trainers work.
@@ -20,7 +21,9 @@ from transformers.utils import ModelOutput
 from ossia.errors import UserError
 from ossia.model import attention, batch
 from ossia.model.experts import PackedExperts
+from ossia.model.layer import DecoderLayer
 from ossia.model.loss import Head, HeadUpdate, linear_cross_entropy
+from ossia.model.norm import RMSNorm
 
 attention.register()
 
@@ -44,11 +47,15 @@ class OssiaForCausalLM(GptOssForCausalLM):
     own floating-point experts.
     """
 
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 - transformers declares it so
+
     def __init__(self, config: GptOssConfig) -> None:
         config._attn_implementation = attention.NAME
         super().__init__(config)
-        if is_packed(config):
-            for layer in self.model.layers:
+        self.model.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        for index in range(config.num_hidden_layers):
+            self.model.layers[index] = layer = DecoderLayer(config, index)
+            if is_packed(config):
                 layer.mlp.experts = PackedExperts(config)
         self._head: tuple[tuple[int, int], Head] | None = None
 

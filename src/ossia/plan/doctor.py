@@ -104,9 +104,9 @@ def _processor() -> Iterator[Check]:
 
 
 def _native() -> Iterator[Check]:
-    from ossia.kernels.mxfp4 import native
+    from ossia.kernels.library import native
 
-    library, reason = native()
+    library, reason, _ = native()
     if library is not None:
         yield Check("native kernels", "ok", f"four-bit weights are unpacked with {reason}")
     else:

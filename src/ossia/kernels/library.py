@@ -1,0 +1,81 @@
+"""The C library of `native/`, loaded, or the reason why there is none.
+
+Everything in it takes pointers, shapes and nothing of Python or torch. Each function has a plain-torch twin beside the
+Python function that calls it, so Ossia works without; only slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ossia.kernels.build import LIBRARY
+
+LEVELS = ("portable C", "AVX2", "AVX-512")
+BEST = len(LEVELS) - 1
+
+
+class Native(NamedTuple):
+    """The loaded library, or None; what it runs on, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str
+    has_product: bool = False
+    """Whether this processor runs the fused products (AVX-512 BF16)."""
+
+
+class Product(ctypes.Structure):
+    """The arguments of `ossia_product_bf16`; see native/product.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "blocks", "scales", "more_x", "more_w", "bias")),
+        *((name, ctypes.c_void_p) for name in ("out", "into", "places", "factors")),
+        *((name, ctypes.c_int64) for name in ("rows", "outputs", "inputs", "rank", "transposed")),
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def native() -> Native:
+    """Load the C library. `OSSIA_NATIVE=0` does without it."""
+    if os.environ.get("OSSIA_NATIVE") == "0":
+        return Native(None, "switched off by OSSIA_NATIVE=0")
+    if not LIBRARY.is_file():
+        return Native(None, "not built; python -m ossia.kernels.build  builds it where there is a C compiler")
+    try:
+        _share_openmp()
+        library = ctypes.CDLL(str(LIBRARY))
+        _declare(library)
+        level, has_product = library.ossia_mxfp4_level(), bool(library.ossia_product_supported())
+    except (OSError, AttributeError) as error:
+        return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.build  builds it again")
+    return Native(library, LEVELS[level] + (" with BF16 products" if has_product else ""), has_product)
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Say what each function takes. Raises AttributeError when the library is an older one."""
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    signatures: dict[str, tuple[type, ...]] = {
+        "ossia_mxfp4_bf16": (pointer, pointer, pointer, number, ctypes.c_int),
+        "ossia_mxfp4_f32": (pointer, pointer, pointer, number, ctypes.c_int),
+        "ossia_few_f32": (pointer, number, pointer, pointer, number, number, pointer, ctypes.c_int),
+        "ossia_gate_bf16": (pointer, pointer, number, number, real, real, ctypes.c_int),
+        "ossia_gate_backward_bf16": (*(pointer,) * 5, number, number, real, real, ctypes.c_int),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    library.ossia_product_bf16.argtypes = (ctypes.POINTER(Product),)
+
+
+def _share_openmp() -> None:
+    """Make the OpenMP that torch brought visible to the library, so that there is one pool of threads."""
+    if sys.platform != "linux":
+        return
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    loaded = {line.split()[-1] for line in maps if "/libgomp" in line or "/libiomp5" in line}
+    for path in sorted(loaded) or ["libgomp.so.1"]:
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
