@@ -49,19 +49,28 @@ def stock_model(folder: Path) -> Any:
 
 
 def stock_adapter(
-    base: Path, folder: Path, targets: Iterable[str] = (*ATTENTION, *EXPERTS), step: float = 2**-6, **settings: Any
+    base: Path,
+    folder: Path,
+    targets: Iterable[str] | str = (*ATTENTION, *EXPERTS),
+    step: float = 2**-6,
+    parameters: Iterable[str] | None = None,
+    **settings: Any,
 ) -> PeftModel:
     """Let PEFT write a random adapter for the checkpoint `base` into `folder`; return the model with the adapter on it.
 
-    Its numbers are small multiples of `step`, a power of two, so that products of A and B are exact in float32 in any
-    order of summation.
+    Targets are parameters where they are `parameters` or, by default, of the experts or the router; else modules, a
+    regular expression if they are one string. The adapter's numbers are small multiples of `step`, a power of two, so
+    that products of A and B are exact in float32 in any order of summation.
     """
-    targets = list(targets)
+    targets = targets if isinstance(targets, str) else list(targets)
+    if parameters is None:
+        parameters = [name for name in targets if "experts" in name or "router" in name]
+        targets = [name for name in targets if name not in parameters]
     settings = {"r": 4, "lora_alpha": 8, **_EXPERT_PATTERNS} | settings
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        target_modules=[name for name in targets if "experts" not in name],
-        target_parameters=[name for name in targets if "experts" in name] or None,
+        target_modules=targets,
+        target_parameters=list(parameters) or None,
         **settings,
     )
     model = peft_model(stock_model(base), config)

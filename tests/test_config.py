@@ -63,7 +63,9 @@ def test_unknown_key_in_set() -> None:
         ("lora:\n  rank: 1000\n", 2, ("lora.rank", "less than or equal to 512")),
         ("train:\n  schedule: cosin\n", 2, ("train.schedule", "'cosine'", "'cosin'")),
         ("lora:\n  targets: []\n", 2, ("lora.targets", "at least 1")),
-        ("lora:\n  targets:\n  - attention\n  - router\n", 4, ("lora.targets.1", "'experts'", "'router'")),
+        ("lora:\n  targets:\n  - attention\n  - norms\n", 4, ("lora.targets.1", "'experts'", "'norms'")),
+        ("lora:\n  attention_ranks: {qkv: 4}\n", 2, ("lora.attention_ranks", "not an attention projection")),
+        ("lora:\n  attention_ranks: {q_proj: 0}\n", 2, ("lora.attention_ranks", "between 1 and 512")),
         ("data:\n  train: 5\n", 2, ("data.train", "list")),
         ("data:\n  train:\n  - a.jsonl\n  - path: b\n    limit: 0\n", 5, ("data.train.1.limit", "greater")),
         ("data:\n  train:\n  - path: b\n    fromat: openai\n", 4, ("data.train.0.fromat", "not a setting")),
@@ -214,7 +216,7 @@ def test_schema_accepts_what_the_model_accepts() -> None:
     schema = recipes.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(Recipe().model_dump(mode="json"), schema)
-    for wrong in ({"train": {"learning_rte": 1}}, {"train": {"steps": 0}}, {"lora": {"targets": ["router"]}}):
+    for wrong in ({"train": {"learning_rte": 1}}, {"train": {"steps": 0}}, {"lora": {"targets": ["norms"]}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
 

@@ -53,15 +53,18 @@ def edit(folder: Path, target: Path, config: dict[str, Any] | None = None, drop:
     [
         {},
         {"use_rslora": True, "rank_pattern": {}, "alpha_pattern": {}},
+        {"rank_pattern": {"router.weight": 3, "lm_head": 2, "gate_up_proj": 2, "down_proj": 2}},
         {"rank_pattern": {r"layers\.1\..*\.q_proj": 3, "gate_up_proj": 2}, "alpha_pattern": {"down_proj": 1}},
     ],
-    ids=["plain", "rank-stabilised", "pattern"],
+    ids=["plain", "rank-stabilised", "own ranks", "pattern"],
 )
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_every_update_is_pefts_own(base: Path, tmp_path: Path, settings_of_peft: dict[str, Any]) -> None:
-    theirs = deltas_of(stock_adapter(base, tmp_path, **settings_of_peft))
+    every = [*ATTENTION, *EXPERTS, "mlp.router.weight", "embed_tokens", "lm_head"]
+    theirs = deltas_of(stock_adapter(base, tmp_path, every, **settings_of_peft))
     ours = adapters.read(tmp_path, MICRO).deltas
     assert ours.keys() == theirs.keys()
-    assert len(ours) == 2 * 6
+    assert len(ours) == 2 * 7 + 2
     for name, delta in ours.items():
         if ".experts." in name:
             mine = torch.stack([delta.matrix(expert).T for expert in range(MICRO.experts)])
@@ -141,9 +144,12 @@ def test_what_does_not_belong_is_named(base: Path, tmp_path: Path) -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         ("lm_head.bias", {"base_model.model.lm_head.bias": extra}),
         ("layers.9.self_attn.q_proj", {f"{prefix}9.self_attn.q_proj.lora_{side}.weight": extra for side in "AB"}),
-        ("mlp.router", {f"{prefix}0.mlp.router.lora_{side}.weight": extra for side in "AB"}),
+        ("mlp.router has lora_A", {f"{prefix}0.mlp.router.lora_{side}.weight": extra for side in "AB"}),
         ("layers.0.self_attn.q_proj has lora_A", {f"{prefix}0.self_attn.q_proj.lora_A.weight": extra}),
         ("layers.1.mlp.experts has lora_A", {f"{prefix}1.mlp.experts.lora_B.weight": extra}),
+        ("lm_head.lora_embedding_A", {"base_model.model.lm_head.lora_embedding_A": extra}),
+        ("embed_tokens.lora_A", {"base_model.model.model.embed_tokens.lora_A.weight": extra}),
+        ("model.norm", {f"base_model.model.model.norm.lora_{side}.weight": extra for side in "AB"}),
         ("partner", {"base_model.model.lm_head.lora_A.weight": extra}),
     ]
     for number, (message, tensors) in enumerate(cases):

@@ -153,6 +153,9 @@ def test_a_run_exports_its_best_checkpoint_and_remembers(run: runs.Run, base: Pa
     assert "Answers about parcels." in card
     assert "| right | 0.75 |" in card
     assert "| base.right | 0.5 |" in card
+    assert "| adapted | attention |" in card
+    assert "| rank and alpha of attention | 16 and 32 |" in card
+    assert "of experts" not in card
     assert str(base) not in card
     assert base.name in card
     last = events.read(run.path)[-1]

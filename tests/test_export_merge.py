@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GptOssForCausalLM
 
 from export_samples import ATTENTION, EXPERTS, PROMPT, float_weights, logits, make_base, stock_adapter, stock_model
+from lora_samples import TARGETS, adapted, relative
 from ossia.errors import OssiaError, UserError
-from ossia.export import job, survival, verify
+from ossia.export import job, merge, survival, verify
 from ossia.export.job import Export
 from ossia.export.source import WEIGHTS_FILE, resolve
-from ossia.model import layout
+from ossia.model import layout, lora
 from ossia.model.checkpoint import CheckpointReader
 from ossia.model.load import load_model
 from ossia.model.tiny import MICRO
@@ -114,6 +115,70 @@ def test_attention_only_keeps_the_experts_bytes_without_asking(base: Path, tmp_p
     assert done.warnings == []
     merged, ours = tuned.merge_and_unload().state_dict(), float_weights(tmp_path / "out")
     assert all(torch.equal(ours[name], value.bfloat16().float()) for name, value in merged.items())
+
+
+@pytest.mark.parametrize(
+    ("targets", "changed"),
+    [
+        (["mlp.router.weight"], {"router.weight"}),
+        (["embed_tokens"], {"embed_tokens.weight"}),
+        (["lm_head"], {"lm_head.weight"}),
+        (["mlp.router.weight", "embed_tokens", "lm_head", "q_proj"],
+         {"router.weight", "embed_tokens.weight", "lm_head.weight", "q_proj.weight"}),
+    ],
+    ids=lambda value: "+".join(sorted(value)),
+)  # fmt: skip
+@pytest.mark.parametrize("at_a_time", [1 << 24, 5 * MICRO.hidden])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_router_embeddings_and_head_are_pefts_merge_rounded_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], changed: set[str], at_a_time: int
+) -> None:
+    monkeypatch.setattr(merge, "_AT_A_TIME", at_a_time)
+    tuned = stock_adapter(
+        base, tmp_path / "adapter", targets, 2**-4, rank_pattern={"router.weight": 2}, alpha_pattern={}
+    )
+    said = logits(tuned)
+    done = export(base, tmp_path / "adapter", tmp_path / "out")
+    before, after = raw(base), raw(tmp_path / "out")
+    assert before.keys() == after.keys()
+    found = {name for name in before if before[name] != after[name]}
+    assert found == {name for name in before if any(name.endswith(f".{end}") or name == end for end in changed)}
+    merged, ours = tuned.merge_and_unload().state_dict(), float_weights(tmp_path / "out")
+    assert all(torch.equal(ours[name], value.bfloat16().float()) for name, value in merged.items())
+    again = logits(load_model(tmp_path / "out", dtype="float32", device="cpu"))
+    assert relative(again, logits(stock_model(tmp_path / "out"))) < 1e-5
+    unrounded = stock_model(base)
+    unrounded.load_state_dict(merged)
+    assert relative(logits(unrounded), said) < 1e-5
+    # Rounding to bfloat16 may send a token to other experts.
+    assert relative(again, said) < 0.05 < 0.1 < relative(logits(stock_model(base)), said)
+    compared = done.report["verified"]["logits"]
+    assert compared["mean_kl"] < 0.05 * compared["effect_kl"]
+    assert done.warnings == []
+    parts = {part for part in merge.PARTS if done.report["update"][part]["rho"] > 0}
+    assert len(parts) == len(changed)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_adapter_with_other_embeddings_in_it_is_refused(base: Path, tmp_path: Path) -> None:
+    stock_adapter(base, tmp_path / "adapter", ["embed_tokens"])
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS_FILE)
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"][3, 3] += 1
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
+    with pytest.raises(UserError, match=r"embed_tokens\.weight that is not this base model's"):
+        export(base, tmp_path / "adapter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_ossia_trains_is_merged_as_it_spoke(base: Path, tmp_path: Path) -> None:
+    """Every target at once, written by Ossia."""
+    (tmp_path / "adapter").mkdir()
+    tuned = adapted(base, TARGETS)
+    lora.save(tuned, tmp_path / "adapter")
+    export(base, tmp_path / "adapter", tmp_path / "out", experts="bf16")
+    said, before = logits(tuned.eval()), logits(load_model(base, dtype="float32", device="cpu"))
+    merged = logits(load_model(tmp_path / "out", dtype="float32", device="cpu"))
+    assert relative(merged, said) < 0.03 < 0.3 < relative(before, said)
 
 
 def test_experts_that_never_trained_keep_their_bytes(base: Path, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from ossia.model import loss
-from ossia.model.loss import Head, linear_cross_entropy
+from ossia.model.loss import Head, HeadUpdate, linear_cross_entropy
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
@@ -25,6 +29,48 @@ def test_equals_cross_entropy_of_full_logits(monkeypatch: pytest.MonkeyPatch, ch
     other = torch.autograd.grad((truth * weights).sum() * 3, (hidden, weight))
     for a, b in zip(mine, other, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+def test_an_update_of_the_head_is_part_of_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk * 31)
+    torch.manual_seed(chunk)
+    shapes = [(17, 8), (3, 8), (31, 3)]
+    hidden, a, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    weight, targets, weights = torch.randn(31, 8, dtype=torch.float64), torch.randint(31, (17,)), torch.rand(17)
+    total, nll = linear_cross_entropy(hidden, Head(weight, update=HeadUpdate(a, b, 0.7)), targets, weights)
+    truth = functional.cross_entropy(hidden @ (weight + 0.7 * b @ a).T, targets, reduction="none")
+    torch.testing.assert_close(nll, truth.detach(), rtol=0, atol=1e-12)
+    for inputs in ((hidden, a, b), (a,), (b,), (hidden,)):
+        mine = torch.autograd.grad(total * 3, inputs, retain_graph=True)
+        other = torch.autograd.grad((truth * weights).sum() * 3, inputs, retain_graph=True)
+        for got, wanted in zip(mine, other, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_an_update_of_the_head_needs_one_chunk_of_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest tensor that any operation makes is a chunk of logits, with or without the update."""
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", 4 * 1000)
+    hidden, a, b = torch.randn(64, 8, requires_grad=True), torch.randn(2, 8), torch.randn(1000, 2)
+    update = HeadUpdate(a.requires_grad_(), b.requires_grad_(), 1.0)
+    with _Largest() as made:
+        total, _ = linear_cross_entropy(
+            hidden, Head(torch.randn(1000, 8), update=update), torch.arange(64), torch.ones(64)
+        )
+        total.backward()
+    assert made.largest == 8 * 1000  # the head itself
+
+
+class _Largest(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [tensor for tensor in tree_iter(out) if isinstance(tensor, torch.Tensor)]
+        self.largest = max([self.largest, *(tensor.numel() for tensor in made)])
+        return out
 
 
 def test_equal_rows_of_a_frozen_head_are_grouped_without_changing_the_loss() -> None:

@@ -15,11 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import GptOssConfig
 
+from export_samples import make_base, stock_adapter
 from ossia import recipes
 from ossia.config import LoraSection, Recipe
 from ossia.errors import DoesNotFitError, UserError
 from ossia.model import batch, lora, loss
 from ossia.model.layout import Shape, bytes_of, config_json, tensors
+from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
 from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
@@ -79,23 +81,51 @@ def test_full_size_model_has_the_planned_parameters(name: str) -> None:
     assert trained == adapter.parameters(shape, recipe.lora)
 
 
-@pytest.mark.parametrize("targets", [["attention"], ["experts"], ["attention", "experts"]])
+TARGETS = ["attention", "experts", "router", "embeddings", "head"]
+
+
+@pytest.mark.parametrize("targets", [*([target] for target in TARGETS), TARGETS], ids="+".join)
 def test_adapter_of_a_small_model(targets: list[Any]) -> None:
-    settings = LoraSection(rank=5, expert_rank=3, targets=targets)
-    model = lora.attach(meta(TINY), **settings.model_dump(exclude={"start_from"}))
-    trained = list(lora.trainable_parameters(model))
-    assert sum(p.numel() for _, p in trained) == adapter.parameters(TINY, settings)
-    assert {p.dtype for _, p in trained} == {torch.float32}
+    settings = LoraSection(rank=5, expert_rank=3, router_rank=2, vocabulary_rank=7, targets=targets)
+    for lora_settings in (settings, settings.model_copy(update={"attention_ranks": {"k_proj": 9}})):
+        model = lora.attach(meta(TINY), **lora_settings.model_dump(exclude={"start_from"}))
+        trained = list(lora.trainable_parameters(model))
+        assert sum(p.numel() for _, p in trained) == adapter.parameters(TINY, lora_settings)
+        assert {p.dtype for _, p in trained} == {torch.float32}
+        assert adapter.targets(lora_settings) == targets
 
 
-def test_adapter_to_start_from_gives_its_own_ranks(tmp_path: Path) -> None:
-    config = {"r": 4, "rank_pattern": {"gate_up_proj": 2}, "target_modules": ["q_proj"], "target_parameters": ["x"]}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    settings = LoraSection(rank=64, expert_rank=64, start_from=str(tmp_path))
-    own = LoraSection(rank=4, expert_rank=2)
-    assert adapter.parameters(TINY, settings) == adapter.parameters(TINY, own)
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["q_proj", "v_proj"], ["attention"]),
+        (["k_proj", "1.mlp.experts.gate_up_proj", "1.mlp.experts.down_proj"], ["attention", "experts"]),
+        (["mlp.router.weight", "embed_tokens", "lm_head"], ["router", "embeddings", "head"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_adapter_to_start_from_is_counted_as_it_is(tmp_path: Path, targets: list[str], names: list[str]) -> None:
+    """Adapters of stock PEFT, against the model that training would start from."""
+    base = make_base(tmp_path / "base")
+    stock_adapter(base, tmp_path / "adapter", targets, rank_pattern={"q_proj": 3, "gate_up_proj": 2})
+    settings = LoraSection(rank=64, expert_rank=64, start_from=str(tmp_path / "adapter"))
+    model = lora.load(load_model(base, dtype="float32", device="cpu"), tmp_path / "adapter", trainable=True)
+    assert adapter.parameters(MICRO, settings) == sum(p.numel() for _, p in lora.trainable_parameters(model))
+    assert adapter.targets(settings) == names
+
+
+def test_adapter_to_start_from_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter"):
         adapter.parameters(TINY, LoraSection(start_from=str(tmp_path / "missing")))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="cannot be read"):
+        adapter.parameters(TINY, LoraSection(start_from=str(tmp_path)))
+
+
+def test_an_adapted_head_is_computed_row_by_row() -> None:
+    grouped = Found("x", TINY, Path(), head_rows=300)
+    assert adapter.head_rows(grouped, LoraSection()) == 300
+    assert adapter.head_rows(grouped, LoraSection(targets=["head"])) == TINY.vocabulary
 
 
 # Working memory: the formulas against the bytes that torch really holds
@@ -153,7 +183,25 @@ def test_peak_of_a_pass_is_as_planned(shape: Shape, rows: list[int], recompute: 
     assert planned == pytest.approx(peak, rel=0.2)
 
 
-def measured_peak(shape: Shape, rows: list[int], recompute: bool, dtype: str) -> int:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_peak_of_a_pass_with_every_target(dtype: str) -> None:
+    settings = {"rank": 4, "expert_rank": 2, "targets": TARGETS}
+    peak = measured_peak(SMALL, [200], True, dtype, settings)
+    recipe = Recipe.model_validate(
+        {
+            "data": {"max_tokens": 200},
+            "lora": settings,
+            "train": {"tokens_per_pass": 200, "examples_per_step": 1},
+        }
+    )
+    lines = {line.name: line.bytes for line in memory.lines(recipe, found(SMALL), 200, "cpu", dtype)}
+    planned = lines["gradients"] + lines["kept activations"] + lines["working memory"]
+    assert planned == pytest.approx(peak, rel=0.2)
+
+
+def measured_peak(
+    shape: Shape, rows: list[int], recompute: bool, dtype: str, settings: dict[str, Any] | None = None
+) -> int:
     """Bytes at the worst moment of a forward and backward pass, parameters not counted."""
     kind = getattr(torch, dtype)
     model = meta(shape, kind)
@@ -167,7 +215,7 @@ def measured_peak(shape: Shape, rows: list[int], recompute: bool, dtype: str) ->
             state[name] = (torch.randn(value.shape, generator=generator) * 0.1).to(kind)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
-    tuned = lora.attach(model, rank=4, expert_rank=2).train()
+    tuned = lora.attach(model, **(settings or {"rank": 4, "expert_rank": 2})).train()
     if recompute:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})

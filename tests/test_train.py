@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from export_samples import stock_adapter
+from lora_samples import reference_loss
 from ossia import events, recipes, runs
 from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
@@ -60,12 +62,16 @@ def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def recipe(model: Path, **settings: Any) -> Recipe:
+EVERY_TARGET = ["attention", "experts", "router", "embeddings", "head"]
+
+
+def recipe(model: Path, targets: list[str] | None = None, **settings: Any) -> Recipe:
     values = {
         "steps": 8, "examples_per_step": 4, "tokens_per_pass": 64, "learning_rate": 0.01, "evaluate_every": 4,
         "checkpoint_every": 3, "samples": 0, "deterministic": True, **settings,
     }  # fmt: skip
     sets = [f"train.{name}={json.dumps(value)}" for name, value in values.items()]
+    sets += [f"lora.targets={json.dumps(targets)}"] if targets else []
     text = f"name: t\nmodel: {{path: {model}, dtype: float32, device: cpu}}\ndata: {{max_tokens: 64}}\n"
     return recipes.parse(text + "lora: {rank: 4, expert_rank: 2}\n", where="test", overrides=sets)
 
@@ -109,8 +115,9 @@ def test_validation_loss_is_that_of_the_saved_adapter(model: Path) -> None:
     assert abs(reported - total / count) < 1e-5
 
 
-def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, data, held_back = recipe(model, steps=10), examples(24), examples(4, seed=1)
+@pytest.mark.parametrize("targets", [None, EVERY_TARGET], ids=["default", "every target"])
+def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, targets: list[str] | None) -> None:
+    wanted, data, held_back = recipe(model, targets, steps=10), examples(24), examples(4, seed=1)
     whole = runs.create(wanted, "test")
     train(wanted, whole, data, held_back)
 
@@ -129,6 +136,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, mo
     assert max(losses(broken)) == 8
     train(wanted, broken, data, held_back)
     assert losses(broken) == losses(whole)
+    assert losses(whole)[10] < losses(whole)[1] - 0.2
     mine, other = (lora.load_file(run.checkpoint(10) / lora.WEIGHTS_FILE) for run in (broken, whole))
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[name], other[name]) for name in mine)
@@ -372,6 +380,29 @@ def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Pa
     assert losses(second)[1] < losses(first)[1] - 0.1
     ranks = json.loads((second.checkpoint(6) / lora.CONFIG_FILE).read_text())
     assert ranks["r"] == 4  # the adapter's, not the recipe's
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_starting_from_an_adapter_of_stock_peft(model: Path, tmp_path: Path) -> None:
+    """It keeps its targets, ranks and scales, and the first loss is what stock PEFT and transformers compute."""
+    targets = ["q_proj", "1.mlp.experts.gate_up_proj", "1.mlp.experts.down_proj", "mlp.router.weight", "lm_head"]
+    ranks = {"lm_head": 3, "router.weight": 1, "gate_up_proj": 2, "down_proj": 2}
+    stock = stock_adapter(model, tmp_path / "adapter", targets, rank_pattern=ranks, use_rslora=True)
+    wanted, data = recipe(model, steps=2, examples_per_step=16), examples(16)
+    wanted = wanted.model_copy(
+        update={"lora": wanted.lora.model_copy(update={"start_from": str(tmp_path / "adapter")})}
+    )
+    run = runs.create(wanted, "test")
+    train(wanted, run, data, [])
+    truth = reference_loss(stock, [(example.ids, example.weights) for example in data]).item()
+    assert abs(losses(run)[1] - truth) < 1e-5 * truth
+    before, after = (lora.load_file(folder / lora.WEIGHTS_FILE) for folder in (tmp_path / "adapter", run.checkpoint(2)))
+    assert {name: tensor.shape for name, tensor in before.items() if ".lora_" in name} == {
+        name: tensor.shape for name, tensor in after.items()
+    }
+    assert not any(torch.equal(before[name], after[name]) for name in after)
+    config = json.loads((run.checkpoint(2) / lora.CONFIG_FILE).read_text())
+    assert (config["rank_pattern"], config["use_rslora"]) == (ranks, True)
 
 
 def test_passes_hold_every_example_once_and_no_more_than_their_tokens() -> None:

@@ -21,7 +21,7 @@ from ossia.errors import UserError
 from ossia.model import lora
 from ossia.model.tiny import MICRO, write_tiny
 from ossia.train.supervised import train
-from test_train import examples, losses, recipe
+from test_train import EVERY_TARGET, examples, losses, recipe
 
 STEPS, CLIP = 6, 0.1
 
@@ -84,16 +84,13 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def created(model: Path, sharding: str = "none", recompute: bool = True) -> runs.Run:
+def created(model: Path, sharding: str = "none", recompute: bool = True, every: bool = False) -> runs.Run:
+    """A run; with `every`, adapters are on every target (and no balance loss, which depends on what shares a pass)."""
+    settings = {"balance_loss": 0.0} if every else {}
     wanted = recipe(
-        model,
-        steps=STEPS,
-        examples_per_step=8,
-        checkpoint_every=2,
-        max_grad_norm=CLIP,
-        sharding=sharding,
-        recompute=recompute,
-    )
+        model, EVERY_TARGET if every else None, steps=STEPS, examples_per_step=8, checkpoint_every=2,
+        max_grad_norm=CLIP, sharding=sharding, recompute=recompute, **settings,
+    )  # fmt: skip
     return runs.create(wanted, "test")
 
 
@@ -111,9 +108,11 @@ def job(run: runs.Run, processes: int, **settings: Any) -> subprocess.CompletedP
 
 
 @functools.cache
-def trained(model: Path, processes: int, sharding: str = "none", recompute: bool = True) -> runs.Run:
+def trained(
+    model: Path, processes: int, sharding: str = "none", recompute: bool = True, every: bool = False
+) -> runs.Run:
     """A run that was trained to its end without an interruption."""
-    run = created(model, sharding, recompute)
+    run = created(model, sharding, recompute, every)
     done = job(run, processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return run
@@ -131,10 +130,13 @@ def validations(run: runs.Run) -> list[float]:
     return [event.loss for event in events.read(run.path) if isinstance(event, events.Validation)]
 
 
-@pytest.mark.parametrize(("sharding", "recompute"), [("none", True), ("fsdp", True), ("fsdp", False)])
-def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recompute: bool) -> None:
-    one = trained(model, 1)
-    two = trained(model, 2, sharding, recompute)
+@pytest.mark.parametrize(
+    ("sharding", "recompute", "every"),
+    [("none", True, True), ("fsdp", True, False), ("fsdp", True, True), ("fsdp", False, False)],
+)
+def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recompute: bool, every: bool) -> None:
+    one = trained(model, 1, every=every)
+    two = trained(model, 2, sharding, recompute, every)
     assert list(losses(two)) == list(losses(one)) == list(range(1, STEPS + 1))
     assert max(abs(losses(two)[step] - loss) for step, loss in losses(one).items()) < 1e-5
     assert validations(two) == pytest.approx(validations(one), abs=1e-5)
@@ -163,7 +165,7 @@ def test_experts_are_shared_out_and_the_load_is_that_of_all(model: Path) -> None
 
 @pytest.mark.parametrize(("processes", "sharding"), [(1, "none"), (2, "fsdp")])
 def test_a_killed_run_continues_bit_for_bit(model: Path, processes: int, sharding: str) -> None:
-    whole, broken = trained(model, processes, sharding), created(model, sharding)
+    whole, broken = trained(model, processes, sharding, every=True), created(model, sharding, every=True)
     done = job(broken, processes, kill_at=4)
     assert done.returncode in (-signal.SIGKILL, 1), done.stderr[-4000:]
     assert broken.steps() == [2]

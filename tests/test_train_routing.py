@@ -16,11 +16,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_fun
 
 from ossia import events, runs
 from ossia.errors import UserError
-from ossia.model import lora
 from ossia.model.batch import from_rows
 from ossia.model.load import load_model
 from ossia.model.tiny import MICRO, write_tiny
-from ossia.train import health, routing, supervised
+from ossia.train import health, routing
 from ossia.train.supervised import train
 from test_train import examples, losses, recipe
 
@@ -115,7 +114,7 @@ def test_a_collapse_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[Any] = []
     watcher = health.RoutingHealth(examples(3), 64, every=1, emit=said.append)
     config = SimpleNamespace(num_local_experts=E)
-    watched: Any = SimpleNamespace(config=config, parameters=list, disable_adapter=contextlib.nullcontext)
+    watched: Any = SimpleNamespace(config=config, parameters=list, modules=list, disable_adapter=contextlib.nullcontext)
     watcher.trainer = SimpleNamespace(model=watched)  # type: ignore[assignment]
     spread = [torch.stack([torch.randperm(E)[:K] for _ in range(200)]) for _ in range(2)]
     narrow = [spread[0], torch.arange(K).expand(200, K)]
@@ -167,19 +166,8 @@ def test_a_balance_loss_on_a_frozen_router_is_refused(model: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "note"), [({}, "coefficient 0.001"), ({"balance_loss": 0.5}, "0.5, as set")])
-def test_a_trained_router_is_balanced_and_the_log_says_why(
-    model: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], note: str
-) -> None:
-    attach = lora.attach
-
-    def with_routers(*args: Any, **named: Any) -> Any:
-        adapted = attach(*args, **named)
-        for layer in adapted.get_base_model().model.layers:
-            layer.mlp.router.weight.requires_grad_()
-        return adapted
-
-    monkeypatch.setattr(supervised.lora, "attach", with_routers)
-    wanted = recipe(model, steps=6, evaluate_every=2, **settings)
+def test_a_trained_router_is_balanced_and_the_log_says_why(model: Path, settings: dict[str, float], note: str) -> None:
+    wanted = recipe(model, ["attention", "router"], steps=6, evaluate_every=2, **settings)
     run = runs.create(wanted, "test")
     train(wanted, run, examples(24), [])
     assert any(note in event.message and event.level == "info" for event in kept(run, events.Note))

@@ -147,14 +147,35 @@ def sources(named: list[str | DataSource]) -> list[DataSource]:
     return [DataSource(path=source) if isinstance(source, str) else source for source in named]
 
 
+LoraTarget = Literal["attention", "experts", "router", "embeddings", "head"]
+
+
+def _attention_ranks(value: dict[str, int]) -> dict[str, int]:
+    for name, rank in value.items():
+        if name not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            raise ValueError(f"{name!r} is not an attention projection: q_proj, k_proj, v_proj, o_proj")
+        if not 1 <= rank <= 512:
+            raise ValueError(f"the rank of {name} must lie between 1 and 512")
+    return value
+
+
 class LoraSection(Section):
     """The adapter that is trained (LoRA, Hu et al. 2021). The base weights never change."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     """LoRA rank of the attention projections (q, k, v, o)."""
 
+    attention_ranks: Annotated[dict[str, int], AfterValidator(_attention_ranks)] = {}
+    """Attention projection -> rank of its own, such as {q_proj: 32, o_proj: 32}. The scale stays alpha / rank."""
+
     expert_rank: Annotated[int, Field(ge=1, le=128)] = 8
     """LoRA rank of each expert's gate_up and down projection."""
+
+    router_rank: Annotated[int, Field(ge=1, le=128)] = 8
+    """LoRA rank of the routers, which choose the experts of a token."""
+
+    vocabulary_rank: Annotated[int, Field(ge=1, le=512)] = 8
+    """LoRA rank of the token embeddings and of the output head."""
 
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank."""
@@ -162,11 +183,28 @@ class LoraSection(Section):
     expert_alpha: Annotated[float, Field(gt=0)] = 16.0
     """The same for the experts: scaled by expert_alpha / expert_rank."""
 
-    targets: Annotated[list[Literal["attention", "experts"]], Field(min_length=1)] = ["attention", "experts"]
-    """What gets an adapter. The router stays frozen."""
+    router_alpha: Annotated[float, Field(gt=0)] = 8.0
+    """The same for the routers. Scaled less than the others: a small change already sends tokens to other experts."""
+
+    vocabulary_alpha: Annotated[float, Field(gt=0)] = 8.0
+    """The same for embeddings and head."""
+
+    targets: Annotated[list[LoraTarget], Field(min_length=1)] = ["attention", "experts"]
+    """What gets an adapter: any of attention, experts, router, embeddings, head. The rest stays frozen."""
 
     start_from: str | None = None
-    """Folder of an existing adapter (PEFT layout) to continue from; its ranks replace those given here."""
+    """Folder of an adapter (PEFT layout) to continue from; its targets, ranks and alphas replace those given here."""
+
+    def ranks_and_alphas(self) -> dict[LoraTarget, tuple[int, float]]:
+        """Rank and alpha of each target, in a fixed order."""
+        all_: dict[LoraTarget, tuple[int, float]] = {
+            "attention": (self.rank, self.alpha),
+            "experts": (self.expert_rank, self.expert_alpha),
+            "router": (self.router_rank, self.router_alpha),
+            "embeddings": (self.vocabulary_rank, self.vocabulary_alpha),
+            "head": (self.vocabulary_rank, self.vocabulary_alpha),
+        }
+        return {target: pair for target, pair in all_.items() if target in self.targets}
 
 
 class TrainSection(Section):

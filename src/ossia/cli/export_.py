@@ -56,9 +56,9 @@ def _facts(path: Path, report: dict[str, Any]) -> list[tuple[str, str]]:
     experts, update, verified = report["experts"], report["update"], report["verified"]
     rows.append(("experts", f"{experts['layout']}: {experts['reason']}"))
     text = "{rho:.2%} of the weights, {keep:.0%} kept, noise {error:.2f} times the update"
-    for name in ("attention", "experts"):
-        if update[name]["rho"]:
-            rows.append((f"update of {name}", text.format(**update[name])))
+    for name, part in update.items():
+        if name != "tensors" and part["rho"]:
+            rows.append((f"update of {name}", text.format(**part)))
     text = "{tensors} tensors verified, {identical_to_source} identical to the base's"
     rows.append(("bytes", text.format(**verified["bytes"])))
     logits = verified["logits"]

@@ -110,6 +110,13 @@ def _report(run: runs.Run, last: events.Finished, json: bool) -> None:
         output.out().print(f"run folder: {run.path}", markup=False)
 
 
+def _adapted(lora: Any) -> str:
+    if lora.start_from:
+        return f"continued from {lora.start_from}"
+    ranks = {name: rank for name, (rank, _) in lora.ranks_and_alphas().items()}
+    return f"on {', '.join(f'{name} rank {rank}' for name, rank in ranks.items())}"
+
+
 class Screen:
     """Draws a run from its events: a bar with loss, speed and remaining time, and a line for whatever is worth one."""
 
@@ -124,10 +131,7 @@ class Screen:
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
         """Say what is about to be trained on what."""
         self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
-        lora = recipe.lora
-        ranks = [f"attention rank {lora.rank}"] if "attention" in lora.targets else []
-        ranks += [f"experts rank {lora.expert_rank}"] if "experts" in lora.targets else []
-        self.console.print(f"model {recipe.model.path}; LoRA on {', '.join(ranks)}", markup=False)
+        self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
         tokens = sum(map(len, prepared.train))
         trained = sum(example.trained_tokens for example in prepared.train)
         self.console.print(

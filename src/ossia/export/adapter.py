@@ -2,7 +2,9 @@
 
 On disk (PEFT 0.21, `Linear` and `ParamWrapper` in peft/tuners/lora/layer.py):
 
-* a linear module has `lora_A` [R, in] and `lora_B` [out, R];
+* a linear module, and the router, has `lora_A` [R, in] and `lora_B` [out, R];
+* the embeddings have `lora_embedding_A` [R, vocabulary] and `lora_embedding_B` [H, R], and update [vocabulary, H] by
+  the transpose of B A;
 * the experts have `lora_A` [E * R, in], experts first, and `lora_B` [out, R * E], ranks first. The keys do not name the
   parameter: `experts.base_layer.lora_A` belongs to the first one targeted, `experts.lora_A` to the second.
 
@@ -21,7 +23,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,12 @@ from torch import Tensor
 
 from ossia.errors import UserError
 from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE
+from ossia.model.checkpoint import CheckpointReader
 from ossia.model.layout import Shape, expert_matrices, tensors
 
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])(?:\.default)?\.weight|embedding_([AB])(?:\.default)?)")
+#: Stock PEFT writes embeddings and head beside a LoRA on them.
+_COPY = re.compile(r"base_model\.model\.(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 _EXPERTS = re.compile(r"(model\.layers\.\d+\.mlp\.experts)(\.base_layer)?")
 #: These start by taking something out of the base weights, so the update alone does not describe the tuned model.
 _INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -63,9 +68,9 @@ class Delta:
     b: Tensor
     scale: float
 
-    def matrix(self, expert: int | None = None, device: str = "cpu") -> Tensor:
-        """float32 [O, I]. Raises UserError when it is not finite."""
-        a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
+    def matrix(self, expert: int | None = None, device: str = "cpu", rows: slice = slice(None)) -> Tensor:
+        """float32 [O, I], or some of its rows. Raises UserError when it is not finite."""
+        a, b = (self.a, self.b[rows]) if expert is None else (self.a[expert], self.b[expert][rows])
         a, b = a.to(device, torch.float32), b.to(device, torch.float32)
         if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
             raise UserError(
@@ -83,15 +88,31 @@ class Delta:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`deltas` maps the layout's float tensors (`...q_proj.weight`, `...experts.down_proj`) to their updates."""
+    """`deltas` maps the layout's float tensors (`...q_proj.weight`, `...experts.down_proj`) to their updates.
+
+    `copies`: embeddings and head as the adapter's file has them, when it does; they must be those of the base.
+    """
 
     folder: Path
     config: dict[str, Any]
     deltas: dict[str, Delta]
+    copies: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def touches_experts(self) -> bool:
         return any(".mlp.experts." in name for name in self.deltas)
+
+    def check_copies(self, base: CheckpointReader) -> None:
+        """Raise UserError unless the embeddings and the head that the file holds, if any, are those of the base."""
+        for name, copy in self.copies.items():
+            original = base.get(name)
+            if not torch.equal(copy.to(original.dtype), original):
+                raise UserError(
+                    f"the adapter holds a {name} that is not this base model's",
+                    where=str(self.folder / WEIGHTS_FILE),
+                    why="it was trained on another base model, or beside fully trained embeddings",
+                    do="give the model it was trained on with --model",
+                )
 
 
 def read(folder: Path, shape: Shape) -> Adapter:
@@ -104,9 +125,10 @@ def read(folder: Path, shape: Shape) -> Adapter:
     config = _read_config(folder)
     experts: dict[str, Places] = {}
     deltas: list[Delta] = []
-    kinds = ("attention", "head")
+    kinds = ("attention", "router", "embedding", "head")
     matrices = {spec.name: spec for spec in tensors(shape) if spec.kind in kinds and len(spec.shape) == 2}
-    for module, (a, b) in _pairs(folder).items():
+    pairs, copies = _pairs(folder)
+    for module, (a, b) in pairs.items():
         match, spec = _EXPERTS.fullmatch(module), matrices.get(f"{module}.weight")
         if match:
             experts.setdefault(match[1], {})[match[2] or ""] = (a, b)
@@ -114,12 +136,13 @@ def read(folder: Path, shape: Shape) -> Adapter:
             raise UserError(
                 f"the adapter changes {module}, which cannot be merged",
                 where=str(folder / WEIGHTS_FILE),
-                why="mergeable are the attention projections, lm_head and the experts of this model's layers",
+                why="mergeable are the layers' attention projections, routers and experts, embed_tokens and lm_head",
             )
         elif (b.shape[0], a.shape[1]) != spec.shape or a.shape[0] != b.shape[1]:
             raise _misshapen(folder, module, a, b, f"{list(spec.shape)} (outputs, inputs)")
         else:
-            deltas.append(Delta(spec.name, a, b, _scale(config, module, len(a), folder)))
+            key = spec.name if spec.kind == "router" else module  # a parameter, not a module
+            deltas.append(Delta(spec.name, a, b, _scale(config, key, len(a), folder)))
     if experts:
         names, transposed = _reading(folder, config, experts, shape)
         deltas += [
@@ -127,7 +150,7 @@ def read(folder: Path, shape: Shape) -> Adapter:
             for module, places in experts.items()
             for place, pair in places.items()
         ]
-    return Adapter(folder, config, {delta.name: delta for delta in deltas})
+    return Adapter(folder, config, {delta.name: delta for delta in deltas}, copies)
 
 
 def _reading(
@@ -218,25 +241,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _pairs(folder: Path) -> dict[str, Pair]:
-    """Module -> (A, B), every tensor of the file in one of them."""
+def _pairs(folder: Path) -> tuple[dict[str, Pair], dict[str, Tensor]]:
+    """Module -> (A, B), and the copies of base weights; every tensor of the file is in one of them.
+
+    Those of the embeddings are turned, so that B A is the update of the weight as it lies, [vocabulary, H].
+    """
     file = folder / WEIGHTS_FILE
     try:
         stored = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the adapter's weights cannot be read ({error})", where=str(file)) from None
+    copies = {f"{match[1]}.weight": stored.pop(key) for key in list(stored) if (match := _COPY.fullmatch(key))}
     sides: dict[str, dict[str, Tensor]] = {}
     for key, tensor in stored.items():
         match = _KEY.fullmatch(key)
-        if match is None or tensor.ndim != 2 or match[2] in sides.get(match[1], {}):
+        if match is None or tensor.ndim != 2:
             raise UserError(f"{key} is no part of a LoRA update that can be merged", where=str(file))
-        sides.setdefault(match[1], {})[match[2]] = tensor
+        found = sides.setdefault(match[1], {})
+        side, tensor = (match[2], tensor) if match[2] else ("BA"["AB".index(match[3])], tensor.T)
+        if side in found or (match[2] is None) != match[1].endswith("embed_tokens"):
+            raise UserError(f"{key} is no part of a LoRA update that can be merged", where=str(file))
+        found[side] = tensor
     for module, found in sides.items():
         if len(found) < 2:
             raise UserError(f"{module} has lora_{next(iter(found))} and not its partner", where=str(file))
     if not sides:
         raise UserError("the adapter is empty", where=str(file))
-    return {module: (found["A"], found["B"]) for module, found in sides.items()}
+    return {module: (found["A"], found["B"]) for module, found in sides.items()}, copies
 
 
 def _misshapen(folder: Path, module: str, a: Tensor, b: Tensor, wanted: str) -> UserError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ossia.config import sources
+from ossia.config import LoraSection, sources
 from ossia.export.source import Source
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -69,18 +69,28 @@ def _training(source: Source) -> list[str]:
     recipe = source.recipe()
     if recipe is None:
         return []
-    lora, train = recipe.lora, recipe.train
+    train = recipe.train
     rows = [
         ("data", ", ".join(Path(source.path).name for source in sources(recipe.data.train)) or "none named"),
         ("checkpoint", source.adapter.name),
-        ("adapted", " and ".join(lora.targets)),
-        ("attention's rank and alpha", f"{lora.rank} and {lora.alpha:g}"),
-        ("experts' rank and alpha", f"{lora.expert_rank} and {lora.expert_alpha:g}"),
+        *_adapted(recipe.lora),
         ("examples per step", train.examples_per_step),
         ("learning rate", f"{train.learning_rate:g}, {train.schedule}"),
         ("seed", train.seed),
     ]
     return ["", "## Training", "", *_table((key, str(value)) for key, value in rows)]
+
+
+def _adapted(lora: LoraSection) -> list[tuple[str, str]]:
+    if lora.start_from:
+        return [("adapted", f"what {Path(lora.start_from).name} had adapted, continued from there")]
+    ranks = lora.ranks_and_alphas().items()
+    single = ", ".join(f"{name} {rank}" for name, rank in lora.attention_ranks.items())
+    return [
+        ("adapted", ", ".join(lora.targets)),
+        *((f"rank and alpha of {target}", f"{rank} and {alpha:g}") for target, (rank, alpha) in ranks),
+        *([("ranks of single projections", single)] if single else []),
+    ]
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> list[str]:

@@ -83,6 +83,7 @@ def export(
     reader = CheckpointReader(base)
     reader.check(mxfp4=reader.is_mxfp4)
     adapter = adapters.read(source.adapter, reader.shape())
+    adapter.check_copies(reader)
     with folder.writing(out) as partial:
         if target == "hf":
             device = hardware.device().value
@@ -125,8 +126,7 @@ class _Merge:
         report = {
             "experts": {"asked": self.asked, "layout": choice.layout, "reason": choice.reason},
             "update": {
-                "experts": merged.total("experts").to_json(),
-                "attention": merged.total("attention").to_json(),
+                **{part: merged.total(part).to_json() for part in merge.PARTS},
                 "tensors": [{"name": part.name, **part.to_json()} for part in merged.survival],
             },
             "verified": checked,
@@ -204,11 +204,11 @@ def _copied(source: Source, out: Path, partial: Path) -> dict[str, Any]:
 def _warnings(merged: Merged, choice: Choice, logits: dict[str, Any]) -> list[str]:
     found = []
     low, high = survival.KEEP_BETWEEN
-    for name, format_, remedy in (
-        ("experts", choice.layout, "--experts bf16, or --to adapter" if choice.packed else "--to adapter"),
-        ("attention", "bf16", "--to adapter"),
-    ):
+    for name in merge.PARTS:
         part = merged.total(name)
+        format_, remedy = "bf16", "--to adapter"
+        if name == "experts" and choice.packed:
+            format_, remedy = choice.layout, "--experts bf16, or --to adapter"
         if not part.is_good:
             found.append(
                 f"rounding to {format_} damages the {name}: {part.describe()} (good: {low:.0%} to {high:.0%} "

@@ -24,6 +24,14 @@ from ossia.model.layout import TensorSpec, tensors
 Advance = Callable[[int], None]
 """Told how many bytes were written since the last call."""
 
+#: What an update can be of, and what its tensors' names contain.
+PARTS = {
+    "attention": ".self_attn.", "experts": ".mlp.experts.", "router": ".mlp.router.", "embeddings": "embed_tokens",
+    "head": "lm_head",
+}  # fmt: skip
+#: Weights of a matrix that are merged at a time; embeddings and head have 579 million.
+_AT_A_TIME = 1 << 24
+
 
 @dataclass
 class Merged:
@@ -34,9 +42,8 @@ class Merged:
     survival: list[Survival] = field(default_factory=list)
 
     def total(self, name: str) -> Survival:
-        """The sums of all changed "experts", or of everything else that changed ("attention", lm_head included)."""
-        parts = [part for part in self.survival if (".mlp.experts." in part.name) == (name == "experts")]
-        return total(name, parts)
+        """The sums of all tensors that changed in one of `PARTS`."""
+        return total(name, [part for part in self.survival if PARTS[name] in part.name])
 
 
 def write(
@@ -113,13 +120,17 @@ class _Tensor:
         if delta.is_zero():
             self._copy(name)
             return
-        base, update = self.source.get(name).to(self.device, torch.float32), delta.matrix(device=self.device)
-        result = (base + update).to(torch.bfloat16)
-        survival = Survival(name)
-        survival.add(base, update, result.float())
+        stored, survival, sha256 = self.source.get(name), Survival(name), hashlib.sha256()
+        step = max(1, _AT_A_TIME // stored.shape[1])
+        for first in range(0, len(stored), step):
+            rows = slice(first, first + step)
+            base, update = stored[rows].to(self.device, torch.float32), delta.matrix(device=self.device, rows=rows)
+            result = (base + update).to(torch.bfloat16)
+            survival.add(base, update, result.float())
+            self.writer.add_rows(name, first, result)
+            sha256.update(as_bytes(result))
         self.merged.survival.append(survival)
-        self.writer.add(name, result)
-        self.merged.digests[name] = digest(result)
+        self.merged.digests[name] = sha256.hexdigest()
 
     def _experts(self, names: list[str], parts: Iterator[tuple[Tensor, ...]]) -> None:
         """Write one expert after the other into the tensors of these names."""

@@ -120,6 +120,8 @@ class Shape:
                 where=where,
                 do="use openai/gpt-oss-20b, openai/gpt-oss-120b or a model derived from them",
             )
+        if config.get("tie_word_embeddings"):
+            raise UserError("tie_word_embeddings is true, and gpt-oss has a head of its own", where=where)
         rope = {"rope_theta": config.get("rope_theta")} | dict(config.get("rope_scaling") or {})
         rope |= dict(config.get("rope_parameters") or {})
         if "rope_type" in rope:

@@ -4,19 +4,30 @@ With 201,088 words in the vocabulary the logits of 4,096 tokens take 3.3 GB in f
 with their gradient. Here a chunk of supervised rows goes through the head at a time, and the gradient of the hidden
 states is made in the same pass, so a chunk's logits are gone before the next one starts.
 
-Shapes: S supervised rows, D hidden size, V rows of the head, C rows of one chunk.
+A LoRA update of the head (W + scale * B A) is added to each chunk's logits as scale * (h A^T) B^T and gets its
+gradients in the same pass; the product of B and A is never formed.
+
+Shapes: S supervised rows, D hidden size, V rows of the head, C rows of one chunk, R LoRA rank.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 25
 """Most logits at a time (128 MB in float32)."""
+
+
+class HeadUpdate(NamedTuple):
+    """A LoRA update of the head: scale * b_VR a_RD."""
+
+    a_RD: Tensor
+    b_VR: Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Head:
     """float32; None: every row stands for itself."""
     row_of_token: Tensor | None = None
     """int64 [vocabulary]; None: the identity."""
+    update: HeadUpdate | None = None
+    """Only of a head whose rows are not grouped: equal rows have updates of their own."""
 
     @staticmethod
     def of(weight_VD: Tensor) -> Head:
@@ -66,51 +79,93 @@ def linear_cross_entropy(hidden_SD: Tensor, head: Head, targets_S: Tensor, weigh
         The weighted sum as a float32 scalar (float64 for float64 inputs) that can be differentiated with respect to the
         hidden states and the head's weight, and the rows' negative log-likelihoods, detached.
     """
+    assert head.update is None or head.row_of_token is None, "the rows of a head with an update cannot be grouped"
     rows_S = targets_S if head.row_of_token is None else head.row_of_token[targets_S]
-    return _LinearCrossEntropy.apply(hidden_SD, head.weight_VD, rows_S, weights_S, head.log_count_V)
+    a_RD, b_VR, scale = head.update or (None, None, 0.0)
+    return _LinearCrossEntropy.apply(hidden_SD, head.weight_VD, a_RD, b_VR, scale, rows_S, weights_S, head.log_count_V)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_SD: Tensor, weight_VD: Tensor, rows_S: Tensor, weights_S: Tensor, log_count_V: Tensor | None
+        ctx: Any,
+        hidden_SD: Tensor,
+        weight_VD: Tensor,
+        a_RD: Tensor | None,
+        b_VR: Tensor | None,
+        scale: float,
+        rows_S: Tensor,
+        weights_S: Tensor,
+        log_count_V: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(hidden_SD.dtype, torch.float32)
         nll_S = torch.empty(len(rows_S), dtype=kind, device=hidden_SD.device)
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden_SD) if need_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=kind) if need_weight else None
+        update = None if a_RD is None or b_VR is None else HeadUpdate(a_RD.to(kind), b_VR.to(kind), scale)
+        grads = _Gradients.of(ctx.needs_input_grad, hidden_SD, weight_VD, update)
         step = max(1, CHUNK_LOGITS // len(weight_VD))
         for start in range(0, len(rows_S), step):
             part = slice(start, start + step)
             h_CD, rows_C = hidden_SD[part], rows_S[part]
             logits_CV = (h_CD @ weight_VD.T).to(kind)
+            if update is not None:
+                logits_CV.addmm_(h_CD.to(kind) @ update.a_RD.T, update.b_VR.T, alpha=scale)
             if log_count_V is not None:
                 logits_CV += log_count_V
-            total_C = logits_CV.logsumexp(-1)
             chosen_C = logits_CV.gather(1, rows_C[:, None])[:, 0]
-            nll_S[part] = total_C - chosen_C + (0 if log_count_V is None else log_count_V[rows_C])
-            if grad_hidden is None and grad_weight is None:
+            top_C = logits_CV.amax(-1)
+            # In place, because a pass over memory costs more here than its arithmetic.
+            odds_CV = logits_CV.sub_(top_C[:, None]).exp_()
+            sum_C = odds_CV.sum(-1)
+            nll_S[part] = top_C + sum_C.log() - chosen_C + (0 if log_count_V is None else log_count_V[rows_C])
+            if not any(ctx.needs_input_grad):
                 continue
-            grad_CV = logits_CV.sub_(total_C[:, None]).exp_()
-            grad_CV[torch.arange(len(rows_C), device=rows_C.device), rows_C] -= 1
-            grad_CV *= weights_S[part, None]
-            if grad_hidden is not None:
-                grad_hidden[part] = (grad_CV.to(weight_VD.dtype) @ weight_VD).to(grad_hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += grad_CV.T @ h_CD.to(kind)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.weight_dtype = weight_VD.dtype
+            grad_CV = odds_CV.mul_((weights_S[part] / sum_C)[:, None])
+            grad_CV[torch.arange(len(rows_C), device=rows_C.device), rows_C] -= weights_S[part].to(kind)
+            grads.add(part, h_CD, grad_CV, weight_VD, update)
+        ctx.save_for_backward(grads.hidden_SD, grads.weight_VD, grads.a_RD, grads.b_VR)
+        ctx.dtypes = [None if source is None else source.dtype for source in (hidden_SD, weight_VD, a_RD, b_VR)]
         ctx.mark_non_differentiable(nll_S)
         return (nll_S * weights_S).sum(), nll_S
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, *others = ctx.saved_tensors
+        scaled = [None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)]
+        scaled += [None if g is None else (g * grad).to(kind) for g, kind in zip(others, ctx.dtypes[1:], strict=True)]
+        return (*scaled, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Gradients of the weighted sum, added up chunk by chunk; None where nobody needs one."""
+
+    hidden_SD: Tensor | None
+    weight_VD: Tensor | None
+    a_RD: Tensor | None
+    b_VR: Tensor | None
+
+    @staticmethod
+    def of(needed: tuple[bool, ...], hidden_SD: Tensor, weight_VD: Tensor, update: HeadUpdate | None) -> _Gradients:
+        kind = torch.promote_types(hidden_SD.dtype, torch.float32)
+        need_hidden, need_weight, need_a, need_b = needed[:4]
+        return _Gradients(
+            torch.empty_like(hidden_SD) if need_hidden else None,
+            torch.zeros_like(weight_VD, dtype=kind) if need_weight else None,
+            torch.zeros_like(update.a_RD) if update is not None and need_a else None,
+            torch.zeros_like(update.b_VR) if update is not None and need_b else None,
         )
+
+    def add(self, part: slice, h_CD: Tensor, grad_CV: Tensor, weight_VD: Tensor, update: HeadUpdate | None) -> None:
+        kind = grad_CV.dtype
+        grad_CR = None if update is None else grad_CV @ update.b_VR * update.scale
+        if self.hidden_SD is not None:
+            grad_CD = (grad_CV.to(weight_VD.dtype) @ weight_VD).to(kind)
+            if update is not None and grad_CR is not None:
+                grad_CD.addmm_(grad_CR, update.a_RD)
+            self.hidden_SD[part] = grad_CD.to(self.hidden_SD.dtype)
+        if self.weight_VD is not None:
+            self.weight_VD.addmm_(grad_CV.T, h_CD.to(kind))
+        if self.a_RD is not None and grad_CR is not None:
+            self.a_RD.addmm_(grad_CR.T, h_CD.to(kind))
+        if self.b_VR is not None and update is not None:
+            self.b_VR.addmm_(grad_CV.T, h_CD.to(kind) @ update.a_RD.T, alpha=update.scale)

@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.utils import ModelOutput
 
+from ossia.errors import UserError
 from ossia.model import attention, batch
 from ossia.model.experts import PackedExperts
 from ossia.model.layer import DecoderLayer
-from ossia.model.loss import Head, linear_cross_entropy
+from ossia.model.loss import Head, HeadUpdate, linear_cross_entropy
 from ossia.model.norm import RMSNorm
 
 attention.register()
@@ -131,12 +132,34 @@ class OssiaForCausalLM(GptOssForCausalLM):
                 self.lm_head.reshard()
 
     def head(self) -> Head:
-        """Return the output layer for the loss, with equal rows of a frozen head grouped; found once per weight."""
-        weight = self.lm_head.weight
+        """Return the output layer for the loss, with equal rows of a frozen head grouped; found once per weight.
+
+        Raises:
+            UserError: an adapter is on `lm_head` that is more than one plain LoRA.
+        """
+        weight = self.lm_head.weight  # of a LoRA layer, its base's
+        if hasattr(self.lm_head, "lora_A") and (update := head_update(self.lm_head)):
+            return Head(weight, update=update)
         key = (weight.data_ptr(), weight._version)
         if self._head is None or self._head[0] != key or weight.requires_grad:
             self._head = (key, Head.of(weight))
         return self._head[1]
+
+
+def head_update(layer: Any) -> HeadUpdate | None:
+    """The update that a PEFT layer for `lm_head` adds at the moment; None when its adapters are off or merged.
+
+    Raises:
+        UserError: it is not one plain LoRA (several adapters, DoRA and the like, dropout in training).
+    """
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or not active:
+        return None
+    name = active[0]
+    drops = layer.training and getattr(layer.lora_dropout[name], "p", 0)
+    if len(active) > 1 or layer.lora_variant or drops or layer.lora_B[name].bias is not None:
+        raise UserError("the loss knows plain LoRA on lm_head: one adapter, without dropout, bias or variants")
+    return HeadUpdate(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 
 
 def is_packed(config: GptOssConfig) -> bool:

@@ -29,6 +29,8 @@ NAN_SCALE = 255
 # Groups handled at a time: on a CPU few enough for the temporaries (2 MB each in float32) to stay in cache, which is
 # five times faster than in memory; on a GPU enough to keep it busy.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 14, 1 << 18
+_FEW_SCALES = 24
+"""Different scale bytes in a matrix up to which pairs are looked up with their scale: the table fits level 1."""
 
 
 def check_scales(scales: Tensor, where: str) -> None:
@@ -55,13 +57,27 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
         return dequantise(blocks, scales, torch.float32).to(dtype)
     blocks_nb, scales_n = blocks.reshape(-1, GROUP // 2), scales.reshape(-1)
     out_nw = torch.empty(len(scales_n), GROUP, dtype=dtype, device=blocks.device)
-    pairs, powers = _pairs(dtype, blocks.device), _powers(dtype, blocks.device)
+    pairs = _pairs(dtype, blocks.device)
+    if len(scales_n) and pairs.dtype != dtype and blocks.device.type == "cpu":
+        lowest, highest = int(scales_n.min()), int(scales_n.max())
+        if highest - lowest < _FEW_SCALES:
+            _look_up(blocks_nb, scales_n, lowest, _scaled_pairs(dtype, lowest), out_nw)
+            return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP)
+    powers = _powers(dtype, blocks.device)
     for part in _chunks(scales_n):
         values = out_nw[part]
         words = values.view(-1, *pairs.shape[1:]) if pairs.dtype == dtype else values.view(-1).view(pairs.dtype)
         torch.index_select(pairs, 0, blocks_nb[part].reshape(-1).int(), out=words)
         values.mul_(powers.index_select(0, scales_n[part].int())[:, None])
     return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP)
+
+
+def _look_up(blocks_nb: Tensor, scales_n: Tensor, lowest: int, table: Tensor, out_nw: Tensor) -> None:
+    """Pairs of values by scale and byte in one look-up, where a matrix has few different scales."""
+    for part in _chunks(scales_n):
+        offset = (scales_n[part, None].int() - lowest) * 256
+        words = out_nw[part].view(-1).view(table.dtype)
+        torch.index_select(table, 0, (offset + blocks_nb[part]).view(-1), out=words)
 
 
 def quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -134,6 +150,16 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
     pairs = torch.stack([codes[byte & 15], codes[byte >> 4]], dim=1)
     word = {2: torch.int32, 4: torch.int64}.get(dtype.itemsize)
     return (pairs if word is None else pairs.view(word).view(-1)).to(device)
+
+
+@lru_cache(maxsize=16)
+def _scaled_pairs(dtype: torch.dtype, lowest: int) -> Tensor:
+    """[_FEW_SCALES * 256] words: the two values in each byte under the scale bytes from `lowest` on."""
+    bytes_s = torch.arange(lowest, lowest + _FEW_SCALES).clamp(max=NAN_SCALE)
+    powers_s = _powers(dtype, torch.device("cpu"))[bytes_s]
+    pairs = _pairs(dtype, torch.device("cpu"))
+    values_s512 = pairs.view(dtype).view(1, -1) * powers_s[:, None]
+    return values_s512.view(-1).view(pairs.dtype)
 
 
 @lru_cache(maxsize=16)

@@ -52,7 +52,14 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         Line("gradients", FLOAT * trained, "of the adapter, float32"),
         Line("AdamW", *_moments(recipe, trained)),
         _kept(recipe, shape, tokens, b),
-        _largest(model, tokens, b, trained if device == "cuda" else 0, recipe.train.recompute),
+        _largest(
+            shape,
+            adapter.head_rows(model, recipe.lora),
+            tokens,
+            b,
+            trained if device == "cuda" else 0,
+            recipe.train.recompute,
+        ),
         Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
 
@@ -147,14 +154,13 @@ def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
     return Line("kept activations", bytes_, how)
 
 
-def _largest(model: Found, tokens: int, b: int, stepped: int, recompute: bool) -> Line:
+def _largest(shape: Shape, head_rows: int, tokens: int, b: int, stepped: int, recompute: bool) -> Line:
     """The largest of what is never alive together: a layer's work, a chunk of logits, the optimiser's temporaries."""
-    shape = model.shape
     rivals = {
         f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point": layer_peak(
             shape, tokens, b, recompute
         ),
-        "a chunk of logits": _logits(model.head_rows, tokens) * LOGIT_BYTES + 4 * tokens * shape.hidden * b,
+        "a chunk of logits": _logits(head_rows, tokens) * LOGIT_BYTES + 4 * tokens * shape.hidden * b,
         "the optimiser's temporaries": FLOAT * stepped,
     }
     how, bytes_ = max(rivals.items(), key=lambda item: item[1])

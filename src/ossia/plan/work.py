@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ossia.config import Recipe
 from ossia.model.layout import Shape
+from ossia.plan import adapter
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
 
@@ -111,7 +112,7 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> d
     A, keys, D, K = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden, shape.experts_per_token
     context = examples.tokens / max(1, examples.count)
     projections = 2 * (2 * D * A + 2 * D * keys) * shape.layers
-    head = 2 * D * model.head_rows * share
+    head = 2 * D * adapter.head_rows(model, recipe.lora) * share
     # A windowed layer multiplies blocks of queries with the keys of two windows.
     windowed = sum(map(shape.is_sliding, range(shape.layers)))
     full = shape.layers - windowed

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
-from ossia.train import routing
+from ossia.train import routing, sharding
 from ossia.train.callbacks import Watch
 from ossia.train.steps import Trainable, cut, unsupervised
 
@@ -110,11 +110,15 @@ class RoutingHealth(TrainerCallback):
 
 @contextmanager
 def _adapter_off(model: PeftModel) -> Iterator[None]:
-    """The base alone. PEFT makes adapters trainable when it switches them on again, so what was frozen stays so."""
+    """The base alone. PEFT freezes adapters when it switches them off and makes them trainable when on again, so what
+    was frozen before is frozen again; and with a sharded model it must meet the same parameters both times: the shards.
+    """
+    sharding.reshard(model)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         with model.disable_adapter():
             yield
+            sharding.reshard(model)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)

@@ -41,11 +41,25 @@ def shard(model: PeftModel, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (world_size(),))
     base = model.get_base_model()
-    for unit in (*base.model.layers, base.model.embed_tokens, base.lm_head, model):
+    units = [*base.model.layers, base.model.embed_tokens]
+    # The loss reads the head without calling it. A frozen one is gathered by hand; one with an adapter has gradients
+    # and stays in the root's unit, which is whole from the start of a pass to the end of its backward pass.
+    if not any(parameter.requires_grad for parameter in base.lm_head.parameters()):
+        units.append(base.lm_head)
+    for unit in (*units, model):
         fully_shard(unit, mesh=mesh)
     register_fsdp_forward_method(model, "generate")
     # accelerate's mark for a model that it must not wrap again; without it, it would put DDP around.
     model._is_accelerate_prepared = True
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of gathered parameters, so that the model's parameters are the shards; nothing without sharding."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class Twin:

@@ -161,15 +161,7 @@ def _model(recipe: Recipe, folder: Path, device: str) -> Any:
     if recipe.lora.start_from:
         model = lora.load(base, Path(recipe.lora.start_from), trainable=True)
     else:
-        settings = recipe.lora
-        model = lora.attach(
-            base,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            expert_rank=settings.expert_rank,
-            expert_alpha=settings.expert_alpha,
-            targets=settings.targets,
-        )
+        model = lora.attach(base, **recipe.lora.model_dump(exclude={"start_from"}))
     if recipe.train.recompute:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
