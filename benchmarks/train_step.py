@@ -26,7 +26,7 @@ LENGTH, RANK = 512, 16
 CASES = {"attention and experts": 1024, "attention": 2048}
 """Targets of LoRA -> tokens of a step."""
 SIDES = ("ossia", "ossia, plain torch", "transformers+peft", "transformers+peft, eager experts")
-WARM, STEPS = 1, 5
+WARM, STEPS = 1, 3
 FEWER_STEPS = 2
 """Of the peer with eager experts, which takes a minute a step."""
 

@@ -5,8 +5,8 @@ normalised by; given the output and the log-sum-exp *after* that change, the ord
 gradients, because it makes the probabilities as exp(logit - lse) and never asks what the denominator consisted of. So
 stock fused kernels serve an attention that they were not made for.
 
-On CPUs this is torch's own flash kernel; elsewhere, and as the truth, plain torch over chunks of queries. GPUs have
-kernels for whole batches of rows in `ossia.kernels.flash`, which is asked first.
+On CPUs this is torch's own flash kernel (`ossia.kernels.cpu_attention`); elsewhere, and as the truth, plain torch over
+chunks of queries. GPUs have kernels for whole batches of rows in `ossia.kernels.flash`, which is asked first.
 
 Shapes: B rows, H query heads, K key/value heads (H a multiple of K), Q queries, C keys, D head size.
 """
@@ -16,11 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ossia.kernels import cpu_attention
+
 CHUNK_SCORES = 1 << 24
 """Attention scores that the plain form holds at a time (64 MB in float32)."""
-
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def forward(
@@ -33,7 +32,7 @@ def forward(
         causal: query i sees keys 0 to i; then Q equals C and `seen` is None.
     """
     if q_BHQD.device.type == "cpu":
-        return _FLASH(q_BHQD, k_BKCD, v_BKCD, 0.0, causal, attn_mask=_additive(seen, q_BHQD), scale=scale)  # type: ignore[no-any-return]
+        return cpu_attention.forward(q_BHQD, k_BKCD, v_BKCD, seen, causal, scale)
     return plain_forward(q_BHQD, k_BKCD, v_BKCD, seen, causal, scale)
 
 
@@ -50,10 +49,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v. `out_BHQD` and `lse_BHQ` are those of the whole attention (see above)."""
     if q_BHQD.device.type == "cpu":
-        mask = _additive(seen, q_BHQD)
-        return _FLASH_BACKWARD(  # type: ignore[no-any-return]
-            grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, 0.0, causal, attn_mask=mask, scale=scale
-        )
+        return cpu_attention.backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, seen, causal, scale)
     return plain_backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, seen, causal, scale)
 
 
@@ -99,13 +95,6 @@ def plain_backward(
         dq_BHQD[:, :, part] = _ungrouped(slope @ k_BKCD, q.shape[1])
         dk_BKCD += (slope.transpose(-1, -2) @ _grouped(q, k_BKCD)).to(kind)
     return dq_BHQD, dk_BKCD.to(k_BKCD.dtype), dv_BKCD.to(v_BKCD.dtype)
-
-
-def _additive(seen: Tensor | None, like: Tensor) -> Tensor | None:
-    """The mask as what is added to logits. torch's kernel wants q's type."""
-    if seen is None:
-        return None
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
 
 
 def _chunks(q_BHQD: Tensor, k_BKCD: Tensor) -> list[slice]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ossia.kernels import attention as kernel
 from ossia.kernels import flash
+from ossia.kernels.cpu_attention import merged
 from ossia.model.batch import Segments
 from ossia.model.blocks import Blocks
 from ossia.model.rows import RowAttention
@@ -66,7 +67,7 @@ class _Full(torch.autograd.Function):
             out, lse = kernel.forward(q, k, v, None, True, scale)
             if ancestors:
                 k, v = _gathered(k_KTD, ancestors), _gathered(v_KTD, ancestors)
-                out, lse = _merged(out, lse, *kernel.forward(q, k, v, None, False, scale))
+                out, lse = merged(out, lse, *kernel.forward(q, k, v, None, False, scale))
             out_HTD[:, own], lse_HT[:, own] = out[0], lse[0]
         ctx.segments, ctx.scale = segments, scale
         return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
@@ -176,13 +177,6 @@ def _sink_gradient(ctx: Any, grad_HTD: Tensor, sinks_H: Tensor, out_HTD: Tensor,
     kind = lse_HT.dtype
     share_HT = (sinks_H.to(kind)[:, None] - lse_HT).exp() * (grad_HTD.to(kind) * out_HTD.to(kind)).sum(-1)
     return -share_HT.sum(1).to(sinks_H.dtype)
-
-
-def _merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to two sets of keys from attention to each."""
-    total = torch.logaddexp(lse, other_lse)
-    first, second = ((x - total).exp()[..., None] for x in (lse, other_lse))
-    return (out.to(lse.dtype) * first + other.to(lse.dtype) * second).to(out.dtype), total
 
 
 def _gathered(x_KTD: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:

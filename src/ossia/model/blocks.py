@@ -3,7 +3,7 @@
 A path is a sequence, so a block of queries needs the keys of its own stretch and of the window - 1 positions before it,
 wherever on the path those lie. Blocks of all segments have one size; what is short is padded and not seen.
 
-Shapes: B blocks, Q queries of a block, C keys of a block (Q + window - 1), H or K heads, T tokens, D head size.
+Shapes: B blocks, Q queries of a block, C keys of a block (Q + window), H or K heads, T tokens, D head size.
 """
 
 from __future__ import annotations
@@ -64,21 +64,21 @@ def blocks_of(
     longest = max(end - start for start, end in ranges)
     Q = max(SMALLEST, min(window, 1 << (longest - 1).bit_length()))
     places, real, keys, exists = [], [], [], []
-    columns_Q, columns_C = torch.arange(Q), torch.arange(Q + window - 1)
+    columns_Q, columns_C = torch.arange(Q), torch.arange(Q + window)
     for (start, end), before in zip(ranges, ancestors, strict=True):
         reached = tail(before, window - 1)
         path = torch.cat([reached, torch.arange(start, end)])
         firsts_B = torch.arange(0, end - start, Q)
         queries_BQ = firsts_B[:, None] + columns_Q
         # Place on the path of each key of each block.
-        steps_BC = len(reached) + firsts_B[:, None] - (window - 1) + columns_C
+        steps_BC = len(reached) + firsts_B[:, None] - window + columns_C
         inside_BC = (steps_BC >= 0) & (steps_BC < len(path))
         places.append(start + queries_BQ.clamp(max=end - start - 1))
         real.append(queries_BQ < end - start)
         keys.append(path[steps_BC.clamp(0, len(path) - 1)])
         exists.append(inside_BC)
     places_BQ, is_real = torch.cat(places), torch.cat(real)
-    distance_QC = columns_Q[:, None] + (window - 1) - columns_C
+    distance_QC = columns_Q[:, None] + window - columns_C
     band_QC = (distance_QC >= 0) & (distance_QC < window)
     # A padded query sees what the real ones see at its place, at least its own (padded) key: never nothing.
     seen = band_QC & (torch.cat(exists)[:, None, :] | (distance_QC == 0))

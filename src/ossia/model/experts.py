@@ -182,7 +182,7 @@ class _Mixture(torch.autograd.Function):
             x_ND = x_TD.index_select(0, places_N)
             h = first.forward(x_ND, first.down(x_ND))
             if kept_MH is not None:
-                kept_MH[slots_N] = h
+                kept_MH.index_copy_(0, slots_N, h)
             a_NF = gate(h, settings.alpha, settings.limit)
             second.forward(a_NF, second.down(a_NF), Into(total_TD, places_N, factors[slots_N]))
         ctx.save_for_backward(x_TD, weights_TK, indices_TK, a1, b1, a2, b2, *frozen, kept_MH)
@@ -209,7 +209,7 @@ class _Mixture(torch.autograd.Function):
                 factors[slots_N],
             )
             low = first.down(x_ND)
-            h = first.forward(x_ND, low) if kept_MH is None else kept_MH[slots_N]
+            h = first.forward(x_ND, low) if kept_MH is None else kept_MH.index_select(0, slots_N)
             high = second.up(grad_ND)
             change_NF = second.backward(grad_ND, high)
             a_NF, dh, dots_N = gate_backward(h, change_NF, factors_N, settings.alpha, settings.limit)

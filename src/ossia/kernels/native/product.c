@@ -33,7 +33,7 @@ typedef struct {
 /* A strip of columns is four panels, which is a cache line of codes. DEPTH steps of the sum are packed at a time and
  * multiplied with BLOCK rows, TALL at a time: packed weights and sums fill half of a megabyte of level 2, the rows of a
  * tile level 1. */
-enum { LANES = 16, PANEL = 32, PANELS = 4, STRIP = PANEL * PANELS, TALL = 12, DEPTH = 960, BLOCK = 504, FEW = 4, AHEAD = 24 };
+enum { LANES = 16, PANEL = 32, PANELS = 4, STRIP = PANEL * PANELS, TALL = 12, DEPTH = 960, BLOCK = 504, FEW = 4, AHEAD = 24, LAST = 2 };
 
 /* The column of a panel that a lane holds (see pack_columns). */
 INLINE int column_of(int lane, int transposed) { return transposed ? lane : lane % LANES * 2 + lane / LANES; }
@@ -227,9 +227,9 @@ INLINE void finish(const product *p, int64_t first, int64_t rows, int64_t column
 }
 
 /* All rows of the columns of one strip. packed: STRIP * DEPTH values (or rank); sums: BLOCK * STRIP. */
-FUSED static void strip(const product *p, int64_t column, uint16_t *packed, float *sums) {
+FUSED static void strip(const product *p, int64_t column, int panels, uint16_t *packed, float *sums) {
     const int64_t depth = p->transposed ? p->inputs : p->outputs, columns = p->transposed ? p->outputs : p->inputs;
-    const int width = columns - column < STRIP ? (int)(columns - column) : STRIP, panels = width / PANEL;
+    const int width = panels * PANEL;
     for (int64_t first = 0; first < p->rows; first += BLOCK) {
         const int64_t rows = p->rows - first < BLOCK ? p->rows - first : BLOCK;
         for (int64_t row = 0; row < rows; row++)
@@ -297,6 +297,7 @@ int ossia_product_bf16(const product *p) {
         return 0;
     }
     const int64_t tall = p->rows < BLOCK ? p->rows : BLOCK, deep = p->rank > DEPTH ? p->rank : DEPTH;
+    const int64_t wide = columns / STRIP > LAST ? columns / STRIP - LAST : 0, narrow = columns / PANEL - wide * PANELS;
     int failed = 0;
 #pragma omp parallel
     {
@@ -308,8 +309,11 @@ int ossia_product_bf16(const product *p) {
         }
 #pragma omp barrier
         if (!failed) {
+            /* The last columns go out in single panels, so that no thread waits long for another. */
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t column = 0; column < columns; column += STRIP) strip(p, column, packed, sums);
+            for (int64_t unit = 0; unit < wide + narrow; unit++)
+                strip(p, (unit < wide ? unit * PANELS : wide * PANELS + unit - wide) * PANEL, unit < wide ? PANELS : 1,
+                      packed, sums);
         }
         free(packed);
         free(sums);
