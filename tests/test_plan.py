@@ -274,7 +274,7 @@ def test_time_is_linear_in_the_steps_and_counts_validation() -> None:
         assert plan.seconds["validation"] == 0
         totals.append(sum(plan.seconds.values()))
     assert totals[1] == pytest.approx(2 * totals[0])
-    # One pass of 16,000 tokens is two passes of 8192; a forward, two thirds of one again and a backward, 24 layers of 32 experts.
+    # 16,000 tokens are two passes of 8192: forward, two thirds of it again and backward, 24 layers of 32 experts.
     fixed = 10 * 2 * 24 * 32 * (5 / 3 * 1e-3 + 2e-3)
     tokens = 10 * 16_000 * 4 * 24 * (5 / 3 * 1e-6 + 2e-6)
     recipe = Recipe.model_validate({"train": {"steps": 10}})
