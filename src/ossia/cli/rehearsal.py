@@ -166,7 +166,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
 def recipe_of(
     name: str, folder: Path, lora: dict[str, Any], *, steps: int, tokens: int, sequence: int, overrides: list[str]
 ) -> Recipe:
-    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, in passes of at most PASS tokens, and nothing validated.
+    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, in passes of PASS tokens, none validated.
 
     Raises:
         UserError: a sequence is longer than a step, or an override is wrong or has nothing to say here.
