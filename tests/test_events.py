@@ -38,6 +38,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         step(1),
         Validation(step=1, loss=2.0, channels={"final": 2.0}, best=True),
         events.Sample(step=1, prompt="a\nb", analysis="ü", final="\u2028", expected_final="{}"),
+        events.Routing(step=1, tokens=5, load=[[0.5, 0.5]], entropy=[1.0], drift=[0.25], balance_loss=None),
         Checkpoint(step=1, path="x", best=True),
         Note(level="info", message="hello"),
         done(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import random
 import shutil
 from dataclasses import dataclass, field
@@ -271,21 +270,53 @@ def test_resuming_a_finished_run_trains_no_further_step(model: Path) -> None:
     assert (run.checkpoint(8) / lora.WEIGHTS_FILE).read_bytes() == before
 
 
-def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = recipe(model, steps=4, checkpoint_every=1)
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint_and_has_a_name(
+    model: Path, monkeypatch: pytest.MonkeyPatch, recompute: bool
+) -> None:
+    wanted = recipe(model, steps=4, checkpoint_every=1, recompute=recompute)
     run = runs.create(wanted, "test")
     step = OssiaTrainer.training_step
 
     def overflowing(self: Any, adapted: Any, inputs: Any, count: Any = None) -> Any:
-        loss = step(self, adapted, inputs, count)
         if self.state.global_step == 2:
-            next(p for p in adapted.parameters() if p.grad is not None).grad.fill_(torch.inf)
-        return loss
+            culprit = adapted.get_parameter("base_model.model.model.layers.1.self_attn.k_proj.lora_A.default.weight")
+            culprit.register_hook(lambda grad: grad * torch.inf)
+        return step(self, adapted, inputs, count)
 
     monkeypatch.setattr(OssiaTrainer, "training_step", overflowing)
-    with pytest.raises(OssiaError, match="gradient of step 3"):
+    with pytest.raises(OssiaError, match="gradient of step 3") as error:
         train(wanted, run, examples(16), examples(4, seed=1))
+    assert "is that of model.layers.1.self_attn.k_proj.lora_A.default.weight" in str(error.value.why)
     assert run.steps()[-1] == 2
+    assert all(
+        torch.isfinite(tensor).all() for tensor in lora.load_file(run.checkpoint(2) / lora.WEIGHTS_FILE).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "named"),
+    [("layers.1.mlp.router", "model.layers.1.mlp.router"), ("layers.0.self_attn.o_proj", "layers.0.self_attn.o_proj")],
+)
+def test_a_poisoned_layer_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, module: str, named: str) -> None:
+    wanted = recipe(model, steps=6, checkpoint_every=2)
+    run = runs.create(wanted, "test")
+    step = OssiaTrainer.training_step
+
+    def poisoned(self: Any, adapted: Any, inputs: Any, count: Any = None) -> Any:
+        if self.state.global_step == 3:
+            weight = adapted.get_base_model().model.get_submodule(module)
+            weight = getattr(weight, "base_layer", weight).weight
+            weight.data = weight.clone().fill_(torch.nan)
+        return step(self, adapted, inputs, count)
+
+    monkeypatch.setattr(OssiaTrainer, "training_step", poisoned)
+    with pytest.raises(OssiaError, match="the loss of step 4 is nan") as error:
+        train(wanted, run, examples(16), [])
+    assert f"the first output that is not finite is that of model.{named.removeprefix('model.')}" in str(
+        error.value.why
+    )
+    assert run.steps() == [2]
 
 
 def test_a_share_of_epochs_that_is_not_exact_in_binary_gives_no_step_too_many(model: Path) -> None:
@@ -320,6 +351,21 @@ def test_a_tracker_that_is_not_installed_is_named(model: Path, monkeypatch: pyte
     wanted = recipe(model, report_to=["wandb"])
     with pytest.raises(UserError, match="wandb, which is not installed"):
         train(wanted, runs.create(wanted, "test"), examples(8), [])
+
+
+def test_a_tracker_gets_losses_and_routing(model: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra: track")
+    wanted = recipe(model, steps=4, report_to=["tensorboard"])
+    run = runs.create(wanted, "test")
+    train(wanted, run, examples(8), examples(4, seed=1))
+    (file,) = run.path.rglob("events.out.tfevents.*")
+    found = accumulator.EventAccumulator(str(file))
+    found.Reload()
+    logged = {event.step: event.value for event in found.Scalars("train/loss")}
+    assert logged == pytest.approx(losses(run), rel=1e-6)
+    names = set(found.Tags()["scalars"])
+    assert {"eval/loss", "eval/loss_final", "eval/loss_analysis", "train/grad_norm"} <= names
+    assert {"train/routing_entropy_least", "train/routing_load_largest", "train/routing_drift_mean"} <= names
 
 
 def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Path) -> None:
@@ -386,39 +432,3 @@ def test_the_fingerprint_sees_ids_weights_and_the_split() -> None:
         fingerprint([*data[:2], Example(data[2].ids, [1.0] * len(data[2].ids))], []),
     }
     assert len(prints) == 4
-
-
-def test_two_processes_train_like_one(model: Path, tmp_path: Path) -> None:
-    """Data parallel over gloo: the same examples in each step, so the same losses."""
-    import subprocess
-    import sys
-
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import os, sys\n"
-        "sys.path.insert(0, os.environ['TESTS'])\n"
-        "from pathlib import Path\n"
-        "from test_train import EVERY_TARGET, examples, recipe\n"
-        "from ossia import runs\n"
-        "from ossia.train.supervised import train\n"
-        "run, wanted = runs.Run(Path(sys.argv[1])), recipe(Path(sys.argv[2]), EVERY_TARGET, steps=4)\n"
-        "train(wanted, run, examples(16), examples(4, seed=1))\n"
-        "from ossia.train.distributed import leave\n"
-        "leave()\n"
-    )
-    found = []
-    for processes in (1, 2):
-        run = runs.create(recipe(model, EVERY_TARGET, steps=4), "test")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        environment = {**os.environ, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, str(script), str(run.path), str(model)], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(run)
-    one, two = found
-    assert sorted(path.name for path in two.checkpoint(4).glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
-    assert losses(two).keys() == losses(one).keys()
-    for step, loss in losses(one).items():
-        assert abs(losses(two)[step] - loss) < 1e-4 * loss, step
-    assert two.summary().best_validation == pytest.approx(one.summary().best_validation, rel=1e-4)

@@ -219,11 +219,23 @@ class TrainSection(Section):
     examples_per_step: Annotated[int, Field(ge=1)] = 16
     """Training examples (assistant turns) that one optimiser step averages over, over all devices together."""
 
+    sharding: Literal["none", "fsdp"] = "none"
+    """With several processes. none: each holds the whole model (DDP). fsdp: each holds a part of every layer, the
+    packed experts among them, and gathers a layer when it is used (FSDP2)."""
+
     tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
     """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
+
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    """AdamW with its two moments in float32, or in 8 bits (bitsandbytes, the extra `8bit`). paged: they may also move
+    to main memory while the GPU's is full."""
+
+    balance_loss: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Coefficient of the load-balancing loss that spreads tokens over the experts. Only with router among lora.targets;
+    not set: 0.001 then, and none where the router is frozen. 0: none."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The learning rate after the warm-up: down to a tenth of the peak (cosine), to zero (linear), or constant."""

@@ -92,6 +92,24 @@ class Sample(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Routing(Event):
+    """What the routers of the layers do. Lists have one entry per layer."""
+
+    kind: ClassVar[str] = "routing"
+    step: int
+    tokens: int
+    """Training tokens that the load was counted on: those since the last such event, over all devices."""
+    load: list[list[float]]
+    """Each expert's share of the layer's (token, choice) pairs."""
+    entropy: list[float]
+    """Entropy of the load divided by the logarithm of the number of experts: 1 is even, 0 a single expert."""
+    drift: list[float]
+    """Share of the base's choices, on a few fixed examples, that the tuned model does not make."""
+    balance_loss: float | None = None
+    """Mean load-balancing loss over layers and tokens (the number of choices when even); None: it is not trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Event):
     """A checkpoint is complete on disk."""
 
@@ -140,7 +158,7 @@ class Exported(Event):
 
 KINDS: dict[str, type[Event]] = {
     cls.kind: cls
-    for cls in (Started, Resumed, Step, Validation, Sample, Checkpoint, Note, Finished, Evaluated, Exported)
+    for cls in (Started, Resumed, Step, Validation, Sample, Routing, Checkpoint, Note, Finished, Evaluated, Exported)
 }
 
 

@@ -168,6 +168,13 @@ class Screen:
             self._line(f"step {event.step}: validation loss {event.loss:.4f} ({parts}){'  best so far' * event.best}")
         elif isinstance(event, events.Sample):
             self._line(f"  thinks: {event.analysis or '(nothing)'}\n  answers: {event.final or '(nothing)'}")
+        elif isinstance(event, events.Routing):
+            layer = max(range(len(event.drift)), key=event.drift.__getitem__)
+            mean = sum(event.drift) / len(event.drift)
+            self._line(
+                f"step {event.step}: routers choose otherwise than the base in {mean:.1%} of the cases (layer {layer}: "
+                f"{event.drift[layer]:.1%}); load entropy at least {min(event.entropy):.2f}"
+            )
         elif isinstance(event, events.Note):
             self._line(f"{event.level}: {event.message}")
 

@@ -205,11 +205,14 @@ def attention_forward(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer: [B, H, Q, D] in, [B, Q, H, D] out.
 
     `attention_mask` is the pass's `Segments` (then B is 1), or the additive or boolean mask that transformers made.
+    `cu_seq_lens_q` are the borders of sequences that somebody laid end to end in one row (TRL's padding_free); the mask
+    of transformers does not know of them.
     """
     assert dropout == 0.0, "gpt-oss has no attention dropout"
     sinks_H = s_aux if s_aux is not None else module.sinks
@@ -224,6 +227,9 @@ def attention_forward(
     else:
         mask = attention_mask[..., :C]
         seen = mask if mask.dtype == torch.bool else mask == 0
+    if cu_seq_lens_q is not None and Q == C:
+        row_C = torch.bucketize(torch.arange(C, device=query.device), cu_seq_lens_q[1:], right=True)
+        seen = seen & (row_C[:, None] == row_C)
     out: Tensor = _Masked.apply(query, key, value, sinks_H, seen, scaling)
     return out.transpose(1, 2), None
 

@@ -155,11 +155,19 @@ def from_trees(trees: Iterable[Tree]) -> FlatBatch:
     )
 
 
-def from_padded(input_ids_BT: Tensor, attention_mask_BT: Tensor | None, labels_BT: Tensor) -> FlatBatch:
+def from_padded(
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor | None,
+    labels_BT: Tensor,
+    position_ids_BT: Tensor | None = None,
+) -> FlatBatch:
     """Convert the batch of other people's trainers: padded rows, and labels in which -100 is not supervised.
 
-    labels_BT stand at the position of the token itself, as in transformers; padding may be on either side.
+    labels_BT stand at the position of the token itself, as in transformers; padding may be on either side. Without a
+    mask, a position of 0 begins a new sequence in the same row: that is how padding-free batches come.
     """
+    if attention_mask_BT is None and position_ids_BT is not None:
+        input_ids_BT, labels_BT, attention_mask_BT = _apart(input_ids_BT, labels_BT, position_ids_BT)
     keep_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if attention_mask_BT is None else attention_mask_BT.bool()
     pairs = []
     for ids_T, labels_T, keep_T in zip(input_ids_BT, labels_BT, keep_BT, strict=True):
@@ -169,6 +177,19 @@ def from_padded(input_ids_BT: Tensor, attention_mask_BT: Tensor | None, labels_B
         pairs.append((ids.tolist(), (labels != -100).float().tolist()))
     batch = from_rows(pairs)
     return FlatBatch(**{name: value.to(input_ids_BT.device) for name, value in vars(batch).items()})
+
+
+def _apart(ids_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give each sequence of a row a row of its own, padded: (ids, labels, mask)."""
+    pieces = []
+    for ids_T, labels_T, positions_T in zip(ids_BT, labels_BT, positions_BT.expand_as(ids_BT), strict=True):
+        starts = [0, *(start for start in (positions_T == 0).nonzero()[:, 0].tolist() if start)]
+        lengths = [end - start for start, end in zip(starts, [*starts[1:], len(ids_T)], strict=True)]
+        pieces += list(zip(ids_T.split(lengths), labels_T.split(lengths), strict=True))
+    ids, labels = (list(part) for part in zip(*pieces, strict=True))
+    mask = [torch.ones_like(ids_T) for ids_T in ids]
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(ids, batch_first=True), pad(labels, batch_first=True, padding_value=-100), pad(mask, batch_first=True)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ Everything else is transformers' own code, so `generate`, Trainer, accelerate, P
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +94,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
         denominator = num_items_in_batch if denominator is None else denominator
         if labels is not None:
             assert input_ids is not None
-            flat = batch.from_padded(input_ids, attention_mask, labels)
+            flat = batch.from_padded(input_ids, attention_mask, labels, position_ids)
             return self.forward(**flat.inputs(), denominator=denominator)
         if segments is None:
             return super().forward(
@@ -113,8 +115,21 @@ class OssiaForCausalLM(GptOssForCausalLM):
         if rows is None:
             return SupervisedOutput(hidden=hidden_TD)
         assert targets is not None and weights is not None
-        total, nll_S = linear_cross_entropy(hidden_TD[rows], self.head(), targets, weights)
+        with self._whole_head() as head:
+            total, nll_S = linear_cross_entropy(hidden_TD[rows], head, targets, weights)
         return SupervisedOutput(loss=total / (weights.sum() if denominator is None else denominator), nll=nll_S)
+
+    @contextlib.contextmanager
+    def _whole_head(self) -> Iterator[Head]:
+        """The output layer. FSDP2 gathers a sharded module when it is called, and here only its weight is read."""
+        is_sharded = hasattr(self.lm_head, "unshard")
+        if is_sharded:
+            self.lm_head.unshard()
+        try:
+            yield self.head()
+        finally:
+            if is_sharded:
+                self.lm_head.reshard()
 
     def head(self) -> Head:
         """Return the output layer for the loss, with equal rows of a frozen head grouped; found once per weight.

@@ -50,7 +50,7 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         *_weights(shape, b, device),
         Line("adapter", FLOAT * trained, f"{trained:,} parameters in float32"),
         Line("gradients", FLOAT * trained, "of the adapter, float32"),
-        Line("AdamW", 2 * FLOAT * trained, "two moments per parameter, float32"),
+        Line("AdamW", *_moments(recipe, trained)),
         _kept(recipe, shape, tokens, b),
         _largest(
             shape,
@@ -62,6 +62,15 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         ),
         Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
+
+
+def _moments(recipe: Recipe, trained: int) -> tuple[int, str]:
+    """Bytes of AdamW's two moments, and how. bitsandbytes keeps a float32 scale for each block of 256 values (Dettmers
+    et al. 2021, block-wise quantisation; its AdamW8bit), and paged ones count as if they were all on the device.
+    """
+    if recipe.train.optimizer == "adamw":
+        return 2 * FLOAT * trained, "two moments per parameter, float32"
+    return 2 * (trained + FLOAT * (trained // 256)), "two moments per parameter, 8 bits with a scale for every 256"
 
 
 def _weights(shape: Shape, b: int, device: str) -> list[Line]:
@@ -167,6 +176,6 @@ def disk_lines(recipe: Recipe, shape: Shape) -> list[Line]:
     """Bytes of a run's checkpoints."""
     trained = adapter.parameters(shape, recipe.lora)
     count = recipe.train.keep_checkpoints + 2
-    one = 3 * FLOAT * trained
+    one = FLOAT * trained + _moments(recipe, trained)[0]
     how = f"{count} of {one / 1e6:,.1f} MB (adapter, AdamW): the newest {count - 2}, the best, one being written"
     return [Line("checkpoints", count * one, how)]

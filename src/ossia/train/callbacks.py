@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
-from ossia.errors import OssiaError
 from ossia.generate.engine import Sampling
 from ossia.generate.native import NativeEngine
 from ossia.harmony.parse import parse
 from ossia.runs import Run
 from ossia.train.distributed import is_main
+from ossia.train.sharding import is_sharded
 from ossia.train.steps import Trainable, prompt_of
 
 if TYPE_CHECKING:
@@ -57,13 +56,6 @@ class Reporter(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
-        if "loss" in logs and not math.isfinite(logs["grad_norm"]):  # before a checkpoint is made of what it did
-            raise OssiaError(
-                f"the gradient of step {state.global_step} is {logs['grad_norm']}",
-                where=str(self.run.path),
-                why="the last checkpoint is still good",
-                do="a lower train.learning_rate, from the recipe in the run folder",
-            )
         if state.is_world_process_zero and "loss" in logs:
             assert self.trainer is not None
             self.emit(
@@ -110,7 +102,8 @@ class Sampler(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
     ) -> None:
-        if not (self.examples and state.is_world_process_zero):
+        # A sharded model needs all processes; being greedy, all say the same, and the main one writes it down.
+        if not self.examples or not (state.is_world_process_zero or is_sharded(model)):
             return
         engine = NativeEngine(model)
         prompts = [prompt_of(example) for example in self.examples]

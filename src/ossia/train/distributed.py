@@ -15,13 +15,18 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def world_size() -> int:
+    """How many processes the job has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def agreed(make: Callable[[], T], *, cpu: bool) -> T:
     """Return what `make` gives in the main process, in all processes of the job. Each takes its own device here.
 
     Args:
         cpu: the job computes on CPUs, so the processes talk over gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         return make()
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -40,7 +45,7 @@ def leave(code: int = 0) -> None:
     The process ends without taking its objects apart: gloo's threads can abort one that has done its work when the
     objects that hold them go away at the interpreter's exit.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         from torch import distributed
 
         if distributed.is_initialized():

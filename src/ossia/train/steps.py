@@ -47,6 +47,17 @@ class Collator:
         return {"passes": passes, "channels": channels}
 
 
+def unsupervised(examples: Iterable[Trainable]) -> dict[str, torch.Tensor]:
+    """A pass over the examples that asks for hidden states only."""
+    inputs = from_rows((example.ids, example.weights) for example in examples).inputs()
+    return {name: value for name, value in inputs.items() if name not in ("rows", "targets", "weights")}
+
+
+def idle_pass() -> dict[str, torch.Tensor]:
+    """One token without supervision: the pass of a process that has no work left while others have."""
+    return from_rows([([0], [0.0])]).inputs()
+
+
 def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Trainable]]:
     """Group examples into passes of at most `tokens_per_pass` tokens, similar lengths together.
 

@@ -30,9 +30,10 @@ from ossia.model.checkpoint import weights_digest
 from ossia.model.load import load_model, locate
 from ossia.model.locate import tokenizer_folder
 from ossia.runs import Run, write_atomically
-from ossia.train import checkpoints
+from ossia.train import checkpoints, optimizers, routing, sharding
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
-from ossia.train.distributed import is_main
+from ossia.train.distributed import is_main, world_size
+from ossia.train.health import RoutingHealth
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
 
@@ -59,7 +60,8 @@ def train(
         The last event, whose status is done or stopped.
 
     Raises:
-        UserError: no examples, the data changed since the run began, or another process works on the run.
+        UserError: no examples, the data changed since the run began, another process works on the run, or the recipe
+            asks for what this job or machine does not have.
         OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
         DoesNotFitError: the GPU ran out of memory.
     """
@@ -84,6 +86,8 @@ def _train(
         last = events.Finished(status="done", reason="all steps done", step=newest)
         reporter.emit(last)
         return last
+    sharded = _is_sharded(recipe)
+    optimizers.chosen(recipe.train, hardware.device(recipe.model.device).value == "cpu")
     if newest:
         checkpoints.check_complete(run.checkpoint(newest))
     transformers_logging.set_verbosity_error()
@@ -91,8 +95,11 @@ def _train(
     set_seed(recipe.train.seed)
     folder = locate(recipe.model.path)
     _check_record(run, "base", weights_digest(folder), "the base model is not the one that this run began with")
-    model = _model(recipe, folder)
-    trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter)
+    model = _model(recipe, folder, "cpu" if sharded else recipe.model.device)
+    if newest:
+        lora.load_weights(model, run.checkpoint(newest))
+    balance, why = _balance(recipe, model)
+    trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter, balance)
     reporter.emit(
         events.Started(
             command=command,
@@ -105,6 +112,8 @@ def _train(
     )
     if any(isinstance(event, events.Step) for event in events.read(run.path)):
         reporter.emit(events.Resumed(step=newest))
+    if why:
+        reporter.emit(events.Note(level="info", message=why))
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
     except (Exception, KeyboardInterrupt) as error:
@@ -119,6 +128,7 @@ def _train(
         raise
     finally:
         interruption.restore()
+        trainer.routers.close()
         torch.use_deterministic_algorithms(False)
     status = "stopped" if reporter.reason else "done"
     last = events.Finished(status=status, reason=reporter.reason or "all steps done", step=trainer.state.global_step)
@@ -126,8 +136,26 @@ def _train(
     return last
 
 
-def _model(recipe: Recipe, folder: Path) -> Any:
-    base = load_model(folder, dtype=recipe.model.dtype, device=recipe.model.device)
+def _is_sharded(recipe: Recipe) -> bool:
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError(
+            "accelerate's configuration asks for FSDP, and Ossia shards the model itself",
+            do="--set train.sharding=fsdp, and a launch without --use_fsdp",
+        )
+    if recipe.train.sharding == "none":
+        return False
+    if world_size() == 1:
+        raise UserError(
+            "train.sharding is fsdp, but this is a job of one process",
+            do="torchrun --nproc-per-node 2 -m ossia train ..., or --set train.sharding=none",
+        )
+    return True
+
+
+def _model(recipe: Recipe, folder: Path, device: str) -> Any:
+    """The base with its adapter. Sharding takes it from main memory to the devices, a layer at a time."""
+    dtype = hardware.dtype(recipe.model.dtype, hardware.device(recipe.model.device).value).value
+    base = load_model(folder, dtype=dtype, device=device)
     base.name_or_path = recipe.model.path
     base.config.use_cache = False
     if recipe.lora.start_from:
@@ -140,6 +168,23 @@ def _model(recipe: Recipe, folder: Path) -> Any:
     return model
 
 
+def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:
+    """The coefficient of the load-balancing loss, and in words why, where there is something to say."""
+    wanted = recipe.train.balance_loss
+    if not routing.is_trained(model):
+        if wanted is not None:
+            raise UserError(
+                "train.balance_loss is set, but the router is frozen",
+                why="a loss on what nothing can change would only be a number",
+                do="router among lora.targets, or without train.balance_loss",
+            )
+        return 0.0, ""
+    if wanted is not None:
+        return wanted, f"the router is trained; load-balancing loss with coefficient {wanted:g}, as set"
+    chosen = routing.DEFAULT_BALANCE
+    return chosen, f"the router is trained, so a load-balancing loss (coefficient {chosen:g}) keeps it from collapsing"
+
+
 def _trainer(
     recipe: Recipe,
     run: Run,
@@ -148,35 +193,47 @@ def _trainer(
     validation: Sequence[Trainable],
     folder: Path,
     reporter: Reporter,
+    balance: float,
 ) -> tuple[OssiaTrainer, Interruption]:
     interruption = Interruption(reporter)
-    callbacks: list[Any] = [reporter, interruption]
+    health = RoutingHealth(
+        validation or examples, recipe.train.tokens_per_pass, recipe.train.evaluate_every, reporter.emit
+    )
+    callbacks: list[Any] = [reporter, interruption, health]
     if recipe.train.samples and validation:
         vocabulary = Vocabulary.load(tokenizer_folder(folder))
         callbacks.append(
             Sampler(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
         )
+    arguments = _arguments(recipe, run, len(examples), bool(validation))
+    twin = None
+    if recipe.train.sharding == "fsdp":
+        twin = sharding.Twin(model)
+        sharding.shard(model, arguments.device)
     with warnings.catch_warnings():
         # Trainer asks PEFT whether layers are recomputed through a name that transformers has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         trainer = OssiaTrainer(
             model=model,
-            args=_arguments(recipe, run, len(examples), bool(validation)),
+            args=arguments,
             data_collator=Collator(recipe.train.tokens_per_pass),
             train_dataset=list(examples),
             eval_dataset=list(validation) or None,
             callbacks=callbacks,
             run=run,
             keep_checkpoints=recipe.train.keep_checkpoints,
+            twin=twin,
+            routers=routing.Routers(model.get_base_model().model.layers),
+            balance=balance,
         )
     trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
-    reporter.trainer = trainer
+    reporter.trainer = health.trainer = trainer
     return trainer, interruption
 
 
 def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> TrainingArguments:
     settings = recipe.train
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if settings.examples_per_step % world:
         raise UserError(
             f"train.examples_per_step ({settings.examples_per_step}) cannot be shared evenly by {world} processes"
@@ -205,7 +262,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         warmup_steps=math.floor(round(settings.warmup_share * steps, 6)),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch",
+        optim=optimizers.chosen(settings, on_cpu),
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=1,
@@ -218,6 +275,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         greater_is_better=False if validate else None,
         report_to=settings.report_to or "none",
         run_name=run.id,
+        project="ossia",  # for trackio; wandb takes $WANDB_PROJECT
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,

@@ -1,5 +1,6 @@
-"""transformers' Trainer with four things of our own: a step made of passes, the loss inside the model's forward,
-checkpoints in Ossia's layout, and validation in the same code path as training.
+"""transformers' Trainer with five things of our own: a step made of passes, the loss inside the model's forward,
+checkpoints in Ossia's layout, validation in the same code path as training, and a stop with a name when a number is not
+finite.
 
 Everything else (optimiser, schedule, clipping, accelerate, random states, data order, resuming) is Trainer's.
 """
@@ -7,13 +8,13 @@ Everything else (optimiser, schedule, clipping, accelerate, random states, data 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -22,8 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from ossia.errors import OssiaError
 from ossia.model import lora
 from ossia.runs import Run
-from ossia.train import checkpoints
-from ossia.train.steps import Trainable
+from ossia.train import checkpoints, nonfinite, sharding
+from ossia.train.routing import Routers
+from ossia.train.sharding import Twin
+from ossia.train.steps import Trainable, idle_pass
 
 CHANNELS = ("analysis", "commentary", "final", "other")
 
@@ -31,9 +34,24 @@ CHANNELS = ("analysis", "commentary", "final", "other")
 class OssiaTrainer(Trainer):
     """Trains the adapter of a `PeftModel` around an `OssiaForCausalLM` on steps made by `steps.Collator`."""
 
-    def __init__(self, *args: Any, run: Run, keep_checkpoints: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        run: Run,
+        keep_checkpoints: int,
+        routers: Routers,
+        balance: float = 0.0,
+        twin: Twin | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            balance: coefficient of the load-balancing loss, 0 for none.
+            twin: the adapter in whole tensors, if the model is going to be sharded.
+        """
         super().__init__(*args, **kwargs)
         self.run, self.keep_checkpoints = run, keep_checkpoints
+        self.routers, self.balance, self.twin = routers, balance, twin
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
 
@@ -46,29 +64,82 @@ class OssiaTrainer(Trainer):
         """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices."""
         model.train()
         passes = self._prepare_inputs(inputs["passes"])
-        sums = torch.stack(
+        sizes_P2 = torch.stack(
             [torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())]) for p in passes]
         )
-        denominator, tokens = self.accelerator.reduce(sums.sum(0)).tolist()
+        denominator, tokens = self.accelerator.reduce(sizes_P2.sum(0)).tolist()
         self.step_tokens = int(tokens)
         if not denominator:
             raise OssiaError(f"step {self.state.global_step + 1} has no supervised token")
         total = torch.zeros((), device=self.args.device)
-        for number, batch in enumerate(passes, 1):
-            last = number == len(passes)
+        devices, idle = self.accelerator.num_processes, self._idle(len(passes))
+        for number, batch in enumerate([*passes, *idle], 1):
+            works = number <= len(passes)
             # Gradients of several devices are averaged, but the denominator already counts all of them.
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss = model(**batch, denominator=denominator).loss * self.accelerator.num_processes
+            with self._unsynchronised(model, last=number == len(passes)):
+                share = batch["input_ids"].numel() / tokens if works else 0.0
+                with self.routers.training_pass(scale=self.balance * share * devices, count=works):
+                    loss = model(**batch, denominator=denominator).loss * devices
                 self.accelerator.backward(loss)
             total += loss.detach().float()
-        if not math.isfinite(total.item()):
-            raise OssiaError(
-                f"the loss of step {self.state.global_step + 1} is {total.item()}",
-                where=str(self.run.path),
-                why="the last checkpoint is still good",
-                do="a lower train.learning_rate, from the recipe in the run folder",
-            )
+        self._check_finite(model, total, [*passes, *idle])
         return total
+
+    def _unsynchronised(self, model: nn.Module, last: bool) -> Any:
+        """Gradients are averaged over devices with the last pass; sharded ones at once, for whole ones take memory."""
+        return contextlib.nullcontext() if last or self.twin is not None else self.accelerator.no_sync(model)
+
+    def _idle(self, passes: int) -> list[dict[str, Tensor]]:
+        """Passes of a single token that keep a sharded model's processes in step with the one that has most to do."""
+        if self.twin is None:
+            return []
+        most = int(self.accelerator.gather(torch.tensor([passes], device=self.args.device)).max())
+        return [self.on_device(idle_pass()) for _ in range(most - passes)]
+
+    def _check_finite(self, model: nn.Module, total: Tensor, passes: Sequence[Mapping[str, Any]]) -> None:
+        """Stop before the optimiser's step if the loss or a gradient is not finite, and say where it began.
+
+        Raises:
+            OssiaError: in all processes alike.
+        """
+        losses = self.accelerator.gather(total[None])
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        norm: Any = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if bool((losses.isfinite().all() & norm.isfinite()).item()):
+            return
+        what, value = ("gradient", norm) if losses.isfinite().all() else ("loss", losses.mean())
+        model = self.accelerator.unwrap_model(model)
+        found = gather_object([nonfinite.first_activation(model, passes)])
+        name = next((name for name in found if name), None)
+        if name is not None:
+            why = f"the first output that is not finite is that of {name}"
+        elif what == "loss":
+            why = "all outputs of the layers are finite when the step is run again: the loss itself is not"
+        else:
+            named = nonfinite.last_of(model, gather_object([nonfinite.last_gradient(model)]))
+            why = f"all outputs are finite; going back from the loss, the first gradient that is not is that of {named}"
+        raise OssiaError(
+            f"the {what} of step {self.state.global_step + 1} is {value.item()}",
+            where=str(self.run.path),
+            why=f"{why}. The last checkpoint is still good",
+            do="a lower train.learning_rate, from the recipe in the run folder",
+        )
+
+    def taken_load(self) -> tuple[Tensor, float | None, int]:
+        """Return what the routers did since the last call, over all devices.
+
+        Returns:
+            int64 [L, E] (token, choice) pairs per layer and expert; the mean load-balancing loss, None where there is
+            none; the tokens.
+        """
+        load_LE, counted = (self.accelerator.reduce(value) for value in self.routers.take())
+        summed, tokens = counted.tolist()
+        return load_LE, summed / tokens if self.balance else None, int(tokens)
+
+    def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A pass's inputs where the model computes."""
+        return {name: value.to(self.args.device) for name, value in inputs.items()}
 
     def evaluation_loop(
         self,
@@ -83,15 +154,23 @@ class OssiaTrainer(Trainer):
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad():
-            for batch in dataloader:
-                for inputs, names in zip(self._prepare_inputs(batch["passes"]), batch["channels"], strict=True):
-                    nll_S = model(**inputs).nll.double() * inputs["weights"]
-                    for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
-                        known = name if name in CHANNELS else "other"
-                        sums[known][0] += value
-                        sums[known][1] += weight
+            for inputs, names in self._evaluation_passes(dataloader):
+                nll_S = model(**inputs).nll.double() * inputs["weights"]
+                for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
+                    known = name if name in CHANNELS else "other"
+                    sums[known][0] += value
+                    sums[known][1] += weight
         metrics = self._reduced(sums, metric_key_prefix)
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def _evaluation_passes(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        passes: Iterable[Any] = (
+            pair for batch in dataloader for pair in zip(batch["passes"], batch["channels"], strict=True)
+        )
+        if self.twin is not None:
+            mine = list(passes)
+            passes = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
+        return ((self.on_device(inputs), names) for inputs, names in passes)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Each process takes every n-th validation example, so that none is counted twice."""
@@ -135,8 +214,26 @@ class OssiaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if self.twin is not None:
+            self.twin.save(model, Path(str(output_dir)))
+        elif self.args.should_save:
+            lora.save(model, Path(str(output_dir)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.twin is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        sharding.save_optimizer(self.model, self.optimizer.optimizer, Path(output_dir) / "optimizer.pt")
         if self.args.should_save:
-            lora.save(self.accelerator.unwrap_model(self.model), Path(str(output_dir)))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.twin is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        sharding.load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint) / "optimizer.pt")
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        lora.load_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        """Nothing: the stage has loaded the adapter before the model was wrapped."""

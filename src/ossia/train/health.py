@@ -1,0 +1,135 @@
+"""Looks after the routers: at every evaluation an event about their load and drift, and a warning when one collapses.
+
+Load and entropy are those of the training tokens since the last report. Drift and collapse compare the model with its
+base (the adapter switched off) on the same few examples each time, so that what changes is the model.
+
+Shapes: E experts, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ossia import events
+from ossia.train import routing, sharding
+from ossia.train.callbacks import Watch
+from ossia.train.steps import Trainable, cut, unsupervised
+
+if TYPE_CHECKING:
+    from ossia.train.trainer import OssiaTrainer
+
+PROBE_TOKENS = 4096
+"""Most tokens on which the model is compared with its base."""
+
+
+class RoutingHealth(TrainerCallback):
+    """Reports every `every` steps and at the last one. All processes of a job look at the same probe."""
+
+    def __init__(self, examples: Sequence[Trainable], tokens_per_pass: int, every: int, emit: Watch) -> None:
+        """
+        Args:
+            examples: the first ones, as many as PROBE_TOKENS hold, are the probe.
+        """
+        self.probe = [unsupervised(group) for group in cut(_first(examples, PROBE_TOKENS), tokens_per_pass)]
+        self.every, self.emit = every, emit
+        self.trainer: OssiaTrainer | None = None
+        self._base: list[Tensor] | None = None
+        self._warned: set[int] = set()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        is_due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
+        if "loss" not in logs or not is_due:  # the log of a step; evaluations and this very report are logged too
+            return
+        assert self.trainer is not None
+        load_LE, balance, tokens = self.trainer.taken_load()
+        changed = self._compare()
+        shares_LE, entropy_L = routing.shares(load_LE), routing.entropy(load_LE)
+        self.emit(
+            events.Routing(
+                step=state.global_step,
+                tokens=tokens,
+                load=[[round(share, 5) for share in shares_E] for shares_E in shares_LE.tolist()],
+                entropy=[round(value, 4) for value in entropy_L.tolist()],
+                drift=[round(value, 4) for value in changed],
+                balance_loss=balance,
+            )
+        )
+        summary = {
+            "routing_entropy_mean": float(entropy_L.mean()),
+            "routing_entropy_least": float(entropy_L.min()),
+            "routing_load_largest": float(shares_LE.max()),
+            "routing_drift_mean": sum(changed) / len(changed),
+            "routing_drift_most": max(changed),
+        }
+        self.trainer.log(summary if balance is None else {**summary, "routing_balance_loss": balance})
+
+    def _compare(self) -> list[float]:
+        """Warn of layers that have collapsed since the last time, and return the drift of each layer."""
+        assert self.trainer is not None
+        model = self.trainer.model
+        if self._base is None:
+            with _adapter_off(model):
+                self._base = self._choices(model)
+        now = self._choices(model)
+        experts = model.config.num_local_experts
+        loads = [torch.stack([routing.load(chosen, experts) for chosen in choices]) for choices in (now, self._base)]
+        collapsed = set(routing.collapsed(*loads))
+        if fresh := sorted(collapsed - self._warned):
+            entropies = [routing.entropy(load_LE)[fresh].mean().item() for load_LE in loads]
+            names = ", ".join(map(str, fresh))
+            self.emit(
+                events.Note(
+                    level="warning",
+                    message=f"the routing of layer{'s' * (len(fresh) > 1)} {names} has collapsed: the entropy of the "
+                    f"load is {entropies[0]:.2f}, the base has {entropies[1]:.2f} on the same tokens",
+                )
+            )
+        self._warned = collapsed
+        return routing.drift(now, self._base)
+
+    def _choices(self, model: Any) -> list[Tensor]:
+        """Return per layer the choices of all tokens of the probe, int64 [T, K]."""
+        assert self.trainer is not None
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.trainer.routers.choices() as chosen:
+            for inputs in self.probe:
+                model(**self.trainer.on_device(inputs))
+        model.train(was_training)
+        return [torch.cat(parts) for parts in chosen]
+
+
+@contextmanager
+def _adapter_off(model: PeftModel) -> Iterator[None]:
+    """The base alone. PEFT freezes adapters when it switches them off and makes them trainable when on again, so what
+    was frozen before is frozen again; and with a sharded model it must meet the same parameters both times: the shards.
+    """
+    sharding.reshard(model)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        with model.disable_adapter():
+            yield
+            sharding.reshard(model)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _first(examples: Sequence[Trainable], tokens: int) -> list[Trainable]:
+    """The first examples that have so many tokens together, but at least one."""
+    taken: list[Trainable] = []
+    for example in examples:
+        tokens -= len(example)
+        if tokens < 0 and taken:
+            break
+        taken.append(example)
+    return taken

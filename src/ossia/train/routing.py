@@ -1,0 +1,177 @@
+"""What the routers do while training runs: which experts they choose, and a loss that spreads the load if asked for.
+
+A forward hook on each layer's `mlp.router` sees its logits and choices. It counts in forward passes only: recomputed
+layers call their hooks once more, in the backward pass, and are not counted again.
+
+The load-balancing loss is that of Switch Transformers (Fedus et al. 2021, eq. 4-6) for k choices, as transformers'
+`load_balancing_loss_func` computes it for one layer: E * sum over experts of (share of tokens that chose it) * (mean
+probability), which is k at best; here it is the mean over the layers. It is taken over the tokens of one pass, and a
+pass counts by its share of the step's tokens on all devices, so a step of equal passes has their mean. Its gradient
+enters where the router's scores leave the layer, so that it is there however activations are kept or recomputed.
+
+Shapes: T tokens, K choices per token, E experts, L layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DEFAULT_BALANCE = 0.001
+"""Coefficient of the load-balancing loss when the router is trained and nothing is said. A tenth of what models are
+pre-trained with (Switch Transformers: 0.01): enough against collapse, little enough to let a fine-tune specialise."""
+
+
+class Routers:
+    """Watches the routers of a model. Hooks stay until `close`."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        """
+        Args:
+            layers: the decoder layers, each with `mlp.router` whose output is (logits_TE, scores_TK, indices_TK).
+        """
+        self.layers = len(layers)
+        self._load: list[Tensor | None] = [None] * self.layers
+        self._balance: Tensor | None = None
+        self._tokens = 0
+        self._counting = False
+        self._scale = 0.0
+        self._choices: list[list[Tensor]] | None = None
+        self._hooks = [
+            layer.mlp.router.register_forward_hook(functools.partial(self._seen, number))
+            for number, layer in enumerate(layers)
+        ]
+
+    @contextmanager
+    def training_pass(self, *, scale: float = 0.0, count: bool = True) -> Iterator[None]:
+        """Count what a forward pass chooses. The backward pass comes after the block.
+
+        Args:
+            scale: what the mean over layers of the load-balancing loss is multiplied with before it joins the loss.
+            count: False for a pass that is not part of the training data.
+        """
+        self._counting, self._scale = count, scale
+        try:
+            yield
+        finally:
+            self._counting = False  # the scale stays: recomputed layers need it in the backward pass
+
+    @contextmanager
+    def choices(self) -> Iterator[list[list[Tensor]]]:
+        """Collect the choices of the forward passes inside the block: per layer, one int64 [T, K] per pass."""
+        self._scale = 0.0
+        self._choices = [[] for _ in range(self.layers)]
+        try:
+            yield self._choices
+        finally:
+            self._choices = None
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return what was counted since the last call, and start anew.
+
+        Returns:
+            int64 [L, E]: (token, choice) pairs. float32 [2]: sum over tokens of the balance loss of their pass; tokens.
+        """
+        load_LE = torch.stack([load for load in self._load if load is not None])
+        balance = load_LE.new_zeros((), dtype=torch.float32) if self._balance is None else self._balance
+        counted = torch.stack([balance, balance.new_tensor(float(self._tokens))])
+        self._load, self._balance, self._tokens = [None] * self.layers, None, 0
+        return load_LE, counted
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _seen(self, layer: int, router: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
+        logits_TE, scores_TK, indices_TK = output
+        if self._choices is not None:
+            self._choices[layer].append(indices_TK)
+        balanced = self._scale and torch.is_grad_enabled() and logits_TE.requires_grad
+        if not (self._counting or balanced):
+            return None
+        load_E = load(indices_TK, logits_TE.shape[-1])
+        if self._counting:
+            before = self._load[layer]
+            self._load[layer] = load_E if before is None else before + load_E
+            self._tokens += len(indices_TK) if layer == 0 else 0
+        if not self._scale:
+            return None
+        loss = balance_loss(logits_TE, load_E)
+        if self._counting:
+            part = loss.detach() * (len(indices_TK) / self.layers)
+            self._balance = part if self._balance is None else self._balance + part
+        if not balanced:
+            return None
+        return logits_TE, _WithGradient.apply(scores_TK, loss, self._scale / self.layers), indices_TK
+
+
+class _WithGradient(torch.autograd.Function):
+    """Returns x as it is. In the backward pass `loss`, a scalar, gets the gradient `scale`, as if it had been added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Tensor, scale: float) -> Tensor:
+        ctx.scale, ctx.like = scale, (loss.dtype, loss.device)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        dtype, device = ctx.like
+        return grad, torch.full((), ctx.scale, dtype=dtype, device=device), None
+
+
+def balance_loss(logits_TE: Tensor, load_E: Tensor) -> Tensor:
+    """Return one layer's load-balancing loss, a float32 scalar. load_E counts the choices of the T tokens."""
+    probability_E = logits_TE.float().softmax(-1).mean(0)
+    return len(load_E) * (load_E / len(logits_TE) * probability_E).sum()
+
+
+def load(indices_TK: Tensor, experts: int) -> Tensor:
+    """Return how often each expert was chosen, int64 [E]. Neither waits for the device nor depends on an order."""
+    numbers_E = torch.arange(experts, device=indices_TK.device)
+    return (indices_TK[..., None] == numbers_E).sum((0, 1))
+
+
+def entropy(load_LE: Tensor) -> Tensor:
+    """Return the entropy of each layer's load divided by log E, float64 [L]: 1 is even, 0 is a single expert."""
+    share_LE = shares(load_LE)
+    return torch.special.entr(share_LE).sum(-1) / torch.tensor(float(share_LE.shape[-1])).log()
+
+
+def shares(load_LE: Tensor) -> Tensor:
+    """Return each expert's share of its layer's (token, choice) pairs, float64 [L, E]."""
+    return load_LE.double() / load_LE.sum(-1, keepdim=True).clamp(min=1)
+
+
+def drift(now: Sequence[Tensor], base: Sequence[Tensor]) -> list[float]:
+    """Return per layer the share of base's choices [T, K] that are not among the same token's choices now."""
+    return [
+        1.0 - float((b_TK[:, :, None] == n_TK[:, None, :]).any(-1).double().mean())
+        for n_TK, b_TK in zip(now, base, strict=True)
+    ]
+
+
+ENTROPY_FLOOR = 0.8
+"""A layer has collapsed when the entropy of its load is below this share of the base's on the same tokens, ..."""
+LARGEST_FACTOR = 2.0
+"""... or when its most used expert has more than this many times the share of the base's most used one."""
+
+
+def collapsed(now_LE: Tensor, base_LE: Tensor) -> list[int]:
+    """Return the numbers of the layers whose load is far more concentrated than the base's on the same tokens.
+
+    A freely chosen router of gpt-oss is far from even, so no absolute bound would do.
+    """
+    narrow_L = entropy(now_LE) < ENTROPY_FLOOR * entropy(base_LE)
+    heavy_L = shares(now_LE).amax(-1) > LARGEST_FACTOR * shares(base_LE).amax(-1)
+    return (narrow_L | heavy_L).nonzero()[:, 0].tolist()
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether training changes a router, its own weights or an adapter on it."""
+    return any(p.requires_grad and ".mlp.router" in f".{name}" for name, p in model.named_parameters())
