@@ -435,3 +435,9 @@ def test_the_fingerprint_sees_ids_weights_and_the_split() -> None:
         fingerprint([*data[:2], Example(data[2].ids, [1.0] * len(data[2].ids))], []),
     }
     assert len(prints) == 4
+
+
+def test_offload_is_refused_where_there_is_nothing_to_send_away_from(model: Path) -> None:
+    wanted = recipe(model, offload=True)
+    with pytest.raises(UserError, match="on a CPU"):
+        train(wanted, runs.create(wanted, "test"), examples(4), [])

@@ -264,7 +264,11 @@ class TrainSection(Section):
     """Refuse algorithms whose result may differ from run to run, so that a resumed run repeats an uninterrupted one."""
 
     recompute: bool = True
-    """Keep only each layer's input and compute the rest again in the backward pass. Off: faster, more memory."""
+    """Keep only the inputs of each layer's halves and compute attention and the experts' first projection again in the
+    backward pass. Off: faster, several times the memory."""
+
+    offload: bool = False
+    """Keep those inputs in main memory until they are needed, not on the GPU: longer contexts, a little slower."""
 
     evaluate_every: Annotated[int, Field(ge=1)] = 50
     """Steps between validation losses. The last step is always evaluated."""
@@ -334,6 +338,12 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _offload_needs_recompute(self) -> Recipe:
+        if self.train.offload and not self.train.recompute:
+            raise ValueError("train.offload sends what train.recompute keeps to main memory, so it needs recompute")
+        return self
 
     @model_validator(mode="after")
     def _a_pass_holds_an_example(self) -> Recipe:

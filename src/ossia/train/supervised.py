@@ -168,6 +168,14 @@ def _model(recipe: Recipe, folder: Path, device: str) -> Any:
     if recipe.train.recompute:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if recipe.train.offload:
+        if hardware.device(recipe.model.device).value == "cpu":
+            raise UserError(
+                "train.offload sends activations to main memory, and on a CPU that is where they are",
+                do="--set train.offload=false",
+            )
+        for layer in base.model.layers:
+            layer.offload = True
     return model
 
 
