@@ -226,6 +226,14 @@ class TrainSection(Section):
     tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
     """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
 
+    share_prefixes: Literal["auto", "on", "off"] = "auto"
+    """Compute once what the examples of a step begin with in common: the turns of a conversation, system messages, tool
+    schemas. Loss and gradients stay the same. auto: where that is exact and saves tokens; the reason is reported."""
+
+    loss_weighting: Literal["token", "example"] = "token"
+    """What counts the same in a step's loss: every supervised token, or every example (assistant turn), shared by its
+    tokens. The validation loss is always that of tokens."""
+
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
 

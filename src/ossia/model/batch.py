@@ -16,6 +16,7 @@ Shapes: T tokens, N segments, M ancestor ranges, S supervised triples.
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ossia.model import rows
 from ossia.model.blocks import Blocks, blocks_of
+from ossia.model.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,48 @@ def from_branches(rows: Sequence[tuple[Sequence[int], Sequence[float]]], trunk: 
     return dataclasses.replace(batch, positions_T=positions_T, ancestors_M3=ancestors_B3)
 
 
+def from_trees(trees: Iterable[Tree]) -> FlatBatch:
+    """Lay prefix trees end to end, with the supervision of their edges.
+
+    A node whose parent stands directly before it goes on with the parent's segment, so there are as many segments as
+    leaves, and the longest paths are one each.
+    """
+    ids, positions, triples = array("i"), array("i"), []
+    segments: list[tuple[int, int]] = []
+    ancestors: list[tuple[int, int, int]] = []
+    for tree in trees:
+        starts = [len(ids) + start for start in tree.starts]
+        paths: list[tuple[tuple[int, int], ...]] = []  # per node: the ranges before its segment
+        opened: list[int] = []  # per node: where its segment begins
+        for index, node in enumerate(tree.nodes):
+            follows = node.parent == index - 1 >= 0
+            if follows:
+                segments[-1] = (opened[-1], starts[index + 1])
+                paths.append(paths[-1])
+                opened.append(opened[-1])
+            else:
+                parent = node.parent
+                before = (*paths[parent], (opened[parent], starts[parent + 1])) if parent >= 0 else ()
+                ancestors += [(len(segments), *part) for part in before]
+                segments.append((starts[index], starts[index + 1]))
+                paths.append(before)
+                opened.append(starts[index])
+            positions.extend(range(node.position, node.position + len(node.ids)))
+        triples += [(starts[0] + edge.row, edge.target, edge.weight) for edge in tree.edges]
+        for node in tree.nodes:
+            ids.extend(node.ids)
+    sources, targets, weights = zip(*triples, strict=True) if triples else ((), (), ())
+    return FlatBatch(
+        ids_T=torch.tensor(ids, dtype=torch.int64),
+        positions_T=torch.tensor(positions, dtype=torch.int64),
+        segments_N2=torch.tensor(segments, dtype=torch.int64).reshape(-1, 2),
+        ancestors_M3=torch.tensor(ancestors, dtype=torch.int64).reshape(-1, 3),
+        rows_S=torch.tensor(sources, dtype=torch.int64),
+        targets_S=torch.tensor(targets, dtype=torch.int64),
+        weights_S=torch.tensor(weights, dtype=torch.float32),
+    )
+
+
 def from_padded(
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor | None,
@@ -159,10 +203,10 @@ class Segments:
     ranges: tuple[tuple[int, int], ...]
     ancestors: tuple[tuple[tuple[int, int], ...], ...]
     positions_T: Tensor
-    _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False, compare=False)
+    _blocks: dict[int, tuple[Blocks, ...]] = field(default_factory=dict, repr=False, compare=False)
     _rows: dict[int | None, rows.Plan] = field(default_factory=dict, repr=False, compare=False)
 
-    def blocks(self, window: int) -> Blocks:
+    def blocks(self, window: int) -> tuple[Blocks, ...]:
         """The same for windowed layers; cut once and kept for all of them."""
         if window not in self._blocks:
             self._blocks[window] = blocks_of(self.ranges, self.ancestors, window, self.positions_T.device)
