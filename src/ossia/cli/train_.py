@@ -130,6 +130,8 @@ class Screen:
 
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
         """Say what is about to be trained on what."""
+        from ossia.data.sharing import estimated
+
         self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
         tokens = sum(map(len, prepared.train))
@@ -138,6 +140,11 @@ class Screen:
             f"{len(prepared.train)} examples, {tokens:,} tokens, {trained:,} of them trained "
             f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
         )
+        settings = recipe.train
+        if settings.share_prefixes != "off":
+            steps = settings.examples_per_step
+            saving = estimated(prepared.train, steps, settings.seed, settings.tokens_per_pass)
+            self.console.print(f"in steps of {steps} examples: {saving}")
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
@@ -181,7 +188,9 @@ class Screen:
     def _step(self, event: events.Step) -> None:
         self._recent = [*self._recent[-19:], (event.tokens, event.seconds)]
         speed = sum(tokens for tokens, _ in self._recent) / max(sum(seconds for _, seconds in self._recent), 1e-9)
-        text = f"loss {event.loss:.4f}  {speed:,.0f} tokens/s  learning rate {event.learning_rate:.1e}"
+        shared = event.example_tokens / event.tokens if event.example_tokens else 1.0
+        times = f" (x {shared:.2f}, prefixes shared)" if shared > 1 else ""
+        text = f"loss {event.loss:.4f}  {speed:,.0f} tokens/s{times}  learning rate {event.learning_rate:.1e}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=text, completed=event.step, total=self.total)
         elif time.monotonic() - self._last_line > 10 or event.step in (1, self.total):
