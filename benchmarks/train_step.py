@@ -27,8 +27,8 @@ CASES = {"attention and experts": 1024, "attention": 2048}
 """Targets of LoRA -> tokens of a step."""
 SIDES = ("ossia", "ossia, plain torch", "transformers+peft", "transformers+peft, eager experts")
 WARM, STEPS = 1, 3
-FEWER_STEPS = 2
-"""Of the peer with eager experts, which takes a minute a step."""
+FEWER_STEPS = 1
+"""Of the peer with eager experts, which takes minutes a step."""
 
 
 def run(cuda: bool) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -173,6 +173,9 @@ def test_a_dumped_recipe_reads_back_the_same() -> None:
 
 
 @settings(deadline=None)
+@example(
+    train={"learning_rate": 1.0, "steps": None, "weight_decay": 0.0, "recompute": False}, sources=[], identity="0E0"
+)
 @given(
     st.fixed_dictionaries(
         {

@@ -413,10 +413,13 @@ def test_passes_hold_every_example_once_and_no_more_than_their_tokens() -> None:
     assert all(total <= 64 for total in totals) and sum(totals) > 0.7 * 64 * len(groups)  # no padding is counted
     with pytest.raises(UserError, match="a pass holds 20"):
         list(cut(data, 20))
-    batch = Collator(64)(data)
     supervised = sum(1 for example in data for weight in example.weights[1:] if weight)
-    assert sum(len(inputs["rows"]) for inputs in batch["passes"]) == supervised
-    assert [len(names) for names in batch["channels"]] == [len(inputs["rows"]) for inputs in batch["passes"]]
+    for share in (False, True):
+        batch = Collator(64, share)(data)
+        assert sum(float(inputs["weights"].sum()) for inputs in batch["passes"]) == supervised
+        assert (sum(len(inputs["rows"]) for inputs in batch["passes"]) == supervised) is not share  # some are equal
+        assert [len(names) for names in batch["channels"]] == [len(inputs["rows"]) for inputs in batch["passes"]]
+        assert batch["example_tokens"] == sum(map(len, data))
 
 
 def test_the_prompt_of_an_example_ends_before_its_first_trained_token() -> None:
@@ -432,3 +435,9 @@ def test_the_fingerprint_sees_ids_weights_and_the_split() -> None:
         fingerprint([*data[:2], Example(data[2].ids, [1.0] * len(data[2].ids))], []),
     }
     assert len(prints) == 4
+
+
+def test_offload_is_refused_where_there_is_nothing_to_send_away_from(model: Path) -> None:
+    wanted = recipe(model, offload=True)
+    with pytest.raises(UserError, match="on a CPU"):
+        train(wanted, runs.create(wanted, "test"), examples(4), [])

@@ -38,7 +38,7 @@ def test_the_recipe_s_names_are_those_of_trainer(monkeypatch: pytest.MonkeyPatch
     there(monkeypatch, True)
     chosen = {name: optimizers.chosen(TrainSection(optimizer=name), on_cpu=False) for name in optimizers.NAMES}
     assert chosen == {
-        "adamw": OptimizerNames.ADAMW_TORCH,
+        "adamw": OptimizerNames.ADAMW_TORCH_FUSED,
         "adamw-8bit": OptimizerNames.ADAMW_BNB,
         "paged-adamw-8bit": OptimizerNames.PAGED_ADAMW_8BIT,
     }
@@ -46,7 +46,7 @@ def test_the_recipe_s_names_are_those_of_trainer(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     there(monkeypatch, False)
-    assert optimizers.chosen(TrainSection(), on_cpu=True) == "adamw_torch"  # needs nothing
+    assert optimizers.chosen(TrainSection(), on_cpu=True) == "adamw_torch_fused"  # needs nothing
     with pytest.raises(UserError, match="adamw-8bit, which needs bitsandbytes"):
         optimizers.chosen(TrainSection(optimizer="adamw-8bit"), on_cpu=False)
     there(monkeypatch, True)

@@ -65,7 +65,7 @@ def kill(event):
 supervised.OssiaTrainer = Observed
 run = runs.Run(Path(sys.argv[1]))
 try:
-    supervised.train(run.recipe(), run, examples(24), examples(5, seed=1), watch=kill)
+    supervised.train(run.recipe(), run, examples(25), examples(5, seed=1), watch=kill)
 finally:
     (run.path / f"seen-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(seen))
 leave()
@@ -146,7 +146,7 @@ def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recomp
     mine, other = adapter(two), adapter(one)
     assert mine.keys() == other.keys()
     assert all(torch.allclose(mine[name], other[name], atol=2e-4) for name in mine)
-    # The processes had different numbers of passes to do, and say the same words.
+    # The processes had different numbers of passes to do (step 4 is a single example), and say the same words.
     assert seen(two, 0)["passes"] != seen(two, 1)["passes"]
     assert seen(two, 0)["said"] == seen(two, 1)["said"] == seen(one, 0)["said"]
 

@@ -21,8 +21,10 @@ from ossia.model import lora
 from ossia.model.batch import from_rows
 from ossia.model.load import load_model
 from ossia.model.tiny import MICRO, TINY, write_tiny
+from ossia.train.steps import TreeCollator
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "trl_sft.py"
+TREES = SCRIPT.with_name("trl_trees.py")
 
 
 def test_the_example_has_ossia_s_loss_learns_and_writes_an_adapter(tmp_path: Path) -> None:
@@ -84,3 +86,44 @@ def test_trl_s_batches_give_the_loss_and_gradients_of_separate_rows(tmp_path: Pa
     for loss in (usual, fused):
         assert loss.item() == pytest.approx(own.item(), abs=1e-5)
         assert (gradients(loss) - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_trees_in_trl_have_ossia_s_loss(tmp_path: Path) -> None:
+    assert len(TREES.read_text().splitlines()) <= 40
+    base = write_tiny(tmp_path / "tiny", TINY.replace(layers=2), seed=0)
+    rows = tmp_path / "rows.jsonl"
+    history: list[dict[str, str]] = []
+    with rows.open("w") as file:
+        for n in (2, 30, 7):
+            asked = [*history, {"role": "user", "content": f"What is {n} and {n}?"}]
+            answer = {"role": "assistant", "content": f"Put together, that is {2 * n}."}
+            file.write(json.dumps({"prompt": asked, "completion": [answer]}) + "\n")
+            history = [*asked, answer]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, str(TREES), str(base), str(rows), str(tmp_path / "adapter"), "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", done.stdout)]
+    section = DataSection(train=[str(rows)], validation_share=0.0)
+    prepared = prepare(section, Vocabulary.load(base), 0)
+    model, _ = ossia.load(base)
+    own = model(**from_rows((example.ids, example.weights) for example in prepared.train).inputs()).loss.item()
+    assert losses[0] == pytest.approx(own, rel=1e-3)
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_the_tree_collator_takes_labels_and_gives_the_loss_of_the_rows(tmp_path: Path) -> None:
+    model = load_model(write_tiny(tmp_path / "micro", MICRO, seed=0), dtype="float32", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    trunk = torch.randint(1, MICRO.vocabulary, (30,), generator=generator).tolist()
+    rows = []
+    for n in range(4):
+        ids = [*trunk[: 10 + 6 * n], *torch.randint(1, MICRO.vocabulary, (9,), generator=generator).tolist()]
+        rows.append({"input_ids": ids, "labels": [-100] * (len(ids) - 5) + ids[-5:]})
+    trees = TreeCollator()(rows)
+    assert trees["input_ids"].numel() == 28 + 4 * 9 < TreeCollator(share=False)(rows)["input_ids"].numel()
+    with torch.no_grad():
+        losses = [model(**TreeCollator(share)(rows)).loss.item() for share in (True, False)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    with pytest.raises(ValueError, match="labels must repeat"):
+        TreeCollator()([{"input_ids": [1, 2], "labels": [-100, 3]}])

@@ -226,6 +226,14 @@ class TrainSection(Section):
     tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
     """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
 
+    share_prefixes: Literal["auto", "on", "off"] = "auto"
+    """Compute once what the examples of a step begin with in common: the turns of a conversation, system messages, tool
+    schemas. Loss and gradients stay the same. auto: where that is exact and saves tokens; the reason is reported."""
+
+    loss_weighting: Literal["token", "example"] = "token"
+    """What counts the same in a step's loss: every supervised token, or every example (assistant turn), shared by its
+    tokens. The validation loss is always that of tokens."""
+
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
 
@@ -256,7 +264,11 @@ class TrainSection(Section):
     """Refuse algorithms whose result may differ from run to run, so that a resumed run repeats an uninterrupted one."""
 
     recompute: bool = True
-    """Keep only each layer's input and compute the rest again in the backward pass. Off: faster, more memory."""
+    """Keep only the inputs of each layer's halves and compute attention and the experts' first projection again in the
+    backward pass. Off: faster, several times the memory."""
+
+    offload: bool = False
+    """Keep those inputs in main memory until they are needed, not on the GPU: longer contexts, a little slower."""
 
     evaluate_every: Annotated[int, Field(ge=1)] = 50
     """Steps between validation losses. The last step is always evaluated."""
@@ -326,6 +338,12 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _offload_needs_recompute(self) -> Recipe:
+        if self.train.offload and not self.train.recompute:
+            raise ValueError("train.offload sends what train.recompute keeps to main memory, so it needs recompute")
+        return self
 
     @model_validator(mode="after")
     def _a_pass_holds_an_example(self) -> Recipe:

@@ -66,6 +66,11 @@ class Step(Event):
     tokens: int
     """Tokens processed in the step, over all devices."""
     seconds: float
+    example_tokens: int = 0
+    """Tokens of the step's examples, each counted by itself; more than `tokens` where prefixes are shared. 0: an older
+    version wrote the event."""
+    repeated_tokens: int = 0
+    """Tokens of shared prefixes among `tokens` that were computed again, in another pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

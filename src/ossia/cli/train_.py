@@ -125,7 +125,7 @@ class Screen:
         self.total = 0
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self._recent: list[tuple[int, float]] = []
+        self._recent: list[events.Step] = []
         self._last_line = 0.0
 
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
@@ -186,16 +186,18 @@ class Screen:
             self._line(f"{event.level}: {event.message}")
 
     def _step(self, event: events.Step) -> None:
-        self._recent = [*self._recent[-19:], (event.tokens, event.seconds)]
-        speed = sum(tokens for tokens, _ in self._recent) / max(sum(seconds for _, seconds in self._recent), 1e-9)
-        shared = event.example_tokens / event.tokens if event.example_tokens else 1.0
-        times = f" (x {shared:.2f}, prefixes shared)" if shared > 1 else ""
-        text = f"loss {event.loss:.4f}  {speed:,.0f} tokens/s{times}  learning rate {event.learning_rate:.1e}"
+        self._recent = [*self._recent[-19:], event]
+        seconds = max(sum(step.seconds for step in self._recent), 1e-9)
+        computed, own = (sum(getattr(step, name) for step in self._recent) for name in ("tokens", "example_tokens"))
+        speed = f"{max(own, computed) / seconds:,.0f} tokens/s"
+        if own > computed:  # shared prefixes are computed once
+            speed += f" ({computed / seconds:,.0f} computed)"
+        text = f"loss {event.loss:.4f}  {speed}  learning rate {event.learning_rate:.1e}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=text, completed=event.step, total=self.total)
         elif time.monotonic() - self._last_line > 10 or event.step in (1, self.total):
             self._last_line = time.monotonic()
-            remaining = (self.total - event.step) * sum(s for _, s in self._recent) / len(self._recent)
+            remaining = (self.total - event.step) * seconds / len(self._recent)
             self._line(f"step {event.step}/{self.total}  {text}  {output.duration(remaining)} left")
 
     def _line(self, text: str) -> None:

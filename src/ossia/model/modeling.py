@@ -59,6 +59,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
             self.model.layers[index] = layer = DecoderLayer(config, index)
             if is_packed(config):
                 layer.mlp.experts = PackedExperts(config)
+        self.post_init()  # the layers that were put in have no initial weights yet
         self._head: tuple[tuple[int, int], Head] | None = None
 
     def forward(  # type: ignore[override]

@@ -17,7 +17,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
 
 class RMSNorm(GptOssRMSNorm):
-    """weight * x / sqrt(mean(x^2) + eps) in float32, in and out in x's type (Zhang and Sennrich 2019)."""
+    """weight * x / sqrt(mean(x^2) + eps) in float32, in and out in x's type (Zhang and Sennrich 2019).
+
+    A float64 input stays in float64, where transformers rounds it: that is for tests of exactness.
+    """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the normed states, in their type."""
@@ -25,10 +28,14 @@ class RMSNorm(GptOssRMSNorm):
         return normed
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.float32)
+        wide = x.to(_wide(x))
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight_D, scale)
         return (weight_D * (wide * scale)).to(x.dtype)
@@ -37,8 +44,8 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, weight_D, scale = ctx.saved_tensors
-        normed = x.to(torch.float32) * scale
-        change = grad.to(torch.float32)
+        normed = x.to(_wide(x)) * scale
+        change = grad.to(_wide(x))
         dweight_D = (change * normed).flatten(0, -2).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
         change = change * weight_D
         # The length of x does not matter to the result, so what points along x is taken out.

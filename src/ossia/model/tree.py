@@ -113,6 +113,12 @@ def grow(examples: Sequence[Supervised], shortest: int = 1) -> list[Tree]:
     return trees
 
 
+def alone(examples: Sequence[Supervised]) -> list[Tree]:
+    """Return a tree for each sequence, in their order: nothing is shared."""
+    nodes = [Node(array("i", example.ids), -1, 0, (index,)) for index, example in enumerate(examples)]
+    return [Tree([node], _edges([node], examples)) for node in nodes if node.ids]
+
+
 def saving(examples: Sequence[Supervised], shortest: int = 1) -> tuple[int, int]:
     """Return (tokens of the trees, tokens of the sequences laid end to end)."""
     sequences = [array("i", example.ids) for example in examples]

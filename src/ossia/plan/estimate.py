@@ -160,7 +160,7 @@ def _changes(plan: Plan, model: Found) -> dict[str, Any]:
         return _figures(changed, model, plan.examples, plan.machine, None).verdict != "does not fit"
 
     changes: dict[str, Any] = {}
-    for change in _milder(recipe):
+    for change in _milder(recipe, plan.machine.device):
         changes |= change
         if fits(changes):
             break
@@ -173,10 +173,12 @@ def _changes(plan: Plan, model: Found) -> dict[str, Any]:
     return changes
 
 
-def _milder(recipe: Recipe) -> Iterator[dict[str, Any]]:
+def _milder(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
     """Changes that save memory, from those that cost only time to those that cost quality."""
     if not recipe.train.recompute:
         yield {"train.recompute": True}
+    if not recipe.train.offload and device == "cuda":
+        yield {"train.recompute": True, "train.offload": True}
     tokens, longest = recipe.train.tokens_per_pass, recipe.data.max_tokens
     while tokens > longest:
         tokens = max(longest, tokens // 2)

@@ -52,14 +52,7 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
         Line("gradients", FLOAT * trained, "of the adapter, float32"),
         Line("AdamW", *_moments(recipe, trained)),
         _kept(recipe, shape, tokens, b),
-        _largest(
-            shape,
-            adapter.head_rows(model, recipe.lora),
-            tokens,
-            b,
-            trained if device == "cuda" else 0,
-            recipe.train.recompute,
-        ),
+        _largest(recipe, model, tokens, b),
         Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
 
@@ -147,6 +140,9 @@ def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
     """What lies between the passes through the layers: the inputs of their halves with recompute, else everything."""
     if recipe.train.recompute:
         bytes_ = shape.layers * halves(shape, b) * tokens
+        if recipe.train.offload:
+            how = f"the inputs of one layer's halves, {tokens:,} tokens; the others' lie in main memory"
+            return Line("kept activations", bytes_ // shape.layers, how)
         how = f"the inputs of both halves of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
         return Line("kept activations", bytes_, how)
     bytes_ = shape.layers * layer_saved(shape, tokens, b)
@@ -154,14 +150,13 @@ def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
     return Line("kept activations", bytes_, how)
 
 
-def _largest(shape: Shape, head_rows: int, tokens: int, b: int, stepped: int, recompute: bool) -> Line:
-    """The largest of what is never alive together: a layer's work, a chunk of logits, the optimiser's temporaries."""
+def _largest(recipe: Recipe, model: Found, tokens: int, b: int) -> Line:
+    """The larger of what is never alive together: a layer's work and a chunk of logits. AdamW's step makes nothing."""
+    shape, words = model.shape, adapter.head_rows(model, recipe.lora)
+    layer = f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point"
     rivals = {
-        f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point": layer_peak(
-            shape, tokens, b, recompute
-        ),
-        "a chunk of logits": _logits(head_rows, tokens) * LOGIT_BYTES + 4 * tokens * shape.hidden * b,
-        "the optimiser's temporaries": FLOAT * stepped,
+        layer: layer_peak(shape, tokens, b, recipe.train.recompute),
+        "a chunk of logits": _logits(words, tokens) * LOGIT_BYTES + 4 * tokens * shape.hidden * b,
     }
     how, bytes_ = max(rivals.items(), key=lambda item: item[1])
     return Line("working memory", bytes_, how)

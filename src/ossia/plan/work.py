@@ -120,11 +120,20 @@ def work(recipe: Recipe, examples: Examples) -> Work:
     return Work(steps, passes, round(steps * per_step), validations)
 
 
+def attention_parameters(shape: Shape) -> int:
+    """Parameters of one layer's four projections."""
+    return 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
+
+
 def layer_parameters(shape: Shape) -> int:
     """Parameters that multiply each token in one layer: attention, router and the chosen experts."""
-    A, keys, D = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden
-    attention = 2 * D * A + 2 * D * keys
-    return attention + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
+    D = shape.hidden
+    return attention_parameters(shape) + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
+
+
+def recomputed_parameters(shape: Shape) -> int:
+    """Of those, the ones that multiply a second time with recompute: attention and the experts' first projection."""
+    return attention_parameters(shape) + 2 * shape.hidden * shape.intermediate * shape.experts_per_token
 
 
 def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float = 1.0) -> dict[str, float]:
@@ -134,38 +143,40 @@ def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float =
     its gradient in the forward pass, so the head is never recomputed, and only supervised tokens meet it.
     """
     layers, head = 2 * shape.layers * layer_parameters(shape), 2 * shape.hidden * shape.vocabulary * supervised
+    again = 2 * shape.layers * recomputed_parameters(shape) if recompute else 0
     return {
         "forward": layers + head,
-        "training": layers * (3 if recompute else 2) + 2 * head,
+        "training": 2 * layers + again + 2 * head,
     }
 
 
 def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> dict[str, float]:
     """Seconds of each part of the training, from speeds measured with the code that does the work."""
     shape, todo = model.shape, work(recipe, examples)
-    forwards = 2 if recipe.train.recompute else 1
+    # With recompute attention runs forward twice, and of the experts the first projection, two thirds of the work.
+    forwards, expert_forwards = (2, 5 / 3) if recipe.train.recompute else (1, 1)
     share = supervised(recipe, examples)
     checked = todo.validations * examples.validation_tokens
     checks = math.ceil(checked / recipe.train.tokens_per_pass)
-    A, keys, D, K = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.hidden, shape.experts_per_token
+    D, K = shape.hidden, shape.experts_per_token
     context = examples.tokens / max(1, examples.count)
-    projections = 2 * (2 * D * A + 2 * D * keys) * shape.layers
+    projections = 2 * attention_parameters(shape) * shape.layers
     head = 2 * D * adapter.head_rows(model, recipe.lora) * share
     # A windowed layer multiplies blocks of queries with the keys of two windows.
     windowed = sum(map(shape.is_sliding, range(shape.layers)))
     full = shape.layers - windowed
 
-    def pass_cost(forward: int, backward: int, passes: int, tokens: int) -> dict[str, float]:
+    def pass_cost(forward: int, experts: float, backward: int, passes: int, tokens: int) -> dict[str, float]:
         experts_met = passes * min(shape.experts, tokens * K // max(1, passes)) * shape.layers
         scores = tokens * shape.heads * (full * context + windowed * min(context, 2 * shape.sliding_window))
         return {
-            "experts": experts_met * (forward * speed.expert_forward + backward * speed.expert_backward)
-            + tokens * K * shape.layers * (forward * speed.token_forward + backward * speed.token_backward),
+            "experts": experts_met * (experts * speed.expert_forward + backward * speed.expert_backward)
+            + tokens * K * shape.layers * (experts * speed.token_forward + backward * speed.token_backward),
             "attention": scores * (forward * speed.score_forward + backward * speed.score_backward)
             + tokens * projections * (forward + backward) / speed.flops,
             "head and loss": tokens * head * (1 + backward) / speed.flops,
         }
 
-    training = pass_cost(forwards, 1, todo.passes, todo.tokens)
-    validation = sum(pass_cost(1, 0, checks, checked).values())
+    training = pass_cost(forwards, expert_forwards, 1, todo.passes, todo.tokens)
+    validation = sum(pass_cost(1, 1, 0, checks, checked).values())
     return {**training, "validation": validation}

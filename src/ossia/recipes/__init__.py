@@ -148,6 +148,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text with unusual line breaks, which PyYAML otherwise writes so that it does not read them back."""
 
 
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # text that would be read as a number is quoted
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(

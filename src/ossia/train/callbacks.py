@@ -66,6 +66,8 @@ class Reporter(TrainerCallback):
                     grad_norm=logs["grad_norm"],
                     tokens=self.trainer.step_tokens,
                     seconds=time.perf_counter() - self._began,
+                    example_tokens=self.trainer.example_tokens,
+                    repeated_tokens=self.trainer.repeated_tokens,
                 )
             )
 

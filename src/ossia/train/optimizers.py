@@ -11,8 +11,8 @@ import importlib.util
 from ossia.config import TrainSection
 from ossia.errors import UserError
 
-NAMES = {"adamw": "adamw_torch", "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
-"""Ours -> those of transformers' TrainingArguments.optim."""
+NAMES = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+"""Ours -> those of transformers' TrainingArguments.optim. The fused one makes no temporaries of the adapter's size."""
 
 
 def chosen(settings: TrainSection, on_cpu: bool) -> str:

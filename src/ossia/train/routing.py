@@ -36,6 +36,7 @@ class Routers:
             layers: the decoder layers, each with `mlp.router` whose output is (logits_TE, scores_TK, indices_TK).
         """
         self.layers = len(layers)
+        self._router: Any = layers[0].mlp.router
         self._load: list[Tensor | None] = [None] * self.layers
         self._balance: Tensor | None = None
         self._tokens = 0
@@ -77,7 +78,9 @@ class Routers:
         Returns:
             int64 [L, E]: (token, choice) pairs. float32 [2]: sum over tokens of the balance loss of their pass; tokens.
         """
-        load_LE = torch.stack([load for load in self._load if load is not None])
+        nothing = torch.zeros(self._router.num_experts, dtype=torch.int64, device=self._router.weight.device)
+        # A process may have had no work since.
+        load_LE = torch.stack([nothing if load is None else load for load in self._load])
         balance = load_LE.new_zeros((), dtype=torch.float32) if self._balance is None else self._balance
         counted = torch.stack([balance, balance.new_tensor(float(self._tokens))])
         self._load, self._balance, self._tokens = [None] * self.layers, None, 0

@@ -1,20 +1,25 @@
 """From examples to optimiser steps.
 
 A step is a number of examples. Its loss is the mean over all their supervised tokens, with one denominator, however the
-examples are cut into passes. A pass is one flat batch of at most `tokens_per_pass` tokens.
+examples are cut into passes. A pass is one flat batch of at most `tokens_per_pass` tokens: prefix trees of the step's
+examples, or with sharing off the examples end to end. Loss and gradients are the same, so a step is the same, too.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from ossia.errors import UserError
-from ossia.model.batch import from_rows
+from ossia.model.batch import from_rows, from_trees
+from ossia.model.tree import Tree, alone, grow, pack, split
+
+Weighting = Literal["token", "example"]
+"""What counts the same in a step's loss: every supervised token, or every example, which its tokens share."""
 
 
 class Trainable(Protocol):
@@ -35,16 +40,143 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a step's batch: {"passes": [inputs of the model, ...], "channels": [names per triple, ...]}."""
+    """Makes a step's batch out of its examples.
+
+    The result has: passes, a list of the model's inputs; channels, per pass the channel of each of its triples;
+    example_tokens, the tokens that the step's examples have; repeated_tokens, those of shared prefixes that are
+    computed in a second pass because a tree did not fit into one. In a job of several processes each gives it the whole
+    step and is given the passes that are its own.
+    """
 
     tokens_per_pass: int
+    share: bool = True
+    """Compute what examples begin with in common once (`ossia.model.tree`), within a pass."""
+    weighting: Weighting = "token"
+    process: int = 0
+    processes: int = 1
 
-    def __call__(self, examples: Sequence[Trainable]) -> dict[str, list[Any]]:
-        passes, channels = [], []
-        for group in cut(examples, self.tokens_per_pass):
-            passes.append(from_rows((example.ids, example.weights) for example in group).inputs())
-            channels.append([name or "other" for example in group for name in _supervised_channels(example)])
-        return {"passes": passes, "channels": channels}
+    def __call__(self, examples: Sequence[Trainable]) -> dict[str, Any]:
+        """
+        Raises:
+            UserError: one example alone is longer than a pass.
+        """
+        longest = max(map(len, examples), default=0)
+        check_length(longest, self.tokens_per_pass)
+        weighted = [EvenlyWeighted(example) for example in examples] if self.weighting == "example" else examples
+        trees = grow(weighted) if self.share else alone(weighted)
+        groups = shared_out(passes_of(trees, self.tokens_per_pass, longest, self.processes), self.processes)
+        mine = groups[self.process]
+        return {
+            "passes": [from_trees(group).inputs() for group in mine],
+            "channels": [[edge.channel or "other" for tree in group for edge in tree.edges] for group in mine],
+            "example_tokens": sum(map(len, examples)),
+            "repeated_tokens": _tokens(tree for part in groups for group in part for tree in group) - _tokens(trees),
+        }
+
+
+@dataclass(frozen=True)
+class TreeCollator:
+    """For other people's training loops: turns a batch of rows into the inputs of one call of an Ossia model.
+
+    A row is a mapping with input_ids and labels of equal length, -100 where nothing is trained (as TRL prepares them),
+    or an example as `Trainable` describes. What rows begin with in common is computed once, so the turns of a
+    conversation, or conversations with the same system message, should be in one batch. The result has no padding:
+
+        loss = model(**TreeCollator()(rows)).loss
+
+    is the mean over the trained tokens of all rows. (Where batches of different sizes make up a step, pass the step's
+    count as `denominator`.) Dropout, the load-balancing loss and NEFTune give shared tokens another effect than
+    separate rows: see `ossia.train.sharing.obstacles`.
+    """
+
+    share: bool = True
+    """Off: the rows end to end, to compare with."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any] | Trainable]) -> dict[str, torch.Tensor]:
+        """Return the inputs, all with one device's int64 ids and float32 weights (`ossia.model.batch.FlatBatch`).
+
+        Raises:
+            ValueError: a label is neither -100 nor the token at its place.
+        """
+        examples = [Labelled(row) if isinstance(row, Mapping) else row for row in rows]
+        return from_trees(grow(examples) if self.share else alone(examples)).inputs()
+
+
+class Labelled:
+    """A row with input_ids and labels, as an example."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.ids = [int(token) for token in row["input_ids"]]
+        labels = [int(label) for label in row["labels"]]
+        if any(label not in (-100, token) for token, label in zip(self.ids, labels, strict=True)):
+            raise ValueError("labels must repeat input_ids where they are not -100")
+        self.weights = [float(label != -100) for label in labels]
+        self.channels: list[str | None] = [None] * len(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def passes_of(trees: Sequence[Tree], most: int, longest: int, processes: int = 1) -> list[list[Tree]]:
+    """Cut trees into passes of at most `most` tokens: as few as possible, for several processes a multiple of them.
+
+    Args:
+        longest: tokens of the longest example; no pass can be made smaller.
+    """
+    passes = _packed(trees, most)
+    if processes == 1:
+        return passes
+    wanted = -(-len(passes) // processes) * processes
+    smaller = max(longest, -(-_tokens(trees) // wanted))
+    while smaller < most:
+        tried = _packed(trees, smaller)
+        if len(tried) <= wanted:
+            return tried
+        smaller += max(1, smaller // 16)
+    return passes
+
+
+def shared_out(passes: Sequence[list[Tree]], processes: int) -> list[list[list[Tree]]]:
+    """The passes of each process, the largest first to whoever has least (Graham 1969). Some may have none."""
+    groups: list[list[list[Tree]]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for number in sorted(range(len(passes)), key=lambda number: -_tokens(passes[number])):
+        process = loads.index(min(loads))
+        groups[process].append(passes[number])
+        loads[process] += _tokens(passes[number])
+    return groups
+
+
+def _packed(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
+    return pack([piece for tree in trees for piece in split(tree, most)], most)
+
+
+def _tokens(trees: Iterable[Tree]) -> int:
+    return sum(tree.tokens for tree in trees)
+
+
+@dataclass(frozen=True)
+class EvenlyWeighted:
+    """An example whose weights sum to one."""
+
+    example: Trainable
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self.example.ids
+
+    @property
+    def channels(self) -> Sequence[str | None]:
+        return self.example.channels
+
+    @property
+    def weights(self) -> Sequence[float]:
+        weights = self.example.weights
+        total = sum(weights[1:])
+        return [weight / total for weight in weights] if total else weights
 
 
 def unsupervised(examples: Iterable[Trainable]) -> dict[str, torch.Tensor]:
@@ -67,11 +199,7 @@ def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Tr
     group: list[Trainable] = []
     total = 0
     for example in sorted(examples, key=len):
-        if len(example) > tokens_per_pass:
-            raise UserError(
-                f"an example has {len(example)} tokens, a pass holds {tokens_per_pass}",
-                do=f"--set train.tokens_per_pass={len(example)}, or a smaller data.max_tokens",
-            )
+        check_length(len(example), tokens_per_pass)
         if total + len(example) > tokens_per_pass and group:
             yield group
             group, total = [], 0
@@ -79,6 +207,18 @@ def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Tr
         total += len(example)
     if group:
         yield group
+
+
+def check_length(tokens: int, tokens_per_pass: int) -> None:
+    """
+    Raises:
+        UserError: an example of so many tokens does not fit into a pass.
+    """
+    if tokens > tokens_per_pass:
+        raise UserError(
+            f"an example has {tokens} tokens, a pass holds {tokens_per_pass}",
+            do=f"--set train.tokens_per_pass={tokens}, or a smaller data.max_tokens",
+        )
 
 
 def prompt_of(example: Trainable) -> list[int]:
@@ -96,8 +236,3 @@ def fingerprint(*sets: Sequence[Trainable]) -> str:
             digest.update(torch.tensor(list(example.ids), dtype=torch.int32).numpy().tobytes())
             digest.update(torch.tensor(list(example.weights), dtype=torch.float32).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _supervised_channels(example: Trainable) -> Iterator[str | None]:
-    pairs = zip(example.channels, example.weights, strict=True)
-    return (channel for i, (channel, weight) in enumerate(pairs) if i and weight)

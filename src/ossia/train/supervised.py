@@ -34,6 +34,8 @@ from ossia.train import checkpoints, optimizers, routing, sharding
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
 from ossia.train.distributed import is_main, world_size
 from ossia.train.health import RoutingHealth
+from ossia.train.order import ConversationOrder, conversations_of
+from ossia.train.sharing import Sharing, decided, obstacles
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
 
@@ -99,7 +101,8 @@ def _train(
     if newest:
         lora.load_weights(model, run.checkpoint(newest))
     balance, why = _balance(recipe, model)
-    trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter, balance)
+    sharing = _sharing(recipe, model, examples, balance)
+    trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter, balance, sharing.on)
     reporter.emit(
         events.Started(
             command=command,
@@ -112,8 +115,8 @@ def _train(
     )
     if any(isinstance(event, events.Step) for event in events.read(run.path)):
         reporter.emit(events.Resumed(step=newest))
-    if why:
-        reporter.emit(events.Note(level="info", message=why))
+    for message in filter(None, (why, sharing.reason)):
+        reporter.emit(events.Note(level="info", message=message))
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
     except (Exception, KeyboardInterrupt) as error:
@@ -165,6 +168,14 @@ def _model(recipe: Recipe, folder: Path, device: str) -> Any:
     if recipe.train.recompute:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if recipe.train.offload:
+        if hardware.device(recipe.model.device).value == "cpu":
+            raise UserError(
+                "train.offload sends activations to main memory, and on a CPU that is where they are",
+                do="--set train.offload=false",
+            )
+        for layer in base.model.layers:
+            layer.offload = True
     return model
 
 
@@ -185,6 +196,16 @@ def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:
     return chosen, f"the router is trained, so a load-balancing loss (coefficient {chosen:g}) keeps it from collapsing"
 
 
+def _sharing(recipe: Recipe, model: Any, examples: Sequence[Trainable], balance: float) -> Sharing:
+    """Look at the steps as they will come, as far as it takes."""
+    settings = recipe.train
+    order = ConversationOrder(
+        conversations_of(examples), settings.examples_per_step, settings.seed, steps_done=lambda: 0
+    )
+    steps = ([examples[index] for index in step] for step in order)
+    return decided(settings.share_prefixes, obstacles(model, balance), steps)
+
+
 def _trainer(
     recipe: Recipe,
     run: Run,
@@ -194,6 +215,7 @@ def _trainer(
     folder: Path,
     reporter: Reporter,
     balance: float,
+    share: bool,
 ) -> tuple[OssiaTrainer, Interruption]:
     interruption = Interruption(reporter)
     health = RoutingHealth(
@@ -216,12 +238,13 @@ def _trainer(
         trainer = OssiaTrainer(
             model=model,
             args=arguments,
-            data_collator=Collator(recipe.train.tokens_per_pass),
+            data_collator=Collator(recipe.train.tokens_per_pass, share, recipe.train.loss_weighting),
             train_dataset=list(examples),
             eval_dataset=list(validation) or None,
             callbacks=callbacks,
             run=run,
             keep_checkpoints=recipe.train.keep_checkpoints,
+            examples_per_step=recipe.train.examples_per_step,
             twin=twin,
             routers=routing.Routers(model.get_base_model().model.layers),
             balance=balance,
@@ -233,11 +256,6 @@ def _trainer(
 
 def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> TrainingArguments:
     settings = recipe.train
-    world = world_size()
-    if settings.examples_per_step % world:
-        raise UserError(
-            f"train.examples_per_step ({settings.examples_per_step}) cannot be shared evenly by {world} processes"
-        )
     for tracker in settings.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(
@@ -252,7 +270,7 @@ def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> Train
         torch.use_deterministic_algorithms(True)
     return _Arguments(
         output_dir=str(run.checkpoints),
-        per_device_train_batch_size=settings.examples_per_step // world,
+        per_device_train_batch_size=max(1, settings.examples_per_step // world_size()),
         per_device_eval_batch_size=settings.examples_per_step,
         max_steps=steps,
         learning_rate=settings.learning_rate,

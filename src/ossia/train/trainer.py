@@ -8,6 +8,7 @@ Everything else (optimiser, schedule, clipping, accelerate, random states, data 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,10 @@ from ossia.errors import OssiaError
 from ossia.model import lora
 from ossia.runs import Run
 from ossia.train import checkpoints, nonfinite, sharding
+from ossia.train.order import ConversationOrder, conversations_of
 from ossia.train.routing import Routers
 from ossia.train.sharding import Twin
-from ossia.train.steps import Trainable, idle_pass
+from ossia.train.steps import Collator, idle_pass
 
 CHANNELS = ("analysis", "commentary", "final", "other")
 
@@ -39,6 +41,7 @@ class OssiaTrainer(Trainer):
         *args: Any,
         run: Run,
         keep_checkpoints: int,
+        examples_per_step: int,
         routers: Routers,
         balance: float = 0.0,
         twin: Twin | None = None,
@@ -46,14 +49,17 @@ class OssiaTrainer(Trainer):
     ) -> None:
         """
         Args:
+            examples_per_step: over all processes.
             balance: coefficient of the load-balancing loss, 0 for none.
             twin: the adapter in whole tensors, if the model is going to be sharded.
         """
         super().__init__(*args, **kwargs)
-        self.run, self.keep_checkpoints = run, keep_checkpoints
+        self.run, self.keep_checkpoints, self.examples_per_step = run, keep_checkpoints, examples_per_step
         self.routers, self.balance, self.twin = routers, balance, twin
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
+        self.example_tokens = self.repeated_tokens = 0
+        """Of the last step, over all devices: see `events.Step`."""
 
     def training_step(
         self,
@@ -64,11 +70,12 @@ class OssiaTrainer(Trainer):
         """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices."""
         model.train()
         passes = self._prepare_inputs(inputs["passes"])
-        sizes_P2 = torch.stack(
-            [torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())]) for p in passes]
-        )
-        denominator, tokens = self.accelerator.reduce(sizes_P2.sum(0)).tolist()
+        sizes_2 = torch.zeros(2, device=self.args.device)
+        for p in passes:
+            sizes_2 += torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())])
+        denominator, tokens = self.accelerator.reduce(sizes_2).tolist()
         self.step_tokens = int(tokens)
+        self.example_tokens, self.repeated_tokens = inputs["example_tokens"], inputs["repeated_tokens"]
         if not denominator:
             raise OssiaError(f"step {self.state.global_step + 1} has no supervised token")
         total = torch.zeros((), device=self.args.device)
@@ -76,7 +83,7 @@ class OssiaTrainer(Trainer):
         for number, batch in enumerate([*passes, *idle], 1):
             works = number <= len(passes)
             # Gradients of several devices are averaged, but the denominator already counts all of them.
-            with self._unsynchronised(model, last=number == len(passes)):
+            with self._unsynchronised(model, last=number == max(1, len(passes))):
                 share = batch["input_ids"].numel() / tokens if works else 0.0
                 with self.routers.training_pass(scale=self.balance * share * devices, count=works):
                     loss = model(**batch, denominator=denominator).loss * devices
@@ -90,9 +97,12 @@ class OssiaTrainer(Trainer):
         return contextlib.nullcontext() if last or self.twin is not None else self.accelerator.no_sync(model)
 
     def _idle(self, passes: int) -> list[dict[str, Tensor]]:
-        """Passes of a single token that keep a sharded model's processes in step with the one that has most to do."""
+        """Passes of a single token that keep a sharded model's processes in step with the one that has most to do.
+
+        Otherwise a process needs one only if it has nothing else, to take part in averaging the gradients.
+        """
         if self.twin is None:
-            return []
+            return [] if passes else [self.on_device(idle_pass())]
         most = int(self.accelerator.gather(torch.tensor([passes], device=self.args.device)).max())
         return [self.on_device(idle_pass()) for _ in range(most - passes)]
 
@@ -172,11 +182,29 @@ class OssiaTrainer(Trainer):
             passes = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
         return ((self.on_device(inputs), names) for inputs, names in passes)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Every process is given whole steps; the collator picks the passes that are the process's own."""
+        order = ConversationOrder(
+            conversations_of(self.train_dataset),
+            self.examples_per_step,
+            self.args.seed,
+            steps_done=lambda: self.state.global_step,
+        )
+        return DataLoader(
+            self.train_dataset, batch_sampler=order, collate_fn=self._shares(self.data_collator),
+            pin_memory=self.args.dataloader_pin_memory,
+        )  # fmt: skip
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Each process takes every n-th validation example, so that none is counted twice."""
-        data: Sequence[Trainable] = self.eval_dataset if eval_dataset is None else eval_dataset
-        mine = data[self.accelerator.process_index :: self.accelerator.num_processes]
-        return DataLoader(mine, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        """The same for validation, in the order of the data. There every token counts the same."""
+        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        collator = dataclasses.replace(self._shares(self.data_collator), weighting="token")
+        return DataLoader(data, batch_size=self.examples_per_step, collate_fn=collator)
+
+    def _shares(self, collator: Collator) -> Collator:
+        """The collator that gives this process its share."""
+        state = self.accelerator
+        return dataclasses.replace(collator, process=state.process_index, processes=state.num_processes)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate counts frozen experts that a token never meets; Ossia reports tokens instead."""

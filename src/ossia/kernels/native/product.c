@@ -36,7 +36,7 @@ typedef struct {
 enum { LANES = 16, PANEL = 32, PANELS = 4, STRIP = PANEL * PANELS, TALL = 12, DEPTH = 960, BLOCK = 504, FEW = 4, AHEAD = 24, LAST = 2 };
 
 /* The column of a panel that a lane holds (see pack_columns). */
-INLINE int column_of(int lane, int transposed) { return transposed ? lane : lane % LANES * 2 + lane / LANES; }
+static inline int column_of(int lane, int transposed) { return transposed ? lane : lane % LANES * 2 + lane / LANES; }
 
 /* Codes in the low four bits of each 16-bit word -> bfloat16. `codes` repeats its 16 entries. */
 INLINE __m512i decoded(__m512i index, __m512i codes, __m512i shift) {
@@ -44,27 +44,16 @@ INLINE __m512i decoded(__m512i index, __m512i codes, __m512i shift) {
     return _mm512_mask_add_epi16(value, _mm512_test_epi16_mask(value, _mm512_set1_epi16(0x7FFF)), value, shift);
 }
 
-/* The scales of 16 rows as what is added to the exponents of a pair; 0 if one lies at the ends of the range. */
-INLINE int shifts_of(const uint8_t *scales, int64_t stride, __m512i *shifts) {
-    uint8_t bytes[LANES];
-    for (int lane = 0; lane < LANES; lane++) bytes[lane] = scales[lane * stride];
-    const __m128i all = _mm_loadu_si128((const __m128i *)bytes);
-    const __m128i inside = _mm_and_si128(_mm_cmpeq_epi8(_mm_max_epu8(all, _mm_set1_epi8(LOWEST)), all),
-                                         _mm_cmpeq_epi8(_mm_min_epu8(all, _mm_set1_epi8((char)HIGHEST)), all));
-    const __m512i half = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(all), _mm512_set1_epi32(127)), 7);
-    *shifts = _mm512_or_si512(_mm512_and_si512(half, _mm512_set1_epi32(0xFFFF)), _mm512_slli_epi32(half, 16));
-    return _mm_movemask_epi8(inside) == 0xFFFF;
-}
-
-/* Four bytes of each of 16 rows, four times: words[n] has bytes 4n to 4n + 3. */
-INLINE void transposed_words(const uint8_t *blocks, int64_t stride, __m512i *words) {
+/* Up to 16 bytes of each of 16 rows, transposed: words[n] has bytes 4n to 4n + 3 of all rows, a row per lane. */
+INLINE void transposed(const uint8_t *rows, int64_t stride, int bytes, __m512i *words) {
+    const __mmask16 some = (__mmask16)((1u << bytes) - 1);
     __m512i four[4];
     for (int n = 0; n < 4; n++) {
-        const uint8_t *row = blocks + n * stride;
-        four[n] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row));
-        four[n] = _mm512_inserti32x4(four[n], _mm_loadu_si128((const __m128i *)(row + 4 * stride)), 1);
-        four[n] = _mm512_inserti32x4(four[n], _mm_loadu_si128((const __m128i *)(row + 8 * stride)), 2);
-        four[n] = _mm512_inserti32x4(four[n], _mm_loadu_si128((const __m128i *)(row + 12 * stride)), 3);
+        const uint8_t *row = rows + n * stride;
+        four[n] = _mm512_castsi128_si512(_mm_maskz_loadu_epi8(some, row));
+        four[n] = _mm512_inserti32x4(four[n], _mm_maskz_loadu_epi8(some, row + 4 * stride), 1);
+        four[n] = _mm512_inserti32x4(four[n], _mm_maskz_loadu_epi8(some, row + 8 * stride), 2);
+        four[n] = _mm512_inserti32x4(four[n], _mm_maskz_loadu_epi8(some, row + 12 * stride), 3);
     }
     const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpackhi_epi32(four[0], four[1]);
     const __m512i c = _mm512_unpacklo_epi32(four[2], four[3]), d = _mm512_unpackhi_epi32(four[2], four[3]);
@@ -74,46 +63,48 @@ INLINE void transposed_words(const uint8_t *blocks, int64_t stride, __m512i *wor
     words[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* x W^T: 16 rows of W, one group of 32 inputs -> 16 pairs of inputs, each [16 rows][2], PANEL lanes apart. */
-INLINE void pack_rows(const uint8_t *blocks, const uint8_t *scales, int64_t groups, uint16_t *panel) {
-    const __m512i codes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)CODES));
-    __m512i shifts;
-    if (!shifts_of(scales, groups, &shifts)) {
-        for (int lane = 0; lane < LANES; lane++) {
-            uint16_t values[32];
-            group_at_the_ends(blocks + lane * groups * 16, scales[lane * groups], values);
-            for (int i = 0; i < 32; i++) panel[(i / 2) * 2 * PANEL + 2 * lane + i % 2] = values[i];
-        }
-        return;
-    }
+/* x W^T: 16 rows of W, one group of 32 inputs -> 16 pairs of inputs, each [16 rows][2], PANEL lanes apart. The low
+ * byte of each lane of `scales` is a row's. */
+INLINE void pack_rows(const uint8_t *blocks, __m512i scales, int64_t groups, __m512i codes, uint16_t *panel) {
+    const __m512i low = _mm512_and_si512(scales, _mm512_set1_epi32(0xFF));
+    const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
+    const __m512i shift = _mm512_slli_epi16(_mm512_sub_epi16(both, _mm512_set1_epi16(127)), 7);
     __m512i words[4];
-    transposed_words(blocks, groups * 16, words);
+    transposed(blocks, groups * 16, 16, words);
     for (int word = 0; word < 4; word++) {
         __m512i bytes = words[word];
         for (int byte = 0; byte < 4; byte++) {
             const __m512i index = _mm512_mask_blend_epi16(0xAAAAAAAAu, bytes, _mm512_slli_epi32(bytes, 12));
-            _mm512_storeu_si512(panel + (4 * word + byte) * 2 * PANEL, decoded(index, codes, shifts));
+            _mm512_storeu_si512(panel + (4 * word + byte) * 2 * PANEL, decoded(index, codes, shift));
             bytes = _mm512_srli_epi32(bytes, 8);
         }
     }
 }
 
-/* x W: two rows of W, one group of 32 inputs -> one pair of rows, [32 inputs][2]: first the even inputs, then the odd. */
-INLINE void pack_columns(const uint8_t *blocks, const uint8_t *scales, int64_t groups, uint16_t *panel) {
-    const uint8_t first = scales[0], second = scales[groups];
-    if (first < LOWEST || first > HIGHEST || second < LOWEST || second > HIGHEST) {
-        for (int row = 0; row < 2; row++) {
-            uint16_t values[32];
-            group_at_the_ends(blocks + row * groups * 16, scales[row * groups], values);
-            for (int lane = 0; lane < PANEL; lane++) panel[2 * lane + row] = values[column_of(lane, 0)];
-        }
-        return;
-    }
+/* The same for groups `first` to `last` of 16 rows. */
+INLINE void pack_half(const product *p, int64_t row, int64_t first, int64_t last, uint16_t *panel) {
+    const int64_t groups = p->inputs / 32;
     const __m512i codes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)CODES));
+    for (int64_t group = first; group < last; group += 16) {
+        const int count = last - group < 16 ? (int)(last - group) : 16;
+        __m512i scales[4];
+        transposed(p->scales + row * groups + group, groups, count, scales);
+        for (int n = 0; n < count; n++) {
+            const int64_t place = row * groups + group + n;
+            pack_rows(p->blocks + place * 16, scales[n / 4], groups, codes,
+                      panel + (group + n - first) * 16 * 2 * PANEL);
+            scales[n / 4] = _mm512_srli_epi32(scales[n / 4], 8);
+        }
+    }
+}
+
+/* x W: two rows of W, one group of 32 inputs -> one pair of rows, [32 inputs][2]: first the even inputs, then the odd. */
+INLINE void pack_columns(const uint8_t *blocks, const uint8_t *scales, int64_t groups, __m512i codes, uint16_t *panel) {
+    const uint32_t first = (uint32_t)(scales[0] - 127) * 128 & 0xFFFF;
+    const uint32_t second = (uint32_t)(scales[groups] - 127) * 128 << 16;
     const __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)blocks));
     const __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(blocks + groups * 16)));
-    const __m512i shift = _mm512_set1_epi32((int32_t)(((uint32_t)(first - 127) * 128 & 0xFFFF) |
-                                                      ((uint32_t)(second - 127) * 128 << 16)));
+    const __m512i shift = _mm512_set1_epi32((int32_t)(first | second));
     /* The table looks at four bits of each half and repeats itself: what lies above them does not matter. */
     const __m512i even = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     _mm512_storeu_si512(panel, decoded(even, codes, shift));
@@ -125,26 +116,54 @@ INLINE void pack(const product *p, int64_t column, int panels, int64_t from, int
     const int64_t groups = p->inputs / 32, size = PANEL * (to - from);
     if (p->transposed) {
         for (int half = 0; half < 2 * panels; half++)
-            for (int64_t group = from / 32; group < to / 32; group++) {
-                const int64_t place = (column + LANES * half) * groups + group;
-                pack_rows(p->blocks + place * 16, p->scales + place, groups,
-                          packed + half / 2 * size + (group * 32 - from) * PANEL + half % 2 * 2 * LANES);
-            }
-    } else {
-        for (int64_t row = from; row < to; row += 2) {
-            /* Each row lies in a line of its own, too far from the last one for the processor to foresee. */
-            for (int64_t next = row + AHEAD; next < row + AHEAD + 2; next++) {
-                const int64_t place = (next < p->outputs ? next : p->outputs - 1) * groups + column / 32;
-                _mm_prefetch((const char *)(p->blocks + place * 16), _MM_HINT_T0);
-                _mm_prefetch((const char *)(p->scales + place), _MM_HINT_T0);
-            }
-            for (int panel = 0; panel < panels; panel++) {
-                const int64_t place = row * groups + column / 32 + panel;
-                pack_columns(p->blocks + place * 16, p->scales + place, groups,
-                             packed + panel * size + (row - from) * PANEL);
-            }
+            pack_half(p, column + LANES * half, from / 32, to / 32, packed + half / 2 * size + half % 2 * 2 * LANES);
+        return;
+    }
+    const __m512i codes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)CODES));
+    for (int64_t row = from; row < to; row += 2) {
+        /* Each row lies in a line of its own, too far from the last one for the processor to foresee. */
+        for (int64_t next = row + AHEAD; next < row + AHEAD + 2; next++) {
+            const int64_t place = (next < p->outputs ? next : p->outputs - 1) * groups + column / 32;
+            _mm_prefetch((const char *)(p->blocks + place * 16), _MM_HINT_T0);
+            _mm_prefetch((const char *)(p->scales + place), _MM_HINT_T0);
+        }
+        for (int panel = 0; panel < panels; panel++) {
+            const int64_t place = row * groups + column / 32 + panel;
+            pack_columns(p->blocks + place * 16, p->scales + place, groups, codes,
+                         packed + panel * size + (row - from) * PANEL);
         }
     }
+}
+
+/* The same of a matrix some of whose scales lie at the ends of the range. */
+static void pack_slowly(const product *p, int64_t column, int panels, int64_t from, int64_t to, uint16_t *packed) {
+    const int64_t groups = p->inputs / 32, size = PANEL * (to - from);
+    uint16_t values[32];
+    for (int64_t lane = 0; p->transposed && lane < panels * PANEL; lane++)
+        for (int64_t step = from; step < to; step += 32) {
+            const int64_t place = (column + lane) * groups + step / 32;
+            group_at_the_ends(p->blocks + place * 16, p->scales[place], values);
+            for (int64_t i = 0; i < 32; i++)
+                packed[lane / PANEL * size + (step - from + i) / 2 * 2 * PANEL + lane % PANEL * 2 + i % 2] = values[i];
+        }
+    for (int64_t row = from; !p->transposed && row < to; row++)
+        for (int panel = 0; panel < panels; panel++) {
+            const int64_t place = row * groups + column / 32 + panel;
+            group_at_the_ends(p->blocks + place * 16, p->scales[place], values);
+            for (int lane = 0; lane < PANEL; lane++)
+                packed[panel * size + (row - from) / 2 * 2 * PANEL + 2 * lane + (row - from) % 2] =
+                    values[column_of(lane, 0)];
+        }
+}
+
+/* Whether every scale lets a code stay a normal number. */
+FUSED static int is_ordinary(const uint8_t *scales, int64_t count) {
+    uint8_t least = 255, most = 0;
+    for (int64_t n = 0; n < count; n++) {
+        least = scales[n] < least ? scales[n] : least;
+        most = scales[n] > most ? scales[n] : most;
+    }
+    return least >= LOWEST && most <= HIGHEST;
 }
 
 /* The same of the low-rank update. */
@@ -192,12 +211,15 @@ FUSED static void some_rows(int rows, const uint16_t *x, int64_t stride, const u
     }
 }
 
+/* All rows, in tiles of nearly the same height: a tile of one row takes as long as one of three. */
 FUSED static void tiles(int64_t rows, const uint16_t *x, int64_t stride, const uint16_t *packed, int panels,
                         int64_t pairs, float *sums) {
-    for (; rows > 0; rows -= TALL, x += TALL * stride, sums += TALL * STRIP)
+    for (int64_t left = (rows + TALL - 1) / TALL; left > 0; left--) {
+        const int height = (int)((rows + left - 1) / left);
         for (int panel = 0; panel < panels; panel++)
-            some_rows(rows < TALL ? (int)rows : TALL, x, stride, packed + panel * pairs * 2 * PANEL, pairs,
-                      sums + panel * PANEL);
+            some_rows(height, x, stride, packed + panel * pairs * 2 * PANEL, pairs, sums + panel * PANEL);
+        rows -= height, x += height * stride, sums += height * STRIP;
+    }
 }
 
 /* The sums of 32 columns in the columns' order. */
@@ -227,7 +249,7 @@ INLINE void finish(const product *p, int64_t first, int64_t rows, int64_t column
 }
 
 /* All rows of the columns of one strip. packed: STRIP * DEPTH values (or rank); sums: BLOCK * STRIP. */
-FUSED static void strip(const product *p, int64_t column, int panels, uint16_t *packed, float *sums) {
+FUSED static void strip(const product *p, int ordinary, int64_t column, int panels, uint16_t *packed, float *sums) {
     const int64_t depth = p->transposed ? p->inputs : p->outputs, columns = p->transposed ? p->outputs : p->inputs;
     const int width = panels * PANEL;
     for (int64_t first = 0; first < p->rows; first += BLOCK) {
@@ -237,7 +259,10 @@ FUSED static void strip(const product *p, int64_t column, int panels, uint16_t *
                 sums[row * STRIP + i] = p->bias && i < width ? widened(p->bias[column + i]) : 0.0f;
         for (int64_t from = 0; from < depth; from += DEPTH) {
             const int64_t to = depth - from < DEPTH ? depth : from + DEPTH;
-            pack(p, column, panels, from, to, packed);
+            if (ordinary)
+                pack(p, column, panels, from, to, packed);
+            else
+                pack_slowly(p, column, panels, from, to, packed);
             tiles(rows, p->x + first * depth + from, depth, packed, panels, (to - from) / 2, sums);
         }
         if (p->rank) {
@@ -298,6 +323,7 @@ int ossia_product_bf16(const product *p) {
     }
     const int64_t tall = p->rows < BLOCK ? p->rows : BLOCK, deep = p->rank > DEPTH ? p->rank : DEPTH;
     const int64_t wide = columns / STRIP > LAST ? columns / STRIP - LAST : 0, narrow = columns / PANEL - wide * PANELS;
+    const int ordinary = is_ordinary(p->scales, p->outputs * p->inputs / 32);
     int failed = 0;
 #pragma omp parallel
     {
@@ -312,7 +338,7 @@ int ossia_product_bf16(const product *p) {
             /* The last columns go out in single panels, so that no thread waits long for another. */
 #pragma omp for schedule(dynamic, 1)
             for (int64_t unit = 0; unit < wide + narrow; unit++)
-                strip(p, (unit < wide ? unit * PANELS : wide * PANELS + unit - wide) * PANEL, unit < wide ? PANELS : 1,
+                strip(p, ordinary, (unit < wide ? unit * PANELS : wide * PANELS + unit - wide) * PANEL, unit < wide ? PANELS : 1,
                       packed, sums);
         }
         free(packed);
