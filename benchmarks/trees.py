@@ -188,7 +188,8 @@ def _ossia(rows: Sequence[Row], per_step: int, path: Path, width: Width, device:
 
     base = load_model(path, dtype="bfloat16", device=device)
     model = lora.attach(base, rank=RANK, expert_rank=RANK, alpha=RANK, expert_alpha=RANK).train()
-    base.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     collate = Collator(TOKENS_PER_PASS, share)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
 
