@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ossia import hardware, runs
 
-NAMES = {"startup": False, "harmony": False, "kernels": False, "train_step": True}
+NAMES = {"startup": False, "harmony": False, "kernels": False, "train_step": True, "trees": True}
 """Benchmark -> whether it can run on a GPU."""
 RESULTS = Path(__file__).parent / "results"
 

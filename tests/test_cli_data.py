@@ -85,6 +85,110 @@ def test_show_writes_a_page_that_needs_nothing_else(place: Path, tokenizer_folde
     assert "&lt;|channel|&gt;" in turns[0] and "👋" in turns[2]
 
 
+@pytest.fixture
+def agent(place: Path) -> Path:
+    """Two turns with thoughts, a call in the second, then one without; a shared system message; a turn of one token."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    messages = [
+        {"role": "system", "content": "Be brief."}, U, A,
+        {"role": "user", "content": "And in Paris?\x1b[31m"},
+        {"role": "assistant", "thinking": "Look it up.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": '{"t": 21}'},
+        {"role": "assistant", "thinking": "Good.", "content": "21 degrees 👋."},
+        {"role": "user", "content": "Thanks"}, {"role": "assistant", "content": "Welcome."},
+    ]  # fmt: skip
+    (place / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    return place
+
+
+def test_a_tree_holds_every_example_token_for_token(agent: Path, tokenizer_folder: Path) -> None:
+    settings = DataSettings(channel_weights={"analysis": 0.5})
+    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), settings).examples
+    weighted = ("--set", "data.channel_weights={analysis: 0.5}")
+    (line,) = ossia(agent, "data", "show", "a.jsonl", "--tree", "--json", *weighted).stdout.splitlines()
+    shown = json.loads(line)
+    nodes = shown["nodes"]
+    assert (shown["file"], shown["row"], shown["format"], shown["examples"]) == ("a.jsonl", 1, "openai", 3)
+    assert shown["tokens"] == sum(map(len, examples))
+    prefixes = {tuple(example.ids[:stop]) for example in examples for stop in range(1, len(example) + 1)}
+    assert shown["tree_tokens"] == sum(len(node["input_ids"]) for node in nodes) == len(prefixes) < shown["tokens"]
+    assert all(-1 <= node["parent"] < number for number, node in enumerate(nodes))
+    for turn, example in enumerate(examples, 1):
+        path = [node for node in nodes if turn in node["turns"]]
+        assert [node["position"] for node in path] == [
+            sum(len(before["input_ids"]) for before in path[:number]) for number in range(len(path))
+        ]
+        assert [id for node in path for id in node["input_ids"]] == example.ids
+        for node in path:
+            for place, channel in enumerate(node["channel"], node["position"]):
+                own = {e.channels[place] for number, e in enumerate(examples, 1) if number in node["turns"]}
+                assert {channel} == own or (channel == "assistant" and len(own) > 1)
+                weight = sum(e.weights[place] for number, e in enumerate(examples, 1) if number in node["turns"])
+                assert node["weight"][place - node["position"]] == pytest.approx(weight)
+
+
+def test_what_a_tree_says_is_trained_are_the_edges_of_training(agent: Path, tokenizer_folder: Path) -> None:
+    from ossia.data.branches import forest
+    from ossia.model.tree import grow
+
+    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples * 2
+    (tree,), grown = grow(examples), forest(examples)
+    before = {  # row of the token -> row of the one before it on the path
+        start + place: start + place - 1 if place else tree.starts[node.parent + 1] - 1
+        for start, node in zip(tree.starts, tree.nodes, strict=False)
+        for place in range(len(node.ids))
+        if place or node.parent >= 0
+    }
+    ids = [id for node in tree.nodes for id in node.ids]
+    edges = {(edge.row, edge.target): edge.weight for edge in tree.edges}
+    weights = [weight for branch in grown.branches for weight in branch.weights]
+    told = {(before[row], ids[row]): weight for row, weight in enumerate(weights) if weight}
+    assert told == edges and set(edges.values()) == {2.0}  # every example is there twice
+
+
+def test_show_draws_a_tree(agent: Path) -> None:
+    done = ossia(agent, "data", "show", "a.jsonl", "--tree")
+    lines = done.stdout.splitlines()
+    shared, own = re.search(r"^a\.jsonl:1 3 examples: (\d+) tokens, (\d+) with shared prefixes", done.stdout).groups()  # type: ignore[union-attr]
+    counted = json.loads(ossia(agent, "data", "stats", "a.jsonl", "--json").stdout)
+    assert (int(shared), int(own)) == (counted["tokens"], counted["tree_tokens"])
+    assert next(line for line in lines if "shared by" in line).endswith("shared by all 3 examples")
+    assert sum("●" in line for line in lines) == 5  # two trunks, and a branch for each turn
+    trained = [line for line in lines if "trained  «" in line]
+    assert any("analysis" in line and "easy <b>" in line for line in trained)
+    assert any("commentary to functions.weather" in line for line in trained)
+    assert not any("functions.weather (commentary)" in line for line in trained)
+    assert "\x1b" not in done.stdout and "next: ossia data stats a.jsonl" in done.stderr
+    plain = ossia(agent, "data", "show", "a.jsonl", "--tree", PYTHONIOENCODING="ascii").stdout
+    assert "|-o" in plain and "●" not in plain
+    one = ossia(agent, "data", "show", "d.jsonl", "--tree", "--row", "3").stdout
+    assert "turn 1\n" in one and "1.00x" in one and "├" not in one
+    refused = ossia(agent, "data", "show", "a.jsonl", "--tree", "--compare-template", "x.jinja", code=2).stderr
+    assert "--tree draws none" in refused
+
+
+def test_a_page_of_trees_folds_and_needs_nothing_else(agent: Path, tokenizer_folder: Path) -> None:
+    told = ossia(agent, "data", "show", "d.jsonl", "a.jsonl", "--tree", "--html", "page.html")
+    assert "trees of 3 conversations written to page.html" in told.stdout
+    page = (agent / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", page)
+    sections = re.findall(r'<section class="conversation".*?</section>', page, re.DOTALL)
+    assert len(sections) == 3 and "all on this page: " in page
+    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples
+    assert sections[2].count("<details open>") == sections[2].count("</details>") == 5
+    tokens = re.findall(r'<i class="([^"]*)" data-i="\[([^\]]*)\]"', sections[2])
+    ids = [int(id) for _, listed in tokens for id in listed.split(",")]
+    prefixes = {tuple(example.ids[:stop]) for example in examples for stop in range(1, len(example) + 1)}
+    assert sorted(ids) == sorted(prefix[-1] for prefix in prefixes)
+    assert sum(" on" in classes for classes, listed in tokens for _ in listed.split(",")) == len(
+        {tuple(e.ids[: i + 1]) for e in examples for i, weight in enumerate(e.weights) if weight}
+    )
+    assert "easy <b>" not in page and "<small>turns 1-3, shared by all 3 examples</small>" in page
+    before = (agent / "d.jsonl").read_bytes()
+    assert "exists already" in ossia(agent, "data", "show", "a.jsonl", "--tree", "--html", "d.jsonl", code=2).stderr
+    assert (agent / "d.jsonl").read_bytes() == before
+
+
 def test_a_page_replaces_no_file_of_somebody_elses(place: Path) -> None:
     before = (place / "d.jsonl").read_bytes()
     refused = ossia(place, "data", "show", "d.jsonl", "--html", "d.jsonl", code=2).stderr
@@ -184,10 +288,14 @@ def test_check_writes_a_repaired_copy(place: Path) -> None:
 
 def test_stats_count_and_tell_what_trees_save(place: Path) -> None:
     told = ossia(place, "data", "stats", "d.jsonl", "--at", "64,100").stdout
-    assert "2 conversations, 3 examples" in told and "shared prefixes:" in told and "over 64; " in told
+    assert "2 conversations, 3 examples" in told and "within a step of 16 examples" in told and "over 64; " in told
     counted = json.loads(ossia(place, "data", "stats", "d.jsonl", "--json").stdout)
     assert counted["rows"] == 2 and counted["turns"] == {"1": 1, "2": 1}
     assert 0 < counted["tree_tokens_across"] < counted["tree_tokens"] < counted["tokens"]
+    assert counted["tree_tokens_steps"] == counted["tree_tokens_across"] and counted["examples_per_step"] == 16
+    alone = ["--set", "train.examples_per_step=1"]
+    counted = json.loads(ossia(place, "data", "stats", "d.jsonl", "--json", *alone).stdout)
+    assert counted["tree_tokens_steps"] == counted["tokens"]
     assert "lengths are whole numbers" in ossia(place, "data", "stats", "d.jsonl", "--at", "1k", code=2).stderr
 
 

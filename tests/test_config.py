@@ -207,6 +207,12 @@ def test_any_override_gives_a_recipe_or_an_error_for_people(text: str, start: st
         assert isinstance(parse("", start + text), Recipe)
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_words_that_yaml_takes_for_booleans(word: str) -> None:
+    assert parse("", f"train.share_prefixes={word}").train.share_prefixes == word
+    assert parse(f"train: {{share_prefixes: {word}}}").train.share_prefixes == word
+
+
 def test_every_setting_is_documented_and_listed() -> None:
     listed = list(recipes.fields())
     assert all(text for _, _, text in listed)

@@ -11,9 +11,11 @@ from ossia.data import DataSettings, Rendered, compile_sources
 from ossia.data.compile import _facts
 from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
 from ossia.data.examples import render
-from ossia.data.stats import distinct_tokens, languages, statistics
+from ossia.data.sharing import estimated, steps_of, within_steps
+from ossia.data.stats import languages, statistics
 from ossia.harmony import conversation as c
 from ossia.harmony.vocabulary import Vocabulary
+from ossia.model.tree import grow
 
 ROOMY = DataSettings(max_tokens=100_000)
 WORDS = [
@@ -130,7 +132,39 @@ def test_tree_tokens_are_the_nodes_of_the_prefix_tree(vocabulary: Vocabulary) ->
     found = statistics(conversations)
     assert found.tree_tokens == sum(map(len, nodes)) < found.tokens
     assert found.tree_tokens_across == len(set().union(*nodes)) < found.tree_tokens
-    assert 0 < found.saved_share < 1 and distinct_tokens([]) == 0
+    assert 0 < found.saved_share < 1
+    assert found.tree_tokens == sum(tree.tokens for one in conversations for tree in grow(one.examples))
+
+
+def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
+    """The order of steps is training's own, and the count is that of the trees that it makes of them."""
+    from ossia.train.order import ConversationOrder, conversations_of
+
+    rng = random.Random(4)
+    rows = []
+    for number in range(9):
+        messages = [c.user("go")]
+        for _ in range(rng.randint(1, 4)):
+            messages += [c.thought(" ".join(words(rng, 9))), c.answer(" ".join(words(rng, 7))), c.user("on")]
+        rows.append(made(vocabulary, f"d:{number}", *messages[:-1]))
+    rows.insert(4, rows[3])  # a conversation that a mixture takes twice
+    examples = [example for row in rows for example in row.examples]
+    order = ConversationOrder(conversations_of(examples), 4, 7, steps_done=lambda: 0)
+    expected = [[examples[index] for index in step] for step in order]
+    steps = list(steps_of(examples, 4, 7))
+    assert steps == expected
+    trees = [tree for step in steps for tree in grow(step)]
+    counted = within_steps(iter(steps))
+    assert counted == (sum(map(len, examples)), sum(tree.tokens for tree in trees))
+    found = statistics(rows, steps=(4, 7))
+    assert found.tree_tokens_across < found.tree_tokens_steps == counted.shared < found.tokens
+    assert statistics(rows).tree_tokens_steps == 0
+    assert estimated(examples, 4, 7, 100_000) == counted
+    longest = max(map(len, examples))
+    cut = estimated(examples, 4, 7, longest)  # what does not fit into a pass is computed again
+    assert counted.shared < cut.shared <= cut.unshared
+    part = estimated(examples, 4, 7, 100_000, most=1)
+    assert part.unshared == counted.unshared and 0 < part.shared < part.unshared
 
 
 def test_languages_are_told(vocabulary: Vocabulary) -> None:

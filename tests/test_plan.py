@@ -25,6 +25,7 @@ from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
 from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
+from ossia.plan import work as work_module
 from ossia.plan.machine import Disk
 from ossia.plan.work import Work, flops_per_token, work
 
@@ -281,6 +282,57 @@ def test_time_is_linear_in_the_steps_and_counts_validation() -> None:
     plan = estimate(recipe, found(Shape.GPT_OSS_20B), examples, machine(1e12), speed=speeds)
     assert plan.seconds is not None
     assert plan.seconds["experts"] == pytest.approx(fixed + tokens)
+
+
+# Shared prefixes
+
+
+def sharing_plan(shared: int | None, **train: Any) -> Any:
+    """1,000 examples of 1,000 tokens, a fifth of them trained."""
+    examples = Examples(1000, 1_000_000, 200_000, 2000, 0, "test", shared)
+    targets = train.pop("targets", ["attention"])
+    recipe = Recipe.model_validate({"lora": {"targets": targets}, "train": train})
+    speeds = speed.Speed(1e12, 1e-3, 2e-3, 1e-6, 2e-6, 1e-9, 2e-9, "test")
+    return estimate(recipe, found(Shape.GPT_OSS_20B), examples, machine(1e12), speed=speeds)
+
+
+def test_shared_prefixes_are_work_once() -> None:
+    alone, shared = sharing_plan(250_000, share_prefixes="off"), sharing_plan(250_000)
+    assert not alone.sharing.on and shared.sharing.on
+    assert "250,000 tokens instead of 1,000,000 (4.00x)" in shared.sharing.reason
+    assert shared.work.steps == alone.work.steps == 63  # a step is a number of examples
+    assert alone.work.tokens == 4 * shared.work.tokens
+    assert alone.work.passes == 63 * 2 and shared.work.passes == 63
+    assert shared.seconds["experts"] < 0.55 * alone.seconds["experts"]
+    # What is trained stays what it was, so the head has as many rows and its share of the tokens is larger.
+    assert shared.seconds["head and loss"] == pytest.approx(alone.seconds["head and loss"])
+    assert shared.flops_per_token > alone.flops_per_token
+    assert shared.as_dict()["sharing"] == {"on": True, "reason": shared.sharing.reason}
+
+
+@pytest.mark.parametrize(
+    ("shared", "train", "on", "said"),
+    [
+        (None, {}, False, "no data to count"),
+        (990_000, {}, False, "next to nothing to save"),
+        (990_000, {"share_prefixes": "on"}, True, "1.01x"),
+        (500_000, {"share_prefixes": "off"}, False, "is off"),
+        (500_000, {"targets": ["router"]}, False, "load-balancing"),
+        (500_000, {"targets": ["router"], "balance_loss": 0.0}, True, "2.00x"),
+    ],
+)
+def test_the_plan_foretells_whether_prefixes_are_shared(
+    shared: int | None, train: dict[str, Any], on: bool, said: str
+) -> None:
+    plan = sharing_plan(shared, **train)
+    assert plan.sharing.on is on and said in plan.sharing.reason
+    assert plan.work.tokens == round(63 * 16 * ((shared or 0) if on else 1_000_000) / 1000)
+
+
+def test_the_plan_knows_what_training_finds_worth_sharing() -> None:
+    from ossia.train import sharing
+
+    assert sharing.WORTH == work_module.WORTH
 
 
 def test_speed_is_measured() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -207,6 +207,11 @@ class LoraSection(Section):
         return {target: pair for target, pair in all_.items() if target in self.targets}
 
 
+def _as_word(value: Any) -> Any:
+    """YAML reads a bare `on` or `off` as true or false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class TrainSection(Section):
     """How to optimise."""
 
@@ -226,7 +231,7 @@ class TrainSection(Section):
     tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
     """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
 
-    share_prefixes: Literal["auto", "on", "off"] = "auto"
+    share_prefixes: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_word)] = "auto"
     """Compute once what the examples of a step begin with in common: the turns of a conversation, system messages, tool
     schemas. Loss and gradients stay the same. auto: where that is exact and saves tokens; the reason is reported."""
 

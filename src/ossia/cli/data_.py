@@ -100,6 +100,9 @@ def show(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page instead, for any browser.")
     ] = None,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Draw a conversation's prefix tree: each token once, with what is trained.")
+    ] = False,
     compare_template: Annotated[
         str | None,
         typer.Option(
@@ -110,26 +113,32 @@ def show(
     set_: output.Set = None,
     model: output.Model = None,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per training example, of all rows, and nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object per training example (or tree), of all rows.")
     ] = False,
 ) -> None:  # fmt: skip
     """Show training examples, token by token, with what is trained marked."""
-    from ossia.cli import data_show
+    from ossia.cli import data_show, data_tree
     from ossia.errors import UserError
 
-    asked = _opened(files, set_, model)
     if sum(map(bool, (html, compare_template, json))) > 1:
         raise UserError("--html, --compare-template and --json exclude each other", do="give one of them")
+    if tree and compare_template is not None:
+        raise UserError("--compare-template compares sequences and --tree draws none", do="give one of them")
+    asked = _opened(files, set_, model)
     most = limit if limit is not None else None if json or row is not None else 100 if html else 1
     found = _conversations(asked, row, most)
     if html is not None:
-        data_show.write_page(html, found, asked.vocabulary, ", ".join(files))
+        write_page = data_tree.write_page if tree else data_show.write_page
+        write_page(html, found, asked.vocabulary, ", ".join(files))
         output.next_step(f"open {shlex.quote(str(html))} in a browser")
     elif compare_template is not None:
         if not data_show.print_comparison(found, compare_template, asked.vocabulary):
             raise typer.Exit(1)
     elif json:
-        data_show.print_lines(found)
+        (data_tree if tree else data_show).print_lines(found)
+    elif tree:
+        data_tree.print_trees(found, asked.vocabulary)
+        output.next_step(f"ossia data stats {asked.again}")
     else:
         data_show.print_examples(found, asked.vocabulary, asked.settings)
         output.next_step(f"ossia data stats {asked.again}")
@@ -161,18 +170,20 @@ def stats(
     if compiled.errors:
         output.err().print(f"{len(compiled.errors)} rows cannot be used; ossia data check names them", markup=False)
     with output.progress("counting", len(compiled.conversations)) as advance:
-        counted = statistics(compiled.conversations, limit, limits, advance)
+        steps = (asked.examples_per_step, asked.seed)
+        counted = statistics(compiled.conversations, limit, limits, advance, steps)
     spoken = languages(compiled.conversations, asked.vocabulary)
     if json:
         shares = {"trained_share": counted.trained_share, "saved_share": counted.saved_share}
-        output.print_json({**dataclasses.asdict(counted), **shares, "limit": limit, "languages": spoken})
+        given = {"limit": limit, "examples_per_step": asked.examples_per_step}
+        output.print_json({**dataclasses.asdict(counted), **shares, **given, "languages": spoken})
         return
-    _print_statistics(counted, limit, spoken)
+    _print_statistics(counted, limit, spoken, asked.examples_per_step)
     name = shlex.quote(files[0])
     output.next_step(f"ossia plan {name}" if _is_recipe(files) else f"ossia plan <recipe> --set data.train={name}")
 
 
-def _print_statistics(counted: Statistics, limit: int, spoken: dict[str, dict[str, int]]) -> None:
+def _print_statistics(counted: Statistics, limit: int, spoken: dict[str, dict[str, int]], per_step: int) -> None:
     console = output.out()
 
     def counts(of: dict[Any, int], most: int = 8) -> str:
@@ -200,9 +211,19 @@ def _print_statistics(counted: Statistics, limit: int, spoken: dict[str, dict[st
     )
     turns = ", ".join(f"{count:,} with {number}" for number, count in counted.turns.items())
     console.print(f"trained turns per conversation: {turns}")
-    console.print(
-        f"shared prefixes: {counted.saved_share:.0%} of the tokens within conversations "
-        f"({counted.tokens:,} -> {counted.tree_tokens:,}), across them -> {counted.tree_tokens_across:,}"
+    shared = (
+        ("none", counted.tokens),
+        ("within a conversation", counted.tree_tokens),
+        (f"within a step of {per_step} examples", counted.tree_tokens_steps),
+        ("everywhere", counted.tree_tokens_across),
+    )
+    output.table(
+        ("shared prefixes", "tokens", "saved", "times"),
+        [
+            (name, f"{left:,}", f"{1 - left / counted.tokens:.0%}", f"{counted.tokens / left:.2f}x")
+            for name, left in shared
+        ],
+        right=("tokens", "saved", "times"),
     )
     if counted.tools or counted.with_tools:
         console.print(
@@ -235,6 +256,7 @@ class _Asked:
     vocabulary: Vocabulary
     cache: bool
     seed: int
+    examples_per_step: int
     again: str
     """The files and options as they were typed, for the next command."""
 
@@ -271,6 +293,7 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
         vocabulary=vocabulary(model),
         cache=recipe.data.cache,
         seed=recipe.train.seed,
+        examples_per_step=recipe.train.examples_per_step,
         again=shlex.join([*files, *(x for change in overrides or [] for x in ("--set", change)),
                           *(("--model", model) if model else ())]),
     )  # fmt: skip

@@ -50,6 +50,7 @@ def _examples(recipe: Any, found: Found) -> Examples:
     """Count the recipe's data, or assume some when there are none to count."""
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
+    from ossia.data.sharing import estimated
     from ossia.errors import UserError
     from ossia.model.locate import vocabulary as vocabulary_of
     from ossia.plan import Examples
@@ -65,7 +66,14 @@ def _examples(recipe: Any, found: Found) -> Examples:
         prepared = prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
     for line in prepared.remarks():
         output.err().print(line, markup=False)
-    return Examples.counted(prepared.train, prepared.validation)
+    shared = None
+    if recipe.train.share_prefixes != "off":
+        settings = recipe.train
+        with output.progress("looking for shared prefixes", None):
+            shared = estimated(
+                prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_pass
+            ).shared
+    return Examples.counted(prepared.train, prepared.validation, shared)
 
 
 def show(plan: Plan, found: Found, measured: str | None) -> None:
@@ -79,7 +87,9 @@ def show(plan: Plan, found: Found, measured: str | None) -> None:
     line(f"model     {found.name}{'' if found.folder else ' (not here yet; figures as published)'}")
     line(f"computes  on {machine.device} ({machine.device_reason}) in {machine.dtype} ({machine.dtype_reason})")
     line(f"data      {examples.source}; {examples.tokens:,} tokens, longest {examples.longest:,}")
-    line(f"training  {work.steps:,} steps in {work.passes:,} passes, {plan.trained_parameters:,} trained parameters\n")
+    line(f"prefixes  {'shared' if plan.sharing.on else 'not shared'}: {plan.sharing.reason}")
+    amount = f"{work.steps:,} steps in {work.passes:,} passes, {work.tokens:,} tokens"
+    line(f"training  {amount}, {plan.trained_parameters:,} trained parameters\n")
     rows = [(entry.name, output.size(entry.bytes), entry.how) for entry in plan.memory]
     rows.append(("total at the peak", output.size(plan.memory_needed), f"have {output.size(machine.memory)}"))
     output.table(("memory", "size", "what"), rows, right=("size",))

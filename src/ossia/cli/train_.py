@@ -130,6 +130,8 @@ class Screen:
 
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
         """Say what is about to be trained on what."""
+        from ossia.data.sharing import estimated
+
         self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
         tokens = sum(map(len, prepared.train))
@@ -138,6 +140,11 @@ class Screen:
             f"{len(prepared.train)} examples, {tokens:,} tokens, {trained:,} of them trained "
             f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
         )
+        settings = recipe.train
+        if settings.share_prefixes != "off":
+            steps = settings.examples_per_step
+            saving = estimated(prepared.train, steps, settings.seed, settings.tokens_per_pass)
+            self.console.print(f"in steps of {steps} examples: {saving}")
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:

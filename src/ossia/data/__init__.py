@@ -7,6 +7,7 @@
     compile    all of that on every core, cached    -> conversations as tokens (`rendered`), packed in `shard`s
     corpus     what rows show together              -> near-duplicates, leaks, labels that do not fit
     stats      lengths, trained share, channels, what trees would save
+    branches   the prefix tree of a conversation's examples, to look at
 
     compiled = compile_sources(["data.jsonl"], Vocabulary.load(folder))
     compiled.examples[0].ids

@@ -7,7 +7,7 @@ a ground of their own; control tokens are set apart. The id of a token shows whe
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 
 from ossia.data.rendered import Example, Rendered
@@ -24,20 +24,30 @@ def page(title: str, conversations: Iterable[tuple[Rendered, list[str]]], vocabu
     Args:
         conversations: each with remarks to be shown above it, such as its problems.
     """
+    yield from framed(title, "", (_section(made, remarks, vocabulary) for made, remarks in conversations))
+
+
+def framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Iterator[str]:
+    """Yield the page around sections, one per conversation. `legend` is text for its head."""
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     before, after = template.split("<!--conversations-->")
-    yield before.replace("<!--title-->", html.escape(title))
-    for conversation, remarks in conversations:
-        yield from _section(conversation, remarks, vocabulary)
+    yield before.replace("<!--title-->", html.escape(title)).replace("<!--legend-->", html.escape(legend))
+    for section in sections:
+        yield from section
     yield after
 
 
-def _section(conversation: Rendered, remarks: list[str], vocabulary: Vocabulary) -> Iterator[str]:
-    examples = conversation.examples
+def heading(conversation: Rendered, remarks: list[str]) -> Iterator[str]:
+    """Open a conversation's section: its name, and the remarks on it."""
     yield f'<section class="conversation" data-name="{html.escape(conversation.source)}">\n'
     yield f"<h2>{html.escape(conversation.source)}</h2>\n"
     if remarks:
         yield "<ul class=remarks>" + "".join(f"<li>{html.escape(remark)}</li>" for remark in remarks) + "</ul>\n"
+
+
+def _section(conversation: Rendered, remarks: list[str], vocabulary: Vocabulary) -> Iterator[str]:
+    examples = conversation.examples
+    yield from heading(conversation, remarks)
     yield "<div class=tabs>"
     for index, example in enumerate(examples):
         pressed = "true" if index == len(examples) - 1 else "false"
@@ -46,7 +56,7 @@ def _section(conversation: Rendered, remarks: list[str], vocabulary: Vocabulary)
     for index, example in enumerate(examples):
         hidden = "" if index == len(examples) - 1 else " hidden"
         yield f'<div class="turn" data-turn="{index}"{hidden}>{_caption(example)}\n'
-        yield f"<pre>{_tokens(example, vocabulary)}</pre></div>\n"
+        yield f"<pre>{tokens(example.ids, example.weights, example.channels, vocabulary)}</pre></div>\n"
     yield "</section>\n"
 
 
@@ -56,12 +66,12 @@ def _caption(example: Example) -> str:
     return f"<p>{length:,} tokens, {trained:,} trained ({trained / length:.0%}){dropped}</p>"
 
 
-def _tokens(example: Example, vocabulary: Vocabulary) -> str:
-    ids, weights, channels = example.ids, example.weights, example.channels
+def tokens(ids: Sequence[int], weights: Sequence[float], channels: Sequence[str], vocabulary: Vocabulary) -> str:
+    """Mark up tokens, a block per message."""
     parts: list[str] = []
     first = next((i for i, weight in enumerate(weights) if weight > 0), -1)
     for start, stop, text in pieces(ids, vocabulary):
-        if ids[start] == START:
+        if ids[start] == START or not parts:
             parts.append(("</div>" if parts else "") + '<div class="m">')
         control = STARTOFTEXT <= ids[start] < VOCABULARY_SIZE
         classes = f"{channels[start]}{' on' * (weights[start] > 0)}{' ctl' * control}"

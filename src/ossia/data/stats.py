@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from sys import byteorder
 
 from ossia.data.rendered import Example, Rendered
+from ossia.data.sharing import steps_of, within_steps
 from ossia.harmony.vocabulary import Vocabulary
+from ossia.model.tree import saving
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 """Lengths at which truncation is counted."""
@@ -40,6 +40,8 @@ class Statistics:
     """Tokens left when the examples of each conversation share their common prefixes, as tree training does."""
     tree_tokens_across: int = 0
     """The same when conversations share theirs too, such as a system prompt with its tools; counted on first turns."""
+    tree_tokens_steps: int = 0
+    """The same when the examples of each training step share theirs; 0 if no steps were asked for."""
     tools: dict[str, int] = field(default_factory=dict)
     """Recipient -> calls."""
     with_tools: int = 0
@@ -65,16 +67,19 @@ def statistics(
     limit: int | None = None,
     at: Sequence[int] = LIMITS,
     advance: Callable[[int], None] | None = None,
+    steps: tuple[int, int] | None = None,
 ) -> Statistics:
     """Count.
 
     Args:
         limit: how many examples are longer than this many tokens?
         at: the same for several lengths.
+        steps: examples per step, and seed of their order; what do the examples of a step share?
     """
     tokens: Counter[str] = Counter()
     trained: Counter[str] = Counter()
-    counted, lengths, first_turns = Statistics(), list[int](), list[bytes]()
+    counted, lengths, all_ = Statistics(), list[int](), list[Example]()
+    first_turns: list[Example] = []
     turns: Counter[int] = Counter()
     facts: dict[str, Counter[str]] = defaultdict(Counter)
     for conversation in conversations:
@@ -84,18 +89,20 @@ def statistics(
             for run in example.runs():
                 tokens[run.channel] += run.stop - run.start
                 trained[run.channel] += (run.stop - run.start) * (run.weight > 0)
-        own = [_sequence(example) for example in examples]
-        lengths += [len(sequence) // 4 for sequence in own]
-        counted.tree_tokens += distinct_tokens(own)
-        first_turns += own[:1]
+        lengths += map(len, examples)
+        counted.tree_tokens += saving(examples)[0]
+        all_ += examples
+        first_turns += examples[:1]
         _count_facts(conversation, counted, facts)
         if advance is not None:
             advance(1)
     if not lengths:
         return counted
     lengths.sort()
-    shared = sum(map(len, first_turns)) // 4 - distinct_tokens(first_turns)
-    counted.tree_tokens_across = counted.tree_tokens - shared
+    shared, unshared = saving(first_turns)
+    counted.tree_tokens_across = counted.tree_tokens - unshared + shared
+    if steps is not None:
+        counted.tree_tokens_steps = within_steps(steps_of(all_, *steps)).shared
     counted.examples, counted.rows = len(lengths), sum(turns.values())
     counted.tokens, counted.trained_tokens = sum(lengths), sum(trained.values())
     counted.channels = {channel: (tokens[channel], trained[channel]) for channel in sorted(tokens)}
@@ -135,35 +142,6 @@ def content(conversation: Rendered, message: int, vocabulary: Vocabulary) -> str
     """The text of a message."""
     start, stop = conversation.bounds[4 * message + 1 : 4 * message + 3]
     return vocabulary.decode(conversation.tokens[start:stop])
-
-
-def distinct_tokens(sequences: Iterable[bytes]) -> int:
-    """Nodes of the prefix tree of token sequences, given as 32-bit big-endian ids: tokens that are not shared."""
-    total, before = 0, b""
-    for sequence in sorted(sequences):
-        total += len(sequence) // 4 - _common(before, sequence)
-        before = sequence
-    return total
-
-
-def _common(first: bytes, second: bytes) -> int:
-    """How many tokens two sequences have in common at their start, by bisection."""
-    low, high = 0, min(len(first), len(second)) // 4
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[4 * low : 4 * middle] == second[4 * low : 4 * middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _sequence(example: Example) -> bytes:
-    """An example's ids as 32-bit big-endian numbers, whose order as bytes is that of the ids."""
-    ids = array("i", example.ids)
-    if byteorder == "little":
-        ids.byteswap()
-    return ids.tobytes()
 
 
 def _places(conversation: Rendered, kind: str) -> list[int]:

@@ -15,7 +15,7 @@ from ossia.plan.machine import Machine
 from ossia.plan.memory import Line
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
-from ossia.plan.work import FASTER, SLOWER, Examples, Work, flops_per_token, seconds, work
+from ossia.plan.work import FASTER, SLOWER, Examples, Sharing, Work, flops_per_token, seconds, sharing, supervised, work
 
 Verdict = Literal["fits", "tight", "does not fit"]
 COMFORTABLE = 0.9
@@ -33,6 +33,7 @@ class Plan:
     disk: list[Line]
     downloads: list[Line]
     """What goes to the disk of the models, because it is not here yet."""
+    sharing: Sharing
     work: Work
     trained_parameters: int
     flops_per_token: float
@@ -101,7 +102,7 @@ def estimate(recipe: Recipe, model: Found, examples: Examples, machine: Machine,
 def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine, speed: Speed | None) -> Plan:
     shape = model.shape
     longest = min(examples.longest, recipe.data.max_tokens)
-    share = examples.trained / max(1, examples.tokens)
+    share = supervised(recipe, examples)
     plan = Plan(
         recipe=recipe,
         machine=machine,
@@ -109,6 +110,7 @@ def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine,
         memory=memory.lines(recipe, model, longest, machine.device, machine.dtype),
         disk=memory.disk_lines(recipe, shape),
         downloads=[] if model.folder else [Line("model", bytes_of(shape), f"download of {recipe.model.path}")],
+        sharing=sharing(recipe, examples),
         work=work(recipe, examples),
         trained_parameters=adapter.parameters(shape, recipe.lora),
         flops_per_token=flops_per_token(shape, recompute=recipe.train.recompute, supervised=share)["training"],

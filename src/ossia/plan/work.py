@@ -13,6 +13,9 @@ from ossia.plan import adapter
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
 
+WORTH = 0.02
+"""Least share of the tokens for which training shares prefixes by itself: `ossia.train.sharing.WORTH`, repeated because
+stages do not import each other."""
 SLOWER, FASTER = 2.0, 0.5
 """The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
 
@@ -36,15 +39,17 @@ class Examples:
     validation_tokens: int
     source: str
     """Where the figures come from; an assumption says so."""
+    shared: int | None = None
+    """Tokens left when the examples of a step share what they begin with. None: not counted."""
 
     @staticmethod
-    def counted(train: Sequence[Tokens], validation: Sequence[Tokens]) -> Examples:
+    def counted(train: Sequence[Tokens], validation: Sequence[Tokens], shared: int | None = None) -> Examples:
         """Count compiled training examples."""
         lengths = [len(example) for example in train]
         trained = sum(example.trained_tokens for example in train)
         held_back = sum(map(len, validation))
         source = f"counted: {len(train):,} examples, {len(validation):,} for validation"
-        return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source)
+        return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source, shared)
 
     @staticmethod
     def assumed(recipe: Recipe, why: str = "no data are given") -> Examples:
@@ -62,8 +67,41 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """Whether training computes shared prefixes once, as far as it can be told beforehand; in words, why."""
+
+    on: bool
+    reason: str
+
+
+def sharing(recipe: Recipe, examples: Examples) -> Sharing:
+    """Foretell what training decides about `train.share_prefixes` (`ossia.train.sharing`)."""
+    wanted, balance = recipe.train.share_prefixes, recipe.train.balance_loss
+    if wanted == "off":
+        return Sharing(False, "train.share_prefixes is off")
+    if "router" in adapter.targets(recipe.lora) and balance != 0:
+        return Sharing(False, "the router is trained with a load-balancing loss, which counts tokens")
+    if examples.shared is None:
+        return Sharing(False, "there are no data to count, so nothing is taken to be shared")
+    counts = f"{examples.shared:,} tokens instead of {examples.tokens:,}"
+    if wanted == "auto" and examples.shared > (1 - WORTH) * examples.tokens:
+        return Sharing(False, f"there is next to nothing to save: {counts}")
+    return Sharing(True, f"{counts} ({examples.tokens / max(1, examples.shared):.2f}x)")
+
+
+def computed(recipe: Recipe, examples: Examples) -> int:
+    """Tokens that an epoch computes."""
+    return examples.shared or 0 if sharing(recipe, examples).on else examples.tokens
+
+
+def supervised(recipe: Recipe, examples: Examples) -> float:
+    """Rows of the head over tokens that are computed, 0..1."""
+    return min(1.0, examples.trained / max(1, computed(recipe, examples)))
+
+
+@dataclass(frozen=True)
 class Work:
-    """Steps, forward and backward passes, tokens over the whole training, and validations."""
+    """Steps, forward and backward passes, tokens computed over the whole training, and validations."""
 
     steps: int
     passes: int
@@ -75,7 +113,7 @@ def work(recipe: Recipe, examples: Examples) -> Work:
     """Count what a recipe does with its examples. A step is cut into passes of at most train.tokens_per_pass tokens."""
     settings = recipe.train
     steps = settings.total_steps(examples.count)
-    mean = examples.tokens / max(1, examples.count)
+    mean = computed(recipe, examples) / max(1, examples.count)
     per_step = mean * min(settings.examples_per_step, examples.count)
     passes = steps * math.ceil(per_step / settings.tokens_per_pass)
     validations = math.ceil(steps / settings.evaluate_every) if examples.validation_tokens else 0
@@ -117,7 +155,7 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> d
     shape, todo = model.shape, work(recipe, examples)
     # With recompute attention runs forward twice, and of the experts the first projection, two thirds of the work.
     forwards, expert_forwards = (2, 5 / 3) if recipe.train.recompute else (1, 1)
-    share = examples.trained / max(1, examples.tokens)
+    share = supervised(recipe, examples)
     checked = todo.validations * examples.validation_tokens
     checks = math.ceil(checked / recipe.train.tokens_per_pass)
     D, K = shape.hidden, shape.experts_per_token
