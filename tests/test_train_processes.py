@@ -52,7 +52,7 @@ class Observed(OssiaTrainer):
             seen["all_bytes"] = sum(p.numel() for p in packed)
             sampling = Sampling(temperature=0.0, max_new_tokens=8)
             seen["said"] = [done.ids for done in NativeEngine(self.model).batch([[5, 7, 9], [40, 42]], sampling)]
-        if self.state.global_step == settings.get("poison_at") and self.args.process_index == 1:
+        if self.state.global_step == settings.get("poison_at") and self.args.process_index == 0:
             inputs["passes"][-1]["weights"] *= float("nan")
         return super().training_step(model, inputs, *rest)
 

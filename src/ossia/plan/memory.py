@@ -124,12 +124,12 @@ def _attention_saved(shape: Shape, b: int) -> int:
 
 
 def _attention_work(shape: Shape, b: int) -> int:
-    """Per token, in the backward pass of a windowed layer: blocks of queries, outputs and both their gradients, twice
+    """Per token, in the backward pass of a windowed layer: blocks of queries, outputs and both their gradients, twice,
     as they are cut and as the kernel takes them; of keys and values and their gradients (each twice, because windows
     overlap); sums in float32; the mask; and the gradients of what comes in.
     """
     A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return b * (6 * A + 8 * keys + 2 * shape.hidden) + FLOAT * 6 * keys + (b + 1) * 2 * shape.sliding_window
+    return b * (8 * A + 8 * keys + 2 * shape.hidden) + FLOAT * 6 * keys + (b + 1) * 2 * shape.sliding_window
 
 
 def _one_expert(shape: Shape, b: int) -> int:

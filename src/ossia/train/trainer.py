@@ -69,7 +69,8 @@ class OssiaTrainer(Trainer):
     ) -> Tensor:
         """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices."""
         model.train()
-        passes = self._prepare_inputs(inputs["passes"])
+        # A process may have nothing to do in a step, and Trainer takes an empty batch for a mistake.
+        passes = self._prepare_inputs(inputs["passes"]) if inputs["passes"] else []
         sizes_2 = torch.zeros(2, device=self.args.device)
         for p in passes:
             sizes_2 += torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())])
