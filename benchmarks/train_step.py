@@ -88,7 +88,7 @@ def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
     model, loss = (_ossia if side.startswith("ossia") else _peer)(side, case, path, ids, device)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     seconds, first = [], 0.0
-    for step in range(WARM + (FEWER_STEPS if "eager" in side else STEPS)):
+    for step in range(FEWER_STEPS if "eager" in side else WARM + STEPS):
         began = time.perf_counter()
         value = loss()
         value.backward()
@@ -99,7 +99,7 @@ def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
         seconds.append(time.perf_counter() - began)
         first = value.item() if step == 0 else first
     return {
-        "tokens_per_second": round(CASES[case] / statistics.median(seconds[WARM:]), 1),
+        "tokens_per_second": round(CASES[case] / statistics.median(seconds[WARM:] or seconds), 1),
         "first_loss": round(first, 5),
         "matmul": round(matmul),
         **peak.found(),

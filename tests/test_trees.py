@@ -313,7 +313,7 @@ def test_dropout_balance_loss_and_noise_stand_in_the_way() -> None:
 
 def recipe(folder: Path, **values: Any) -> Any:
     sets_ = [f"train.{name}={json.dumps(value)}" for name, value in values.items()]
-    text = f"name: t\nmodel: {{path: {folder}, dtype: float32, device: cpu}}\ndata: {{max_tokens: 256}}\n"
+    text = f"name: t\nmodel: {{path: {folder}, dtype: float32, device: cpu}}\ndata: {{max_tokens: 128}}\n"
     text += "lora: {rank: 8, expert_rank: 4, vocabulary_rank: 16, vocabulary_alpha: 32, "
     return recipes.parse(text + "targets: [attention, experts, head]}\n", where="test", overrides=sets_)
 
@@ -344,7 +344,7 @@ def test_an_interrupted_run_goes_on_with_the_same_trees(
 ) -> None:
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     wanted = recipe(
-        folder, steps=12, examples_per_step=6, tokens_per_pass=200, checkpoint_every=5, samples=0, share_prefixes="on",
+        folder, steps=12, examples_per_step=6, tokens_per_pass=130, checkpoint_every=5, samples=0, share_prefixes="on",
         deterministic=True,
     )  # fmt: skip
     whole, broken = (runs.create(wanted, "test") for _ in range(2))

@@ -18,6 +18,7 @@ Shapes: B rows, H query heads, K key/value heads, T tokens, Q queries, C keys, D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -98,31 +99,35 @@ class _Full(torch.autograd.Function):
 
 
 class _Windowed(torch.autograd.Function):
-    """Every query sees the last `window` positions of its path. All blocks go through the kernel as one batch."""
+    """Every query sees the last `window` positions of its path. Blocks of one size go through the kernel as a batch."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, blocks: Blocks, scale: float
+        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, sizes: Sequence[Blocks], scale: float
     ) -> Tensor:
         out_HTD, lse_HT = _empty(q_HTD)
-        q, k, v = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD)
-        out, lse = kernel.forward(q, k, v, blocks.seen, False, scale)
-        out_HTD.index_copy_(1, blocks.tokens, blocks.real(out))
-        lse_HT.index_copy_(1, blocks.tokens, blocks.real(lse))
-        ctx.blocks, ctx.scale = blocks, scale
+        for blocks in sizes:
+            q, k, v = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD)
+            out, lse = kernel.forward(q, k, v, blocks.seen, False, scale)
+            out_HTD.index_copy_(1, blocks.tokens, blocks.real(out))
+            lse_HT.index_copy_(1, blocks.tokens, blocks.real(lse))
+        ctx.sizes, ctx.scale = sizes, scale
         return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
 
     @staticmethod
     def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT = ctx.saved_tensors
-        blocks: Blocks = ctx.blocks
-        q, k, v, out = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD), blocks.queries(out_HTD)
-        # Padded queries repeat real ones; without a gradient they give none to the keys.
-        grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
-        dq, dk, dv = kernel.backward(grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale)
         dq_HTD = torch.empty_like(q_HTD)
-        dq_HTD.index_copy_(1, blocks.tokens, blocks.real(dq))
-        dk_KTD, dv_KTD = (blocks.summed(x, lse_HT.dtype, k_KTD.shape[1]) for x in (dk, dv))
+        # Keys collect gradients from several blocks, so sums are kept in float32.
+        dk_KTD, dv_KTD = (torch.zeros_like(x, dtype=lse_HT.dtype) for x in (k_KTD, v_KTD))
+        for blocks in ctx.sizes:
+            q, k, v, out = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD), blocks.queries(out_HTD)
+            # Padded queries repeat real ones; without a gradient they give none to the keys.
+            grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
+            dq, dk, dv = kernel.backward(grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale)
+            dq_HTD.index_copy_(1, blocks.tokens, blocks.real(dq))
+            blocks.add(dk_KTD, dk)
+            blocks.add(dv_KTD, dv)
         dsinks = _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT)
         return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), dsinks, None, None
 

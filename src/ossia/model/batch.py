@@ -203,10 +203,10 @@ class Segments:
     ranges: tuple[tuple[int, int], ...]
     ancestors: tuple[tuple[tuple[int, int], ...], ...]
     positions_T: Tensor
-    _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False, compare=False)
+    _blocks: dict[int, tuple[Blocks, ...]] = field(default_factory=dict, repr=False, compare=False)
     _rows: dict[int | None, rows.Plan] = field(default_factory=dict, repr=False, compare=False)
 
-    def blocks(self, window: int) -> Blocks:
+    def blocks(self, window: int) -> tuple[Blocks, ...]:
         """The same for windowed layers; cut once and kept for all of them."""
         if window not in self._blocks:
             self._blocks[window] = blocks_of(self.ranges, self.ancestors, window, self.positions_T.device)

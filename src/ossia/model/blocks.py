@@ -1,13 +1,16 @@
 """Sliding-window attention as a batch of blocks: stretches of queries, each with all keys that its window can reach.
 
 A path is a sequence, so a block of queries needs the keys of its own stretch and of the window - 1 positions before it,
-wherever on the path those lie. Blocks of all segments have one size; what is short is padded and not seen.
+wherever on the path those lie. Long segments are cut into blocks of the window's length. What is left of them, and
+short segments, go into blocks of the next power of two: a tree has many short branches, and a block costs what its size
+is. Blocks of one size are one batch; what is short is padded and not seen.
 
 Shapes: B blocks, Q queries of a block, C keys of a block (Q + window), H or K heads, T tokens, D head size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +22,7 @@ SMALLEST = 16
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where the queries and keys of each block stand in the flat batch."""
+    """Where the queries and keys of each block stand in the flat batch, for the blocks of one size."""
 
     places_BQ: Tensor
     """int64; padding repeats the segment's last token."""
@@ -30,9 +33,13 @@ class Blocks:
     seen: Tensor
     """bool [B, 1, Q, C]."""
     tokens: Tensor
-    """int64 [T]: the flat places of the real queries, block after block."""
+    """int64 [R]: the flat places of the real queries, block after block."""
     real_N: Tensor
-    """int64 [T]: where those stand among all B * Q queries."""
+    """int64 [R]: where those stand among all B * Q queries."""
+
+    def to(self, device: torch.device | str) -> Blocks:
+        """The same on a device."""
+        return Blocks(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
 
     def queries(self, x_HT: Tensor) -> Tensor:
         """[H, T, ...] -> [B, H, Q, ...]."""
@@ -43,15 +50,14 @@ class Blocks:
         return _picked(x_KTD, self.keys_BC).transpose(0, 1)
 
     def real(self, x_BHQ: Tensor) -> Tensor:
-        """[B, H, Q, ...] -> [H, T, ...] in the order of `tokens`."""
+        """[B, H, Q, ...] -> [H, R, ...] in the order of `tokens`."""
         return x_BHQ.transpose(0, 1).flatten(1, 2).index_select(1, self.real_N)
 
-    def summed(self, x_BKCD: Tensor, kind: torch.dtype, tokens: int) -> Tensor:
-        """[B, K, C, D] of keys -> [K, T, D]: what the blocks give to each key, added up in type `kind`."""
+    def add(self, total_KTD: Tensor, x_BKCD: Tensor) -> None:
+        """Add what the blocks give to each key, [B, K, C, D], to the sums in `total_KTD`, in its type."""
         B, K, C, D = x_BKCD.shape
-        total_KTD = torch.zeros(K, tokens, D, dtype=kind, device=x_BKCD.device)
-        flat_KND = x_BKCD.transpose(0, 1).reshape(K, B * C, D).to(kind)
-        return total_KTD.index_add_(1, self.keys_BC.flatten(), flat_KND)
+        flat_KND = x_BKCD.transpose(0, 1).reshape(K, B * C, D).to(total_KTD.dtype)
+        total_KTD.index_add_(1, self.keys_BC.flatten(), flat_KND)
 
 
 def blocks_of(
@@ -59,14 +65,31 @@ def blocks_of(
     ancestors: Sequence[Sequence[tuple[int, int]]],
     window: int,
     device: torch.device | str,
-) -> Blocks:
-    """Cut segments (see `batch.Segments`) into blocks. Positions on a path count up by one."""
-    longest = max(end - start for start, end in ranges)
-    Q = max(SMALLEST, min(window, 1 << (longest - 1).bit_length()))
+) -> tuple[Blocks, ...]:
+    """Cut segments (see `batch.Segments`) into blocks, largest first. Positions on a path count up by one."""
+    largest = max(SMALLEST, window)
+    sizes: dict[int, list[tuple[int, int, int]]] = {}  # size -> (segment, start, end)
+    for segment, (start, end) in enumerate(ranges):
+        whole = end - (end - start) % largest
+        if whole > start:
+            sizes.setdefault(largest, []).append((segment, start, whole))
+        if end > whole:
+            size = max(SMALLEST, 1 << (end - whole - 1).bit_length())
+            sizes.setdefault(min(size, largest), []).append((segment, whole, end))
+    made = []
+    for size in sorted(sizes, reverse=True):
+        pieces = [(ranges[number][0], start, end, ancestors[number]) for number, start, end in sizes[size]]
+        made.append(_of_one_size(size, pieces, window).to(device))
+    return tuple(made)
+
+
+def _of_one_size(Q: int, pieces: Sequence[tuple[int, int, int, Sequence[tuple[int, int]]]], window: int) -> Blocks:
+    """Pieces are (start of the segment, start, end, the segment's ancestors); see `blocks_of`."""
     places, real, keys, exists = [], [], [], []
     columns_Q, columns_C = torch.arange(Q), torch.arange(Q + window)
-    for (start, end), before in zip(ranges, ancestors, strict=True):
-        reached = tail(before, window - 1)
+    for begin, start, end, before in pieces:
+        own = max(begin, start - window + 1)
+        reached = torch.cat([tail(before, window - 1 - (start - own)), torch.arange(own, start)])
         path = torch.cat([reached, torch.arange(start, end)])
         firsts_B = torch.arange(0, end - start, Q)
         queries_BQ = firsts_B[:, None] + columns_Q
@@ -83,8 +106,7 @@ def blocks_of(
     # A padded query sees what the real ones see at its place, at least its own (padded) key: never nothing.
     seen = band_QC & (torch.cat(exists)[:, None, :] | (distance_QC == 0))
     real_N = is_real.flatten().nonzero()[:, 0]
-    parts = (places_BQ, is_real, torch.cat(keys), seen[:, None], places_BQ[is_real], real_N)
-    return Blocks(*(part.to(device) for part in parts))
+    return Blocks(places_BQ, is_real, torch.cat(keys), seen[:, None], places_BQ[is_real], real_N)
 
 
 def _picked(x_HT: Tensor, places_BN: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ossia.train.steps import Trainable, cut, unsupervised
 if TYPE_CHECKING:
     from ossia.train.trainer import OssiaTrainer
 
-PROBE_TOKENS = 4096
+PROBE_TOKENS = 1024
 """Most tokens on which the model is compared with its base."""
 
 
