@@ -358,3 +358,29 @@ def test_a_hub_data_set_through_the_real_library(place: Path) -> None:
     assert "1 rows (1 openai): 1 usable" in ossia(place, "data", "check", "hub:org/name@test", **env).stdout
     refused = ossia(place, "data", "check", "hub:org/name@dev", code=2, **env).stderr
     assert "The data set cannot be loaded" in refused
+
+
+def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from ossia import recipes
+    from ossia.cli.train_ import Screen
+    from ossia.data.prepare import prepare
+
+    (agent / "r.yaml").write_text("data: {train: a.jsonl, validation_share: 0}\n")
+    counted = json.loads(ossia(agent, "data", "stats", "r.yaml", "--json").stdout)
+    tokens, shared = counted["tokens"], counted["tree_tokens_steps"]
+    plan = json.loads(ossia(agent, "plan", "r.yaml", "--no-time", "--json").stdout)
+    assert (plan["examples"]["tokens"], plan["examples"]["shared"], plan["work"]["tokens"]) == (tokens, shared, shared)
+    assert plan["sharing"]["on"] and f"{shared:,} tokens instead of {tokens:,}" in plan["sharing"]["reason"]
+    off = ossia(agent, "plan", "r.yaml", "--no-time", "--set", "train.share_prefixes=off").stdout
+    assert "prefixes  not shared: train.share_prefixes is off" in off and f"passes, {tokens:,} tokens" in off
+    for word in ("auto", "off"):
+        recipe = recipes.load(str(agent / "r.yaml"), [f"train.share_prefixes={word}"])
+        recipe.data.train[0] = str(agent / "a.jsonl")
+        prepared = prepare(recipe.data, Vocabulary.load(), recipe.train.seed)
+        Screen(Console(file=(shown := StringIO()), width=200)).header("run", recipe, prepared)
+        told = f"in steps of 16 examples: {tokens:,} tokens, {shared:,} with shared prefixes" in shown.getvalue()
+        assert told == (word == "auto")
