@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "native"
-SOURCES, LIBRARY = ("mxfp4.c", "product.c", "few.c", "gate.c"), FOLDER / "libossia.so"
+SOURCES, LIBRARY = ("mxfp4.c", "product.c", "few.c", "gate.c", "attend.c", "lowrank.c"), FOLDER / "libossia.so"
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-D_GNU_SOURCE")
 
 

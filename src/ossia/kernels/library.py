@@ -26,6 +26,8 @@ class Native(NamedTuple):
     reason: str
     has_product: bool = False
     """Whether this processor runs the fused products (AVX-512 BF16)."""
+    attention_rows: int = 0
+    """Most rows that the attention kernels take at a time; 0 where this processor does not run them."""
 
 
 class Product(ctypes.Structure):
@@ -35,6 +37,18 @@ class Product(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "blocks", "scales", "more_x", "more_w", "bias")),
         *((name, ctypes.c_void_p) for name in ("out", "into", "places", "factors")),
         *((name, ctypes.c_int64) for name in ("rows", "outputs", "inputs", "rank", "transposed")),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """The arguments of `ossia_attention_forward` and `_backward`; see native/attend.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "grad", "out_given", "sinks", "out", "lse")),
+        *((name, ctypes.c_void_p) for name in ("dq", "dk", "dv", "ranges", "paths", "chunks")),
+        *((name, ctypes.c_int64) for name in ("chunk_count", "tokens", "heads", "key_heads", "parts", "window")),
+        *((f"{name}_{axis}", ctypes.c_int64) for name in ("q", "k", "v", "g", "o", "dq") for axis in ("head", "token")),
+        ("scale", ctypes.c_float),
     ]
 
 
@@ -50,9 +64,10 @@ def native() -> Native:
         library = ctypes.CDLL(str(LIBRARY))
         _declare(library)
         level, has_product = library.ossia_mxfp4_level(), bool(library.ossia_product_supported())
+        rows = library.ossia_attention_rows()
     except (OSError, AttributeError) as error:
         return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.build  builds it again")
-    return Native(library, LEVELS[level] + (" with BF16 products" if has_product else ""), has_product)
+    return Native(library, LEVELS[level] + (" with BF16 products" if has_product else ""), has_product, rows)
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -69,6 +84,11 @@ def _declare(library: ctypes.CDLL) -> None:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
     library.ossia_product_bf16.argtypes = (ctypes.POINTER(Product),)
+    library.ossia_narrow_bf16.argtypes = (*(pointer,) * 3, *(number,) * 4, real)
+    library.ossia_outer_bf16.argtypes = (*(pointer,) * 3, *(number,) * 4)
+    library.ossia_attention_rows.restype = number
+    for name in ("ossia_attention_forward", "ossia_attention_backward"):
+        getattr(library, name).argtypes = (ctypes.POINTER(Attention),)
 
 
 def _share_openmp() -> None:

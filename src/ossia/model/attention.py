@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ossia.kernels import attention as kernel
-from ossia.kernels import flash
+from ossia.kernels import flash, path_attention
 from ossia.kernels.cpu_attention import merged
+from ossia.kernels.library import native
 from ossia.model.batch import Segments
 from ossia.model.blocks import Blocks
 from ossia.model.rows import RowAttention
@@ -48,10 +49,28 @@ def attend(
     if flash.usable(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1]):
         out_THD: Tensor = RowAttention.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.rows(window), scale)
         return out_THD
+    if tokens := path_attention.tokens_per_chunk(q_HTD, k_KTD):
+        along_THD: Tensor = _AlongPaths.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.paths(tokens), window, scale)
+        return along_THD
     function = _Full if window is None else _Windowed
     plan = segments if window is None else segments.blocks(window)
     out_HTD: Tensor = function.apply(q_HTD, k_KTD, v_KTD, sinks_H, plan, scale)
     return out_HTD.transpose(0, 1)
+
+
+def described(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Which form attention takes in training, and why, in words for people."""
+    kind = str(dtype).removeprefix("torch.")
+    if flash.usable(device, dtype, head_dim):
+        return f"attention goes through torch's flash kernels, all branches at once ({kind} on {device})"
+    if device.type != "cpu":
+        needs = "bfloat16 or float16 and compute capability 8.0"
+        return f"attention is plain torch in chunks of queries ({kind} on {device}; torch's flash kernels need {needs})"
+    if path_attention.serves(device, dtype, head_dim):
+        return f"attention follows paths in C, all branches at once ({kind}, {native().reason})"
+    needs = f"bfloat16, heads of {path_attention.HEAD} and AVX-512 BF16"
+    here = f"{kind}, heads of {head_dim}, {native().reason}"
+    return f"attention goes through torch's CPU kernel, a branch at a time (the one in C needs {needs}; here: {here})"
 
 
 class _Full(torch.autograd.Function):
@@ -130,6 +149,33 @@ class _Windowed(torch.autograd.Function):
             blocks.add(dv_KTD, dv)
         dsinks = _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT)
         return dq_HTD, dk_KTD.to(k_KTD.dtype), dv_KTD.to(v_KTD.dtype), dsinks, None, None
+
+
+class _AlongPaths(torch.autograd.Function):
+    """Either kind of layer, all segments in one call of the C library. Returns [T, H, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_HTD: Tensor,
+        k_KTD: Tensor,
+        v_KTD: Tensor,
+        sinks_H: Tensor,
+        paths: path_attention.Paths,
+        window: int | None,
+        scale: float,
+    ) -> Tensor:
+        out_THD, lse_HT = path_attention.forward(q_HTD, k_KTD, v_KTD, sinks_H, paths, window, scale)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, sinks_H, out_THD, lse_HT)
+        ctx.further = paths, window, scale
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_HTD, k_KTD, v_KTD, sinks_H, out_THD, lse_HT = ctx.saved_tensors
+        grad_HTD, out_HTD = grad_THD.transpose(0, 1), out_THD.transpose(0, 1)
+        grads = path_attention.backward(grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD, lse_HT, *ctx.further)
+        return *grads, _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT), None, None, None
 
 
 class _Masked(torch.autograd.Function):

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ossia.kernels.path_attention import Paths
 from ossia.model import rows
 from ossia.model.blocks import Blocks, blocks_of
 from ossia.model.tree import Tree
@@ -204,6 +205,7 @@ class Segments:
     ancestors: tuple[tuple[tuple[int, int], ...], ...]
     positions_T: Tensor
     _blocks: dict[int, tuple[Blocks, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _paths: dict[int, Paths] = field(default_factory=dict, repr=False, compare=False)
     _rows: dict[int | None, rows.Plan] = field(default_factory=dict, repr=False, compare=False)
 
     def blocks(self, window: int) -> tuple[Blocks, ...]:
@@ -217,6 +219,12 @@ class Segments:
         if window not in self._rows:
             self._rows[window] = rows.plan_of(self.ranges, self.ancestors, window, self.positions_T.device)
         return self._rows[window]
+
+    def paths(self, tokens_per_chunk: int) -> Paths:
+        """The same for kernels that follow paths; cut once for all layers."""
+        if tokens_per_chunk not in self._paths:
+            self._paths[tokens_per_chunk] = Paths.of(self.ranges, self.ancestors, tokens_per_chunk)
+        return self._paths[tokens_per_chunk]
 
     @staticmethod
     def of(segments_N2: Tensor, ancestors_M3: Tensor, positions_T: Tensor) -> Segments:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ossia.kernels.gate import gate, gate_backward, plain_gate
+from ossia.kernels.lowrank import narrow, outer
 from ossia.kernels.product import Into, Packed, Update, product
 from ossia.model.mxfp4 import fake_quantise
 
@@ -140,11 +141,11 @@ class _Projection(NamedTuple):
 
     def down(self, x_NI: Tensor) -> Tensor | None:
         """scale * x A^T: what the update's second matrix takes."""
-        return None if self.a_RI is None else (x_NI @ self.a_RI.T).mul_(self.scale)
+        return None if self.a_RI is None else narrow(x_NI, self.a_RI, True, self.scale)
 
     def up(self, grad_NO: Tensor) -> Tensor | None:
         """scale * grad B: the gradient of x A^T."""
-        return None if self.b_OR is None else (grad_NO @ self.b_OR).mul_(self.scale)
+        return None if self.b_OR is None else narrow(grad_NO, self.b_OR, False, self.scale)
 
     def forward(self, x_NI: Tensor, low_NR: Tensor | None, into: Into | None = None) -> Any:
         update = None if low_NR is None or self.b_OR is None else Update(low_NR, self.b_OR)
@@ -216,11 +217,11 @@ class _Mixture(torch.autograd.Function):
             dfactors[slots_N] = dots_N + (grad_ND @ second.bias_O).to(kind)
             if da2 is not None and db2 is not None and high is not None:
                 weighted = factors_N[:, None].to(x_TD.dtype)
-                da2[expert] = (high * weighted).T @ a_NF
-                db2[expert] = grad_ND.T @ (second.down(a_NF) * weighted)
+                da2[expert] = outer(high * weighted, a_NF, False)
+                db2[expert] = outer(second.down(a_NF) * weighted, grad_ND, True)
             high = first.up(dh)
             if da1 is not None and db1 is not None and high is not None and low is not None:
-                da1[expert], db1[expert] = high.T @ x_ND, dh.T @ low
+                da1[expert], db1[expert] = outer(high, x_ND, False), outer(low, dh, True)
             if ctx.needs_input_grad[0]:
                 first.backward(dh, high, Into(dx_TD, places_N))
         dweights = dfactors.view_as(weights_TK).to(weights_TK.dtype)

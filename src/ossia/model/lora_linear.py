@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from ossia.kernels.lowrank import narrow, outer
+
 
 class LoraLinear(Linear):
     """PEFT's LoRA layer; with one plain adapter (no dropout, no variant, not merged) in one autograd step."""
@@ -55,7 +57,7 @@ class _LowRankLinear(torch.autograd.Function):
         ctx.scale = scale
         x_NI = x.flatten(0, -2)
         y_NO = functional.linear(x_NI, w_OI, bias_O)
-        low_NR = (x_NI @ a_RI.to(x.dtype).T).mul_(scale)
+        low_NR = narrow(x_NI, a_RI.to(x.dtype), True, scale)
         return y_NO.addmm_(low_NR, b_OR.to(x.dtype).T).view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -64,8 +66,8 @@ class _LowRankLinear(torch.autograd.Function):
         x, w_OI, a_RI, b_OR = ctx.saved_tensors
         x_NI, grad_NO = x.flatten(0, -2), grad.flatten(0, -2)
         a, b = a_RI.to(x.dtype), b_OR.to(x.dtype)
-        high_NR = (grad_NO @ b).mul_(ctx.scale)
-        da_RI = (high_NR.T @ x_NI).to(a_RI.dtype)
-        db_OR = (grad_NO.T @ (x_NI @ a.T).mul_(ctx.scale)).to(b_OR.dtype)
+        high_NR = narrow(grad_NO, b, False, ctx.scale)
+        da_RI = outer(high_NR, x_NI, False).to(a_RI.dtype)
+        db_OR = outer(narrow(x_NI, a, True, ctx.scale), grad_NO, True).to(b_OR.dtype)
         dx = (grad_NO @ w_OI).addmm_(high_NR, a).view(x.shape) if ctx.needs_input_grad[0] else None
         return dx, None, None, da_RI, db_OR, None

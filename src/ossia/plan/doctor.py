@@ -106,7 +106,7 @@ def _processor() -> Iterator[Check]:
 def _native() -> Iterator[Check]:
     from ossia.kernels.library import native
 
-    library, reason, _ = native()
+    library, reason, *_ = native()
     if library is not None:
         yield Check("native kernels", "ok", f"four-bit weights are unpacked with {reason}")
     else:

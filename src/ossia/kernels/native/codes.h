@@ -9,6 +9,9 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
+/* For what needs AVX-512 BF16. */
+#define FUSED __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define INLINE static inline __attribute__((always_inline)) FUSED
 #endif
 
 /* For what is compiled again into each function that is made for one kind of processor. */

@@ -27,9 +27,6 @@ typedef struct {
 } product;
 
 #ifdef X86
-#define FUSED __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
-#define INLINE static inline __attribute__((always_inline)) FUSED
-
 /* A strip of columns is four panels, which is a cache line of codes. DEPTH steps of the sum are packed at a time and
  * multiplied with BLOCK rows, TALL at a time: packed weights and sums fill half of a megabyte of level 2, the rows of a
  * tile level 1. */

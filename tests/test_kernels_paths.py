@@ -1,0 +1,153 @@
+"""Attention along paths in C against the float64 form of torch's kernels, which itself is held to the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ossia.kernels import library, path_attention
+from ossia.model.attention import attend, described
+from ossia.model.batch import Segments
+
+D, SCALE = path_attention.HEAD, 0.125
+Forest = list[tuple[int, int, int]]
+"""Per segment: length, parent (-1: none), and how many of the parent's tokens are on the path (at least one)."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    if not library.native().attention_rows:
+        pytest.skip(f"attention along paths: {library.native().reason}")
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> Forest:
+    """With lengths around the kernel's blocks of 64 keys, its chunks of 32 tokens, and the window of 128."""
+    lengths = st.sampled_from([1, 2, 3, 5, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200])
+    count = draw(st.integers(1, 8))
+    return [(draw(lengths), draw(st.integers(-1, n - 1)), draw(st.integers(1, 200))) for n in range(count)]
+
+
+def laid_out(forest: Forest) -> Segments:
+    ranges: list[tuple[int, int]] = []
+    ancestors: list[tuple[tuple[int, int], ...]] = []
+    for length, parent, taken in forest:
+        start = ranges[-1][1] if ranges else 0
+        first, last = ranges[parent] if parent >= 0 else (0, 0)
+        ancestors.append((*ancestors[parent], (first, min(last, first + taken))) if parent >= 0 else ())
+        ranges.append((start, start + length))
+    return Segments(tuple(ranges), tuple(ancestors), torch.zeros(ranges[-1][1], dtype=torch.int64))
+
+
+def results(inputs: list[Tensor], grad: Tensor, segments: Segments, window: int | None) -> list[Tensor]:
+    """The output, and the gradients of queries, keys, values and sinks, as float64."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = attend(*inputs, segments, scale=SCALE, window=window)  # type: ignore[arg-type]
+    return [x.detach().double() for x in (out, *torch.autograd.grad(out, inputs, grad.to(out.dtype)))]
+
+
+def drawn(heads: tuple[int, int], tokens: int, seed: int) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    H, K = heads
+    inputs = [torch.randn(n, tokens, D, generator=generator).bfloat16() for n in (H, K, K)]
+    inputs.append(torch.randn(H, generator=generator))
+    return inputs, torch.randn(tokens, H, D, generator=generator).bfloat16()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    forest=forests(),
+    heads=st.sampled_from([(64, 8), (8, 8), (6, 2), (7, 1), (10, 2)]),
+    window=st.sampled_from([None, 1, 16, 128]),
+    seed=st.integers(0, 2**16),
+)
+def test_a_forest_within_what_rounding_does(
+    forest: Forest, heads: tuple[int, int], window: int | None, seed: int
+) -> None:
+    """Not further from float64 than torch's own bfloat16 kernels, or than the roundings of factors and result."""
+    segments = laid_out(forest)
+    inputs, grad = drawn(heads, segments.ranges[-1][1], seed)
+    truth = results([x.double() for x in inputs], grad, segments, window)
+    ours = results(inputs, grad, segments, window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(path_attention, "tokens_per_chunk", lambda *_: 0)
+        torchs = results(inputs, grad, segments, window)
+    for name, true, mine, other in zip(("out", "dq", "dk", "dv", "dsinks"), truth, ours, torchs, strict=True):
+        size = true.norm() + 1e-6
+        allowed = max(1.25 * float((other - true).norm() / size), 2**-8)
+        if name == "dsinks":  # a sum over tokens, in which errors are not small against what cancels
+            allowed = max(allowed, 2**-8 * (segments.ranges[-1][1] * D) ** 0.5 / float(size))
+        assert float((mine - true).norm() / size) <= allowed, name
+
+
+def test_inputs_in_any_layout() -> None:
+    segments = laid_out([(70, -1, 0), (40, 0, 50)])
+    inputs, grad = drawn((8, 2), 110, 0)
+    straight = results(inputs, grad, segments, 128)
+    bent = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in inputs[:2]]
+    bent.append(inputs[2].transpose(1, 2).contiguous().transpose(1, 2))
+    other = grad.transpose(1, 2).contiguous().transpose(1, 2)
+    *first, dsinks = straight
+    *second, dsinks_too = results([*bent, inputs[3]], other, segments, 128)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    torch.testing.assert_close(dsinks, dsinks_too, rtol=1e-5, atol=1e-5)  # torch sums it, in another order
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_more_threads_than_key_heads(threads: int) -> None:
+    """Then keys' gradients are summed in parts."""
+    segments = laid_out([(300, -1, 0), (150, 0, 200)])
+    inputs, grad = drawn((8, 2), 450, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = results(inputs, grad, segments, None)
+        torch.set_num_threads(threads)
+        several = results(inputs, grad, segments, None)
+    finally:
+        torch.set_num_threads(before)
+    for x, y in zip(one, several, strict=True):
+        torch.testing.assert_close(x, y, rtol=2**-7, atol=1e-3)
+
+
+def test_no_sink_a_huge_one_and_large_logits() -> None:
+    segments = laid_out([(90, -1, 0)])
+    inputs, grad = drawn((4, 2), 90, 2)
+    inputs[0] *= 30  # logits of some hundreds
+    inputs[3] = torch.tensor([-torch.inf, 1e4, 0.0, -1e4])
+    out, *grads = results(inputs, grad, segments, None)
+    truth, *others = results([x.double() for x in inputs], grad, segments, None)
+    assert not out[:, 1].any()
+    assert float((out - truth).norm() / truth.norm()) < 2**-7
+    for mine, other in zip(grads[:3], others[:3], strict=True):
+        assert float((mine - other).norm() / other.norm()) < 2**-6
+    assert grads[3].isfinite().all()
+
+
+def test_what_is_not_a_number_stays_visible_and_in_its_path() -> None:
+    segments = laid_out([(40, -1, 0), (20, -1, 0)])
+    inputs, _ = drawn((4, 2), 60, 3)
+    inputs[2][0, 50] = torch.nan
+    out = attend(*inputs, segments, scale=SCALE, window=None)  # type: ignore[arg-type]
+    assert out[50:, :2].isnan().any(-1).all()
+    assert out[:40].isfinite().all() and out[:, 2:].isfinite().all()
+
+
+def test_other_types_and_sizes_are_left_to_torch() -> None:
+    q, k = torch.randn(8, 3, D), torch.randn(2, 3, D)
+    assert path_attention.tokens_per_chunk(q.bfloat16(), k.bfloat16()) == library.native().attention_rows // 4
+    assert path_attention.tokens_per_chunk(q, k) == 0
+    assert path_attention.tokens_per_chunk(q.bfloat16()[..., :32], k.bfloat16()[..., :32]) == 0
+
+
+def test_what_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert "follows paths in C" in described(cpu, torch.bfloat16, D)
+    assert "here: float32, heads of 64" in described(cpu, torch.float32, D)
+    monkeypatch.setattr(library, "native", lambda: library.Native(None, "not built"))
+    monkeypatch.setattr(path_attention, "native", library.native)
+    monkeypatch.setattr("ossia.model.attention.native", library.native)
+    assert "not built" in described(cpu, torch.bfloat16, D)
