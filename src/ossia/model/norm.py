@@ -38,16 +38,17 @@ class _Norm(torch.autograd.Function):
         wide = x.to(_wide(x))
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight_D, scale)
-        return (weight_D * (wide * scale)).to(x.dtype)
+        return (wide * scale).mul_(weight_D).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, weight_D, scale = ctx.saved_tensors
         normed = x.to(_wide(x)) * scale
-        change = grad.to(_wide(x))
+        change = grad.to(_wide(x), copy=True)  # in place from here: a new tensor costs more than its arithmetic
         dweight_D = (change * normed).flatten(0, -2).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
-        change = change * weight_D
+        change.mul_(weight_D)
         # The length of x does not matter to the result, so what points along x is taken out.
-        dx = (change - normed * (change * normed).mean(-1, keepdim=True)) * scale
+        along = torch.linalg.vecdot(change, normed)[..., None] / x.shape[-1]
+        dx = change.sub_(normed.mul_(along)).mul_(scale)
         return dx.to(x.dtype), dweight_D, None
