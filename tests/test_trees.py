@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ossia.train.order import ConversationOrder, conversations_of
 from ossia.train.sharing import decided, obstacles
 from ossia.train.steps import Collator
 from ossia.train.supervised import train
+from ossia.train.weighting import weighted
 from tree_samples import Example, Plan, conversation, sets
 
 MARGIN = 2e-5
@@ -52,6 +54,7 @@ def double() -> OssiaForCausalLM:
     """Every parameter in float64 and trained, the experts floating-point."""
     values = {key: value for key, value in config_json(MICRO).items() if key != "quantization_config"}
     model = OssiaForCausalLM(GptOssConfig.from_dict(values)).double()
+    model.set_experts_implementation("eager")  # torch's grouped product knows no float64
     model.load_state_dict({name: weight.double() for name, weight in random_weights(MICRO, seed=7).items()})
     assert all(parameter.requires_grad for parameter in model.parameters())
     return model
@@ -185,21 +188,25 @@ def test_the_loss_is_that_of_stock_transformers(folder: Path) -> None:
     check()
 
 
-@pytest.mark.parametrize("weighting", ["token", "example"])
+@pytest.mark.parametrize("weighting", ["token", "turn", "conversation"])
 def test_weighting_is_the_same_with_and_without_sharing(double: OssiaForCausalLM, weighting: Any) -> None:
     examples = conversation(Plan(20, ((6, (9,), 9, 5), (6, (), 30, 1), (1, (), 1, 18))), random.Random(0), [5] * 20)
     examples += [examples[0], Example([7, 8, 9], [0.0, 0.0, 0.0])]
+    examples = [replace(e, conversation=c, turn=n) for n, (e, c) in enumerate(zip(examples, "aaabc", strict=True))]
     losses = []
     for share in (True, False):
-        batch = Collator(1000, share, weighting)(examples)
+        batch = Collator(1000, share)(weighted(examples, weighting))
         weight = sum(float(inputs["weights"].sum()) for inputs in batch["passes"])
         losses.append(shared(double, batch, weight)[0])
     each = [separate(double, [example], 1.0)[0] for example in examples]
     weights = [sum(example.weights) for example in examples]
     if weighting == "token":
         assert losses == pytest.approx([sum(each) / sum(weights)] * 2, rel=1e-6)
-    else:  # the mean over the examples that have anything to train of their mean
+    elif weighting == "turn":  # the mean over the examples that have anything to train of their mean
         assert losses == pytest.approx([sum(e / w for e, w in zip(each, weights, strict=True) if w) / 4] * 2, rel=1e-6)
+    else:  # three turns that are one conversation, and one that is another
+        means = sum(each[:3]) / sum(weights[:3]), each[3] / weights[3]
+        assert losses == pytest.approx([sum(means) / 2] * 2, rel=1e-6)
 
 
 # The step: what is shared, counted and given to whom.

@@ -50,6 +50,9 @@ class OssiaForCausalLM(GptOssForCausalLM):
     """
 
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 - transformers declares it so
+    # Else transformers looks for it in the source of whichever gpt-oss class is made first in a process, and
+    # floating-point experts would be grouped or not depending on that.
+    _can_set_experts_implementation_cached_value = True
 
     def __init__(self, config: GptOssConfig) -> None:
         config._attn_implementation = attention.NAME
