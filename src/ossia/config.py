@@ -235,9 +235,9 @@ class TrainSection(Section):
     """Compute once what the examples of a step begin with in common: the turns of a conversation, system messages, tool
     schemas. Loss and gradients stay the same. auto: where that is exact and saves tokens; the reason is reported."""
 
-    loss_weighting: Literal["token", "example"] = "token"
-    """What counts the same in a step's loss: every supervised token, or every example (assistant turn), shared by its
-    tokens. The validation loss is always that of tokens."""
+    loss_weighting: Literal["token", "turn", "conversation"] = "token"
+    """What counts the same in the loss: every supervised token, every assistant turn, or every conversation; the weight
+    of a turn or conversation is shared by its tokens. The validation loss is always that of tokens."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""

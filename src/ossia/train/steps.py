@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ossia.errors import UserError
 from ossia.model.batch import from_rows, from_trees
 from ossia.model.tree import Tree, alone, grow, pack, split
-
-Weighting = Literal["token", "example"]
-"""What counts the same in a step's loss: every supervised token, or every example, which its tokens share."""
 
 
 class Trainable(Protocol):
@@ -51,7 +48,6 @@ class Collator:
     tokens_per_pass: int
     share: bool = True
     """Compute what examples begin with in common once (`ossia.model.tree`), within a pass."""
-    weighting: Weighting = "token"
     process: int = 0
     processes: int = 1
 
@@ -62,8 +58,7 @@ class Collator:
         """
         longest = max(map(len, examples), default=0)
         check_length(longest, self.tokens_per_pass)
-        weighted = [EvenlyWeighted(example) for example in examples] if self.weighting == "example" else examples
-        trees = grow(weighted) if self.share else alone(weighted)
+        trees = grow(examples) if self.share else alone(examples)
         groups = shared_out(passes_of(trees, self.tokens_per_pass, longest, self.processes), self.processes)
         mine = groups[self.process]
         return {
@@ -153,30 +148,6 @@ def _packed(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
 
 def _tokens(trees: Iterable[Tree]) -> int:
     return sum(tree.tokens for tree in trees)
-
-
-@dataclass(frozen=True)
-class EvenlyWeighted:
-    """An example whose weights sum to one."""
-
-    example: Trainable
-
-    def __len__(self) -> int:
-        return len(self.example)
-
-    @property
-    def ids(self) -> Sequence[int]:
-        return self.example.ids
-
-    @property
-    def channels(self) -> Sequence[str | None]:
-        return self.example.channels
-
-    @property
-    def weights(self) -> Sequence[float]:
-        weights = self.example.weights
-        total = sum(weights[1:])
-        return [weight / total for weight in weights] if total else weights
 
 
 def unsupervised(examples: Iterable[Trainable]) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from ossia import events, hardware
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
 from ossia.harmony.vocabulary import Vocabulary
-from ossia.model import lora
+from ossia.model import attention, lora
 from ossia.model.checkpoint import weights_digest
 from ossia.model.load import load_model, locate
 from ossia.model.locate import tokenizer_folder
@@ -38,6 +38,7 @@ from ossia.train.order import ConversationOrder, conversations_of
 from ossia.train.sharing import Sharing, decided, obstacles
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
+from ossia.train.weighting import weighted
 
 RECORD = "data/sha256.json"
 
@@ -115,7 +116,7 @@ def _train(
     )
     if any(isinstance(event, events.Step) for event in events.read(run.path)):
         reporter.emit(events.Resumed(step=newest))
-    for message in filter(None, (why, sharing.reason)):
+    for message in filter(None, (why, sharing.reason, _attention(model, trainer.args.device))):
         reporter.emit(events.Note(level="info", message=message))
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
@@ -179,6 +180,10 @@ def _model(recipe: Recipe, folder: Path, device: str) -> Any:
     return model
 
 
+def _attention(model: Any, device: torch.device) -> str:
+    return attention.described(device, model.get_input_embeddings().weight.dtype, model.config.head_dim)
+
+
 def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:
     """The coefficient of the load-balancing loss, and in words why, where there is something to say."""
     wanted = recipe.train.balance_loss
@@ -238,8 +243,8 @@ def _trainer(
         trainer = OssiaTrainer(
             model=model,
             args=arguments,
-            data_collator=Collator(recipe.train.tokens_per_pass, share, recipe.train.loss_weighting),
-            train_dataset=list(examples),
+            data_collator=Collator(recipe.train.tokens_per_pass, share),
+            train_dataset=weighted(examples, recipe.train.loss_weighting),
             eval_dataset=list(validation) or None,
             callbacks=callbacks,
             run=run,

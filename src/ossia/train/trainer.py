@@ -197,10 +197,9 @@ class OssiaTrainer(Trainer):
         )  # fmt: skip
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The same for validation, in the order of the data. There every token counts the same."""
+        """The same for validation, in the order of the data."""
         data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        collator = dataclasses.replace(self._shares(self.data_collator), weighting="token")
-        return DataLoader(data, batch_size=self.examples_per_step, collate_fn=collator)
+        return DataLoader(data, batch_size=self.examples_per_step, collate_fn=self._shares(self.data_collator))
 
     def _shares(self, collator: Collator) -> Collator:
         """The collator that gives this process its share."""
