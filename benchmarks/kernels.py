@@ -2,7 +2,9 @@
 
 Dequantisation in weights per second; products x W^T and x W with bfloat16 rows in operations per second, fused and as
 dequantisation with the C library followed by torch's product, beside torch's product with bfloat16 weights alone; the
-gate and its gradient in rows per second beside plain torch.
+gate and its gradient in rows per second beside plain torch; attention with gpt-oss's heads on rows, windows and a tree
+in operations per second (of the pairs that see each other) beside torch's kernel; LoRA's thin products, repeated and
+with a number of rows that is new each time.
 """
 
 from __future__ import annotations
@@ -13,15 +15,25 @@ from collections.abc import Callable
 
 import torch
 
-from ossia.kernels import library
+from ossia.kernels import library, path_attention
 from ossia.kernels.gate import gate, gate_backward, plain_gate, plain_gate_backward
+from ossia.kernels.lowrank import narrow, outer, plain_narrow, plain_outer
 from ossia.kernels.mxfp4 import dequantised
 from ossia.kernels.product import Packed, few, plain_product, product
+from ossia.model.attention import attend
+from ossia.model.batch import Segments
 from ossia.model.mxfp4 import dequantise
 
 OUTPUTS, INPUTS = 5760, 2880
 ROWS = (1, 4, 32, 128, 512)
 REPEATS = 9
+HEADS, KEY_HEADS = 64, 8
+FORESTS = {
+    "rows of 512": [(512, -1)] * 2,
+    "a row of 2,048": [(2048, -1)],
+    "64 branches of 16 on a trunk of 1,024": [(1024, -1)] + [(16, 0)] * 64,
+}
+"""Per segment: tokens, and the segment that it follows."""
 
 
 def run(cuda: bool) -> dict[str, object]:
@@ -48,6 +60,8 @@ def run(cuda: bool) -> dict[str, object]:
         "operations of products by rows, bfloat16": products,
         "products of one float32 row": _rounded(decoding),
         "rows through the gate": _gates(generator),
+        "operations of attention": {name: _attention(forest) for name, forest in FORESTS.items()},
+        "thin products of rank 16": _thin(generator),
     }
 
 
@@ -78,6 +92,60 @@ def _gates(generator: torch.Generator) -> dict[str, float]:
         "backward, plain torch": lambda: plain_gate_backward(h, grad, factors, *settings),
     }
     return _rounded({name: rows / _seconds(do) for name, do in work.items()})
+
+
+def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
+    """Both kinds of layers, forward and backward."""
+    ranges: list[tuple[int, int]] = []
+    for length, _ in forest:
+        start = ranges[-1][1] if ranges else 0
+        ranges.append((start, start + length))
+    ancestors = tuple((ranges[parent],) if parent >= 0 else () for _, parent in forest)
+    T = ranges[-1][1]
+    segments = Segments(tuple(ranges), ancestors, torch.zeros(T, dtype=torch.int64))
+    q, k, v = (torch.randn(n, T, 64).bfloat16().requires_grad_() for n in (HEADS, KEY_HEADS, KEY_HEADS))
+    sinks, grad = torch.zeros(HEADS), torch.randn(T, HEADS, 64).bfloat16()
+    rates = {}
+    own, served = path_attention.tokens_per_chunk, path_attention.tokens_per_chunk(q, k) > 0
+    for window in (None, 128):
+        places = [ranges[parent][1] - ranges[parent][0] if parent >= 0 else 0 for _, parent in forest]
+        seen = sum(
+            min(before + n + 1, window or T)
+            for before, (length, _) in zip(places, forest, strict=True)
+            for n in range(length)
+        )
+        for name in ("along paths", "torch") if served else ("torch",):
+            try:
+                path_attention.tokens_per_chunk = own if name == "along paths" else lambda *_: 0
+
+                def both(window: int | None = window) -> object:
+                    out = attend(q, k, v, sinks, segments, scale=0.125, window=window)
+                    return torch.autograd.grad(out, (q, k, v), grad)
+
+                # Two products forward, five backward, of two operations each.
+                rates[f"{'full' if window is None else 'windowed'}, {name}"] = 14 * seen * HEADS * 64 / _seconds(both)
+            finally:
+                path_attention.tokens_per_chunk = own
+    return _rounded(rates)
+
+
+def _thin(generator: torch.Generator) -> dict[str, float]:
+    """x A^T of a layer's input, and the gradient of A."""
+    rows, new = 128, iter(range(300, 10_000))
+    x, low = (torch.randn(10_000, n, generator=generator).bfloat16() for n in (INPUTS, 16))
+    a = torch.randn(16, INPUTS, generator=generator).bfloat16()
+
+    def both(down: Callable[..., object], gradient: Callable[..., object], count: int) -> None:
+        down(x[:count], a, True, 1.0)
+        gradient(low[:count], x[:count], False)
+
+    work: dict[str, Callable[[], object]] = {
+        "128 rows": lambda: both(narrow, outer, rows),
+        "128 rows, plain torch": lambda: both(plain_narrow, plain_outer, rows),
+        "about 300 rows, a new number each time": lambda: both(narrow, outer, next(new)),
+        "about 300 rows, a new number each time, plain torch": lambda: both(plain_narrow, plain_outer, next(new)),
+    }
+    return _rounded({name: 1 / _seconds(do) for name, do in work.items()})
 
 
 def _seconds(do: Callable[[], object]) -> float:

@@ -3,7 +3,7 @@
     chats    one conversation of 10 user turns with thoughts of 200 tokens
     agents   one trace of 20 user turns, each with a thought, a tool call, its output and an answer, under a tool schema
              of 1,500 tokens
-    loops    eight conversations of one task and four tool calls each, under that same schema
+    loops    eight conversations of a task and four tool calls each, all under one schema of that size
     single   32 conversations of one question and one answer, of different lengths
 
 Texts are random common words of one token each, so lengths are as asked for and nothing is shared by chance. Ids are

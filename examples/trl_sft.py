@@ -26,6 +26,7 @@ def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
         router_aux_loss_coef=0.0,  # the router is frozen; the model's own coefficient is for pre-training
         save_strategy="no",
         report_to="none",
+        max_length=None,  # TRL would cut rows to 1,024 tokens
     )
     data = load_dataset("json", data_files=rows, split="train")
     adapted = lora.attach(model, rank=16, expert_rank=8)

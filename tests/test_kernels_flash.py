@@ -18,6 +18,7 @@ from torch import Tensor
 from flash_fakes import Flash
 from ossia.kernels import flash
 from ossia.model import lora
+from ossia.model import rows as model_rows
 from ossia.model.attention import attend
 from ossia.model.batch import Segments, from_branches, from_rows
 from ossia.model.load import load_model
@@ -69,17 +70,25 @@ def test_the_real_operators_take_these_calls() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(forest=forests(), window=st.sampled_from([None, 1, 4, 128]), seed=st.integers(0, 2**16))
+@given(
+    forest=forests(),
+    window=st.sampled_from([None, 1, 4, 128]),
+    seed=st.integers(0, 2**16),
+    gathered=st.sampled_from([1, 12, 1 << 17]),
+)
 def test_a_forest_attends_like_the_dense_definition(
-    forest: list[tuple[int | None, int]], window: int | None, seed: int
+    forest: list[tuple[int | None, int]], window: int | None, seed: int, gathered: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_rows, "GATHERED", gathered)
         fake = install(patch, Flash(), (torch.float64,))
         patch.setattr(flash, "_verdict", lambda *_: None)
         # Head size 8, in float64 within 1e-12, with the gradients of q, k, v and sinks.
         assert_equals_the_definition(forest, window, seed)
-        has_ancestors = any(parent is not None for parent, _ in forest)
-        assert len(fake.calls) == (4 if has_ancestors and window is None else 2)
+        branches = sum(parent is not None for parent, _ in forest)
+        further = {0: 0, 1: 1}.get(branches, branches if gathered == 1 else 1 if gathered > 12 else None)
+        if window is not None or further is not None:
+            assert len(fake.calls) == 2 + 2 * (further or 0) * (window is None)
 
 
 def test_rows_without_ancestors_go_through_uncopied(exact: Flash) -> None:

@@ -151,3 +151,34 @@ def test_what_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(path_attention, "native", library.native)
     monkeypatch.setattr("ossia.model.attention.native", library.native)
     assert "not built" in described(cpu, torch.bfloat16, D)
+
+
+def test_what_does_not_fit_together_never_reaches_c() -> None:
+    segments = laid_out([(9, -1, 0)])
+    (q, k, v, sinks), _ = drawn((8, 2), 9, 4)
+    for bad in ((q, k, v[:, :5], sinks), (q, k, v.float(), sinks), (q, k, v, sinks[:3]), (q[:, :5], k, v, sinks)):
+        with pytest.raises(AssertionError):
+            attend(*bad, segments, scale=SCALE, window=None)  # type: ignore[arg-type]
+    assert path_attention.tokens_per_chunk(q[:7], k) == 0
+
+
+def test_a_second_derivative_is_refused() -> None:
+    segments = laid_out([(9, -1, 0)])
+    inputs = [x.requires_grad_() for x in drawn((8, 2), 9, 5)[0]]
+    out = attend(*inputs, segments, scale=SCALE, window=None)  # type: ignore[arg-type]
+    (dq,) = torch.autograd.grad(out.float().square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dq.float().sum().backward()
+
+
+def test_empty_ranges_on_a_path_and_a_gradient_that_is_one_number() -> None:
+    """`.sum().backward()` brings a gradient without memory of its own."""
+    inputs, _ = drawn((8, 2), 8, 6)
+    grads = []
+    for before in (((0, 4),), ((0, 4), (4, 4))):
+        segments = Segments(((0, 4), (4, 8)), ((), before), torch.zeros(8, dtype=torch.int64))
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        attend(*leaves, segments, scale=SCALE, window=None).sum().backward()  # type: ignore[arg-type]
+        grads.append([x.grad for x in leaves])
+    for x, y in zip(*grads, strict=True):
+        assert x is not None and y is not None and x.isfinite().all() and torch.equal(x, y)

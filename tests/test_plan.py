@@ -329,6 +329,11 @@ def test_the_plan_foretells_whether_prefixes_are_shared(
     assert plan.work.tokens == round(63 * 16 * ((shared or 0) if on else 1_000_000) / 1000)
 
 
+def test_the_plan_refuses_what_training_would() -> None:
+    with pytest.raises(UserError, match="sharing would not be exact"):
+        sharing_plan(500_000, targets=["router"], share_prefixes="on")
+
+
 def test_the_plan_knows_what_training_finds_worth_sharing() -> None:
     from ossia.train import sharing
 

@@ -10,6 +10,7 @@ choice of experts hangs on less than a rounding error are left out.
 from __future__ import annotations
 
 import json
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from ossia import events, recipes, runs
 from ossia.errors import UserError
 from ossia.model.batch import from_rows
 from ossia.model.layout import config_json
+from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM
 from ossia.model.tiny import MICRO, random_weights, write_tiny
 from ossia.train.order import ConversationOrder, conversations_of
@@ -197,7 +199,7 @@ def test_weighting_is_the_same_with_and_without_sharing(double: OssiaForCausalLM
     for share in (True, False):
         batch = Collator(1000, share)(weighted(examples, weighting))
         weight = sum(float(inputs["weights"].sum()) for inputs in batch["passes"])
-        losses.append(shared(double, batch, weight)[0])
+        losses.append(shared(double, batch, weight if weighting == "token" else batch["examples"])[0])
     each = [separate(double, [example], 1.0)[0] for example in examples]
     weights = [sum(example.weights) for example in examples]
     if weighting == "token":
@@ -207,6 +209,18 @@ def test_weighting_is_the_same_with_and_without_sharing(double: OssiaForCausalLM
     else:  # three turns that are one conversation, and one that is another
         means = sum(each[:3]) / sum(weights[:3]), each[3] / weights[3]
         assert losses == pytest.approx([sum(means) / 2] * 2, rel=1e-6)
+
+
+def test_a_conversation_of_several_steps_counts_as_much_as_one_that_shares_a_step() -> None:
+    long, short = chats(1, turns=8), chats(4, turns=1, seed=1)
+    made = weighted([*long, *short], "conversation")
+    sums = [sum(example.weights) for example in made]
+    assert sum(sums) == pytest.approx(12)  # one per example, which is what steps divide by
+    assert sum(sums[:8]) == pytest.approx(12 / 5) and sums[8:] == pytest.approx([12 / 5] * 4)
+    assert conversations_of(made) == [[*range(8)], [8], [9], [10], [11]]
+    assert [sum(example.weights) for example in weighted([*long, *short], "turn")] == pytest.approx([1.0] * 12)
+    odd = [Example([1, 2, 3], [0.0, 1.0, -1.5]), Example([1, 2], [0.0, 0.0])]
+    assert [list(example.weights) for example in weighted(odd, "turn")] == [[0.0, 1.0, -1.5], [0.0, 0.0]]
 
 
 # The step: what is shared, counted and given to whom.
@@ -294,15 +308,17 @@ def test_an_example_longer_than_a_pass_is_the_users_error() -> None:
 
 def test_auto_shares_where_it_saves_and_is_exact() -> None:
     steps = [chats(2)]
-    assert decided("auto", [], steps).on and "x)" in decided("auto", [], steps).reason
+    assert decided("auto", [], steps, 1000).on and "x)" in decided("auto", [], steps, 1000).reason
+    # Trees that passes cut down to single examples save nothing.
+    assert not decided("auto", [], steps, max(map(len, steps[0]))).on
     single_turns = [[Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]]
-    assert "next to nothing to save" in decided("auto", [], single_turns).reason
-    assert decided("on", [], single_turns).on
-    assert not decided("off", [], steps).on
-    inexact = decided("auto", ["dropout (0.1) would differ"], steps)
+    assert "next to nothing to save" in decided("auto", [], single_turns, 1000).reason
+    assert decided("on", [], single_turns, 1000).on
+    assert not decided("off", [], steps, 1000).on
+    inexact = decided("auto", ["dropout (0.1) would differ"], steps, 1000)
     assert not inexact.on and "dropout (0.1)" in inexact.reason
     with pytest.raises(UserError, match="would not be exact"):
-        decided("on", ["dropout (0.1) would differ"], steps)
+        decided("on", ["dropout (0.1) would differ"], steps, 1000)
 
 
 def test_dropout_balance_loss_and_noise_stand_in_the_way() -> None:
@@ -344,6 +360,25 @@ def test_a_run_with_a_trained_router_says_why_it_does_not_share(
     refused = routed.model_copy(update={"train": routed.train.model_copy(update={"share_prefixes": "on"})})
     with pytest.raises(UserError, match="sharing would not be exact"):
         train(refused, runs.create(refused, "test"), chats(2), [])
+
+
+def test_a_run_weighted_by_turns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first loss is the mean over turns of their means; answers of 5 and of 15 tokens count the same."""
+    monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
+    examples = [*chats(1, turns=2), *(Example(e.ids[:-10], e.weights[:-10]) for e in chats(1, turns=2, seed=1))]
+    losses = {}
+    for weighting in ("token", "turn"):
+        wanted = recipe(folder, steps=1, examples_per_step=4, tokens_per_pass=256, samples=0, loss_weighting=weighting)
+        run = runs.create(wanted, "test")
+        train(wanted, run, examples, [])
+        losses[weighting] = steps_of(run)[0].loss
+    with torch.no_grad():
+        model = load_model(folder, dtype="float32", device="cpu")
+        each = [model(**from_rows([(e.ids, e.weights)]).inputs()).loss.item() for e in examples]
+    weights = [sum(e.weights) for e in examples]
+    assert losses["turn"] == pytest.approx(sum(each) / 4, rel=1e-5)
+    assert losses["token"] == pytest.approx(sum(map(operator.mul, each, weights)) / sum(weights), rel=1e-5)
+    assert abs(losses["turn"] - losses["token"]) > 1e-3
 
 
 def test_an_interrupted_run_goes_on_with_the_same_trees(

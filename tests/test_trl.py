@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import re
@@ -110,6 +111,34 @@ def test_trees_in_trl_have_ossia_s_loss(tmp_path: Path) -> None:
     own = model(**from_rows((example.ids, example.weights) for example in prepared.train).inputs()).loss.item()
     assert losses[0] == pytest.approx(own, rel=1e-3)
     assert losses[2] < losses[1] < losses[0]
+
+
+def test_trees_in_trl_weigh_batches_of_a_step_by_their_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of one row each, accumulated, have the loss of one batch of two."""
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    monkeypatch.syspath_prepend(str(TREES.parent))
+    trainer_class = importlib.import_module("trl_trees").TreeTrainer
+    base = write_tiny(tmp_path / "tiny", TINY.replace(layers=2), seed=0)
+    rows = [{"input_ids": [*range(5, 5 + n)], "labels": [-100, *range(6, 5 + n)]} for n in (30, 6)]
+    losses = []
+    for batch in (1, 2):
+        model, tokenizer = ossia.load(base)
+        settings = SFTConfig(
+            output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=batch, max_length=None,
+            gradient_accumulation_steps=2 // batch, train_sampling_strategy="sequential", bf16=False, use_cpu=True,
+            router_aux_loss_coef=0.0, save_strategy="no", report_to="none", logging_steps=1,
+        )  # fmt: skip
+        adapted = lora.attach(model, rank=4, expert_rank=2)
+        data = Dataset.from_list(rows)
+        trainer = trainer_class(adapted, settings, TreeCollator(), train_dataset=data, processing_class=tokenizer)
+        trainer.train()
+        losses.append(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    with torch.no_grad():
+        own = ossia.load(base)[0](**TreeCollator()(rows)).loss.item()
+    assert losses[1] == pytest.approx(own, rel=1e-3)
 
 
 def test_the_tree_collator_takes_labels_and_gives_the_loss_of_the_rows(tmp_path: Path) -> None:

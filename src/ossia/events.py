@@ -60,7 +60,7 @@ class Step(Event):
     kind: ClassVar[str] = "step"
     step: int
     loss: float
-    """Mean negative log-likelihood of the step's supervised tokens, in nats."""
+    """Mean negative log-likelihood of the step's supervised tokens, in nats, weighted by `train.loss_weighting`."""
     learning_rate: float
     grad_norm: float
     tokens: int

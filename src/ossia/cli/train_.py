@@ -131,6 +131,7 @@ class Screen:
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
         """Say what is about to be trained on what."""
         from ossia.data.sharing import estimated
+        from ossia.plan.work import counts_tokens
 
         self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
@@ -141,7 +142,7 @@ class Screen:
             f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
         )
         settings = recipe.train
-        if settings.share_prefixes != "off":
+        if settings.share_prefixes != "off" and not counts_tokens(recipe):
             steps = settings.examples_per_step
             saving = estimated(prepared.train, steps, settings.seed, settings.tokens_per_pass)
             self.console.print(f"in steps of {steps} examples: {saving}")
@@ -188,10 +189,11 @@ class Screen:
     def _step(self, event: events.Step) -> None:
         self._recent = [*self._recent[-19:], event]
         seconds = max(sum(step.seconds for step in self._recent), 1e-9)
-        computed, own = (sum(getattr(step, name) for step in self._recent) for name in ("tokens", "example_tokens"))
+        counts = ("tokens", "example_tokens", "repeated_tokens")
+        computed, own, again = (sum(getattr(step, name) for step in self._recent) for name in counts)
         speed = f"{max(own, computed) / seconds:,.0f} tokens/s"
         if own > computed:  # shared prefixes are computed once
-            speed += f" ({computed / seconds:,.0f} computed)"
+            speed += f" ({computed / seconds:,.0f} computed{f', {again / computed:.0%} of them again' * bool(again)})"
         text = f"loss {event.loss:.4f}  {speed}  learning rate {event.learning_rate:.1e}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=text, completed=event.step, total=self.total)

@@ -112,7 +112,10 @@ def _add(branch: Branch, example: Example, channels: Sequence[str], weights: Seq
 
 
 def whose(branch: Branch, total: int) -> str:
-    """The turns that a branch is computed for, as in `turn 3` or `turns 3-7 (5 examples)`; `total` are there in all."""
+    """The turns that a branch is computed for, as in `turn 3` or `turns 3-7, shared by 5 examples`.
+
+    `total` is the number of examples in all.
+    """
     count, turns = len(branch.examples), sorted({example.turn + 1 for example in branch.examples})
     if total == 1:
         return f"turn {turns[0]}"

@@ -71,7 +71,7 @@ def native() -> Native:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Say what each function takes. Raises AttributeError when the library is an older one."""
+    """Say what each function takes. Raises AttributeError when the library is another version's."""
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     signatures: dict[str, tuple[type, ...]] = {
         "ossia_mxfp4_bf16": (pointer, pointer, pointer, number, ctypes.c_int),
@@ -83,6 +83,11 @@ def _declare(library: ctypes.CDLL) -> None:
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
+    for name, given in (("product", Product), ("attention", Attention)):
+        size = getattr(library, f"ossia_{name}_size")
+        size.restype = number
+        if size() != ctypes.sizeof(given):
+            raise AttributeError(f"its {name} takes other arguments")
     library.ossia_product_bf16.argtypes = (ctypes.POINTER(Product),)
     library.ossia_narrow_bf16.argtypes = (*(pointer,) * 3, *(number,) * 4, real)
     library.ossia_outer_bf16.argtypes = (*(pointer,) * 3, *(number,) * 4)

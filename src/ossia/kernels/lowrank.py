@@ -16,6 +16,7 @@ from ossia.kernels.library import native
 
 def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:
     """Return scale * x w, [N, R], in x's type. w is [D, R] or, transposed, [R, D]. Not differentiable."""
+    assert x_ND.shape[1] == w.shape[1 if transposed else 0], (x_ND.shape, w.shape)
     if _by_library(x_ND, w) and x_ND.shape[1] % 32 == 0:
         x_ND, w = x_ND.contiguous(), w.contiguous()
         (rows, depth), rank = x_ND.shape, w.shape[0 if transposed else 1]
@@ -30,6 +31,7 @@ def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:
 
 def outer(a_NR: Tensor, b_NW: Tensor, transposed: bool) -> Tensor:
     """Return a^T b, [R, W], or its transpose: in float32 from the library, else in their type. Not differentiable."""
+    assert len(a_NR) == len(b_NW), (a_NR.shape, b_NW.shape)
     if _by_library(a_NR, b_NW) and b_NW.shape[1] % 64 == 0:
         a_NR, b_NW = a_NR.contiguous(), b_NW.contiguous()
         (rows, rank), width = a_NR.shape, b_NW.shape[1]

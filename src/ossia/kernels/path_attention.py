@@ -13,6 +13,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from torch import Tensor
 from ossia.kernels.library import Attention, native
 
 HEAD = 64
+MOST_PARTS = 4
+"""Sums of keys' gradients that are made at a time, each as large as the keys in float32."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Paths:
     """Where in `ranges_M2` each path begins, and at the end their number."""
     chunks_C3: Tensor
     """Stretches of segments that go through the kernel at a time: (segment, first token, end)."""
+    tokens: int
+    """Of all segments, which lie end to end."""
 
     @staticmethod
     def of(
@@ -45,10 +50,15 @@ class Paths:
             for first in range(start, end, tokens_per_chunk)
         ]
         return Paths(
-            torch.tensor([place for path in paths for place in path], dtype=torch.int64).reshape(-1, 2),
-            torch.tensor([0, *accumulate(map(len, paths))], dtype=torch.int64),
-            torch.tensor(chunks, dtype=torch.int64).reshape(-1, 3),
+            _int64([place for path in paths for place in path]).reshape(-1, 2),
+            _int64([0, *accumulate(map(len, paths))]),
+            _int64(chunks).reshape(-1, 3),
+            ranges[-1][1] if ranges else 0,
         )
+
+
+def _int64(values: list[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -57,8 +67,8 @@ def serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
 
 
 def tokens_per_chunk(q_HTD: Tensor, k_KTD: Tensor) -> int:
-    """How many tokens the kernel takes at a time; 0 where it does not serve."""
-    if not serves(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1]):
+    """How many tokens the kernel takes at a time; 0 where it does not serve (or there are too many heads to a key)."""
+    if not serves(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1]) or q_HTD.shape[0] % k_KTD.shape[0]:
         return 0
     return native().attention_rows * k_KTD.shape[0] // q_HTD.shape[0]
 
@@ -71,7 +81,9 @@ def forward(
     Raises:
         MemoryError: there is none for the threads' scratch space.
     """
+    _check(q_HTD, k_KTD, v_KTD, paths)
     (H, T, D), q, k, v = q_HTD.shape, *map(_by_rows, (q_HTD, k_KTD, v_KTD))
+    assert sinks_H.shape == (H,), sinks_H.shape
     sinks = sinks_H.float().contiguous()
     out_THD, lse_HT = q.new_empty(T, H, D), q.new_empty(H, T, dtype=torch.float32)
     given = _arguments(q, k, v, paths, window, scale)
@@ -96,11 +108,14 @@ def backward(
     Raises:
         MemoryError: as `forward`.
     """
+    _check(q_HTD, k_KTD, v_KTD, paths)
     grad, q, k, v, out = map(_by_rows, (grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD))
+    assert grad.shape == out.shape == q.shape and grad.dtype == out.dtype == q.dtype, (grad.shape, out.shape)
     lse_HT = lse_HT.contiguous()
-    dq_HTD = torch.empty_like(q)
-    parts = -(-torch.get_num_threads() // k.shape[0])  # one thread sums a key's gradients
-    dk_PKTD, dv_PKTD = (torch.zeros(parts, *k.shape, dtype=torch.float32) for _ in range(2))
+    dq_HTD = q.new_empty(q.shape)
+    # One thread sums a key head's gradients, so more threads than those need sums of their own.
+    parts = max(1, min(-(-torch.get_num_threads() // len(k)), MOST_PARTS, len(paths.chunks_C3)))
+    dk_PKTD, dv_PKTD = (k.new_zeros(parts, *k.shape, dtype=torch.float32) for _ in range(2))
     given = _arguments(q, k, v, paths, window, scale)
     given.parts = parts
     for name, rows in (("g", grad), ("o", out), ("dq", dq_HTD)):
@@ -120,6 +135,14 @@ def _arguments(q: Tensor, k: Tensor, v: Tensor, paths: Paths, window: int | None
     for name, rows in (("q", q), ("k", k), ("v", v)):
         _strides(given, name, rows)
     return given
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, paths: Paths) -> None:
+    """C believes what it is told."""
+    (H, T, D), K = q.shape, len(k)
+    assert k.shape == v.shape == (K, T, D) and D == HEAD and H % K == 0, (q.shape, k.shape, v.shape)
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16, (q.dtype, k.dtype, v.dtype)
+    assert paths.tokens == T, (paths.tokens, T)
 
 
 def _strides(given: Attention, name: str, rows: Tensor) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ossia.kernels import attention as kernel
 from ossia.kernels import flash, path_attention
@@ -171,6 +172,7 @@ class _AlongPaths(torch.autograd.Function):
         return out_THD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HTD, k_KTD, v_KTD, sinks_H, out_THD, lse_HT = ctx.saved_tensors
         grad_HTD, out_HTD = grad_THD.transpose(0, 1), out_THD.transpose(0, 1)

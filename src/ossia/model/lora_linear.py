@@ -45,6 +45,7 @@ class LoraLinear(Linear):
             and isinstance(self.lora_dropout[name], nn.Identity)
             and type(base) is nn.Linear
             and not base.weight.requires_grad
+            and (base.bias is None or not base.bias.requires_grad)
         )
 
 

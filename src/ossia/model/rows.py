@@ -2,8 +2,8 @@
 
 A segment is a row. In a windowed layer its row begins with the end of its path before it, as far as the window
 reaches: those queries are computed once more and thrown away, and in return every row is an ordinary sequence. In a
-full layer the ancestors' keys come in a second call, without a mask, and the two are put together by their
-log-sum-exp.
+full layer the ancestors' keys come in further calls, without a mask, and all are put together by their log-sum-exp. A
+call gathers the keys of so many segments as GATHERED allows, so memory does not grow with the number of branches.
 
 Shapes: T tokens, N tokens of all rows (T and what is repeated), H query heads, K key/value heads, D head size, M
 queries with ancestors, C keys of ancestors.
@@ -11,7 +11,7 @@ queries with ancestors, C keys of ancestors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,13 @@ from torch import Tensor
 from ossia.kernels import flash
 from ossia.model.blocks import tail
 
+GATHERED = 1 << 17
+"""Most keys of ancestors in one call (a single segment may have more)."""
+
 
 @dataclass(frozen=True)
 class Ancestors:
-    """The second call of a full layer."""
+    """A further call of a full layer, for some segments."""
 
     queries_M: Tensor
     """int64: the flat places of the queries."""
@@ -43,7 +46,7 @@ class Plan:
     """int64: the flat places of the rows' tokens. None: they are all tokens in order."""
     kept_T: Tensor | None = None
     """int64: where in N each flat token has its own query. None with `places_N`."""
-    ancestors: Ancestors | None = None
+    ancestors: tuple[Ancestors, ...] = ()
 
 
 def plan_of(
@@ -57,7 +60,8 @@ def plan_of(
     if not any(ancestors):
         return Plan(flash.Rows.of(own, own, device), window)
     if window is None:
-        return Plan(flash.Rows.of(own, own, device), None, ancestors=_ancestors(ranges, ancestors, device))
+        calls = tuple(_ancestors(group, device) for group in _groups(ranges, ancestors))
+        return Plan(flash.Rows.of(own, own, device), None, ancestors=calls)
     places, kept, at = [], [], 0
     for (start, end), before in zip(ranges, ancestors, strict=True):
         repeated = tail(before, window - 1)
@@ -69,10 +73,25 @@ def plan_of(
     return Plan(rows, window, torch.cat(places).to(device), torch.cat(kept).to(device))
 
 
+def _groups(
+    ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]]
+) -> Iterator[list[tuple[tuple[int, int], Sequence[tuple[int, int]]]]]:
+    """Segments that have ancestors, as many together as may gather their keys at a time."""
+    group, keys = [], 0
+    for own, before in zip(ranges, ancestors, strict=True):
+        more = sum(end - start for start, end in before)
+        if before and group and keys + more > GATHERED:
+            yield group
+            group, keys = [], 0
+        if before:
+            group.append((own, before))
+            keys += more
+    yield group
+
+
 def _ancestors(
-    ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]], device: torch.device | str
+    pairs: Sequence[tuple[tuple[int, int], Sequence[tuple[int, int]]]], device: torch.device | str
 ) -> Ancestors:
-    pairs = [(own, before) for own, before in zip(ranges, ancestors, strict=True) if before]
     queries = [torch.arange(start, end) for (start, end), _ in pairs]
     keys = [torch.cat([torch.arange(start, end) for start, end in before]) for _, before in pairs]
     rows = flash.Rows.of([len(x) for x in queries], [len(x) for x in keys], device)
@@ -91,8 +110,8 @@ class RowAttention(torch.autograd.Function):
         out, lse = flash.forward(*rows, plan.rows, causal=True, window=plan.window, scale=scale)
         if plan.kept_T is not None:
             out, lse = out[plan.kept_T], lse[:, plan.kept_T]
-        if plan.ancestors is not None:
-            out, lse = _with_ancestors(out, lse, q, k, v, plan.ancestors, scale)
+        for ancestors in plan.ancestors:
+            out, lse = _with_ancestors(out, lse, q, k, v, ancestors, scale)
         total_HT = torch.logaddexp(lse, sinks_H.to(lse.dtype)[:, None])
         out = (out.to(lse.dtype) * (lse - total_HT).exp().T[..., None]).to(q.dtype)
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD, sinks_H, out, total_HT)
@@ -105,8 +124,8 @@ class RowAttention(torch.autograd.Function):
         plan: Plan = ctx.plan
         q, k, v = (x.transpose(0, 1) for x in inputs)
         dq, dk, dv = _own_gradients(grad_THD, q, k, v, out, lse_HT, plan, ctx.scale)
-        if plan.ancestors is not None:
-            kind, places = lse_HT.dtype, plan.ancestors
+        for places in plan.ancestors:
+            kind = lse_HT.dtype
             at, keys = places.queries_M, places.keys_C
             more = flash.backward(
                 grad_THD[at], q[at], k[keys], v[keys], out[at], lse_HT[:, at], places.rows,

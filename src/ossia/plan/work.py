@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ossia.config import Recipe
+from ossia.errors import UserError
 from ossia.model.layout import Shape
 from ossia.plan import adapter
 from ossia.plan.model import Found
@@ -74,13 +75,29 @@ class Sharing:
     reason: str
 
 
+def counts_tokens(recipe: Recipe) -> bool:
+    """Whether the loss has a part in which a token that examples share would count once: the load-balancing loss."""
+    return "router" in adapter.targets(recipe.lora) and recipe.train.balance_loss != 0
+
+
 def sharing(recipe: Recipe, examples: Examples) -> Sharing:
-    """Foretell what training decides about `train.share_prefixes` (`ossia.train.sharing`)."""
-    wanted, balance = recipe.train.share_prefixes, recipe.train.balance_loss
+    """Foretell what training decides about `train.share_prefixes` (`ossia.train.sharing`).
+
+    Raises:
+        UserError: training would refuse.
+    """
+    wanted = recipe.train.share_prefixes
     if wanted == "off":
         return Sharing(False, "train.share_prefixes is off")
-    if "router" in adapter.targets(recipe.lora) and balance != 0:
-        return Sharing(False, "the router is trained with a load-balancing loss, which counts tokens")
+    if counts_tokens(recipe):
+        why = "the router is trained with a load-balancing loss, which counts tokens"
+        if wanted == "on":
+            raise UserError(
+                "train.share_prefixes is on, but sharing would not be exact",
+                why=why,
+                do="--set train.share_prefixes=auto, or --set train.balance_loss=0",
+            )
+        return Sharing(False, why)
     if examples.shared is None:
         return Sharing(False, "there are no data to count, so nothing is taken to be shared")
     counts = f"{examples.shared:,} tokens instead of {examples.tokens:,}"

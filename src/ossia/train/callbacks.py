@@ -65,7 +65,8 @@ class Reporter(TrainerCallback):
                     learning_rate=logs["learning_rate"],
                     grad_norm=logs["grad_norm"],
                     tokens=self.trainer.step_tokens,
-                    seconds=time.perf_counter() - self._began,
+                    # The batch was made before the step began.
+                    seconds=time.perf_counter() - self._began + self.trainer.collating,
                     example_tokens=self.trainer.example_tokens,
                     repeated_tokens=self.trainer.repeated_tokens,
                 )

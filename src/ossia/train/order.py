@@ -58,7 +58,8 @@ def conversations_of(examples: Sequence[Trainable]) -> list[list[int]]:
     before: tuple[object, int] = (None, 0)
     for index, example in enumerate(examples):
         conversation, turn = getattr(example, "conversation", None), getattr(example, "turn", 0)
-        if conversation is not None and conversation is before[0] and turn > before[1]:
+        same = conversation is before[0] or conversation == before[0]
+        if conversation is not None and same and turn > before[1]:
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from ossia.errors import UserError
-from ossia.model.tree import saving
-from ossia.train.steps import Trainable
+from ossia.model.tree import grow, split
+from ossia.train.steps import Trainable, check_length
 
 WORTH = 0.02
 """Least share of the tokens that `auto` wants to save: less is not worth looking at branches."""
@@ -31,6 +31,7 @@ def decided(
     wanted: Literal["auto", "on", "off"],
     obstacles: Sequence[str],
     steps: Iterable[Sequence[Trainable]],
+    tokens_per_pass: int,
 ) -> Sharing:
     """Decide on `train.share_prefixes`.
 
@@ -39,7 +40,7 @@ def decided(
         steps: the examples of each step, in order.
 
     Raises:
-        UserError: sharing is asked for and would not be exact.
+        UserError: sharing is asked for and would not be exact, or an example does not fit into a pass.
     """
     if wanted == "off":
         return Sharing(False, "prefixes are not shared: train.share_prefixes is off")
@@ -51,7 +52,7 @@ def decided(
         )
     if obstacles:
         return Sharing(False, f"prefixes are not shared, because that would not be exact: {'; '.join(obstacles)}")
-    shared, unshared = _saving(steps)
+    shared, unshared = _saving(steps, tokens_per_pass)
     counts = f"{shared:,} tokens instead of {unshared:,} in the steps looked at ({unshared / max(shared, 1):.2f}x)"
     if wanted == "auto" and shared > (1 - WORTH) * unshared:
         return Sharing(False, f"prefixes are not shared, because there is next to nothing to save: {counts}")
@@ -77,11 +78,13 @@ def obstacles(model: nn.Module, balance: float = 0.0, neftune_alpha: float | Non
     return found
 
 
-def _saving(steps: Iterable[Sequence[Trainable]]) -> tuple[int, int]:
+def _saving(steps: Iterable[Sequence[Trainable]], tokens_per_pass: int) -> tuple[int, int]:
+    """Tokens that are computed, those of trees that are cut to passes more than once, and tokens of the examples."""
     shared = unshared = 0
     for examples in islice(steps, 10_000):
-        tokens = saving(examples)
-        shared, unshared = shared + tokens[0], unshared + tokens[1]
+        check_length(max(map(len, examples), default=0), tokens_per_pass)
+        shared += sum(piece.tokens for tree in grow(examples) for piece in split(tree, tokens_per_pass))
+        unshared += sum(map(len, examples))
         if unshared > LOOKED_AT:
             break
     return shared, unshared

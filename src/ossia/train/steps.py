@@ -1,13 +1,15 @@
 """From examples to optimiser steps.
 
-A step is a number of examples. Its loss is the mean over all their supervised tokens, with one denominator, however the
-examples are cut into passes. A pass is one flat batch of at most `tokens_per_pass` tokens: prefix trees of the step's
-examples, or with sharing off the examples end to end. Loss and gradients are the same, so a step is the same, too.
+A step is a number of examples. Its loss is the mean over all their supervised tokens (or turns, or conversations:
+`ossia.train.weighting`), with one denominator, however the examples are cut into passes. A pass is one flat batch of at
+most `tokens_per_pass` tokens: prefix trees of the step's examples, or with sharing off the examples end to end. Loss
+and gradients are the same, so a step is the same, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,7 +43,8 @@ class Collator:
 
     The result has: passes, a list of the model's inputs; channels, per pass the channel of each of its triples;
     example_tokens, the tokens that the step's examples have; repeated_tokens, those of shared prefixes that are
-    computed in a second pass because a tree did not fit into one. In a job of several processes each gives it the whole
+    computed in a second pass because a tree did not fit into one; examples, their number; seconds, how long this took.
+    In a job of several processes each gives it the whole
     step and is given the passes that are its own.
     """
 
@@ -56,6 +59,7 @@ class Collator:
         Raises:
             UserError: one example alone is longer than a pass.
         """
+        began = time.perf_counter()
         longest = max(map(len, examples), default=0)
         check_length(longest, self.tokens_per_pass)
         trees = grow(examples) if self.share else alone(examples)
@@ -66,6 +70,8 @@ class Collator:
             "channels": [[edge.channel or "other" for tree in group for edge in tree.edges] for group in mine],
             "example_tokens": sum(map(len, examples)),
             "repeated_tokens": _tokens(tree for part in groups for group in part for tree in group) - _tokens(trees),
+            "examples": len(examples),
+            "seconds": time.perf_counter() - began,
         }
 
 
@@ -91,7 +97,7 @@ class TreeCollator:
         """Return the inputs, all with one device's int64 ids and float32 weights (`ossia.model.batch.FlatBatch`).
 
         Raises:
-            ValueError: a label is neither -100 nor the token at its place.
+            ValueError: a row without input_ids or labels, or a label that is neither -100 nor the token at its place.
         """
         examples = [Labelled(row) if isinstance(row, Mapping) else row for row in rows]
         return from_trees(grow(examples) if self.share else alone(examples)).inputs()
@@ -101,6 +107,8 @@ class Labelled:
     """A row with input_ids and labels, as an example."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
+        if missing := {"input_ids", "labels"} - set(row):
+            raise ValueError(f"a row has no {' and no '.join(sorted(missing))}")
         self.ids = [int(token) for token in row["input_ids"]]
         labels = [int(label) for label in row["labels"]]
         if any(label not in (-100, token) for token, label in zip(self.ids, labels, strict=True)):
@@ -199,11 +207,12 @@ def prompt_of(example: Trainable) -> list[int]:
 
 
 def fingerprint(*sets: Sequence[Trainable]) -> str:
-    """Return a hash of the examples' tokens and weights, to tell whether a resumed run sees the same data."""
+    """Return a hash of the examples' tokens, weights and turns, to tell whether a resumed run sees the same data."""
     digest = hashlib.sha256()
     for examples in sets:
         digest.update(f"{len(examples)};".encode())
         for example in examples:
             digest.update(torch.tensor(list(example.ids), dtype=torch.int32).numpy().tobytes())
             digest.update(torch.tensor(list(example.weights), dtype=torch.float32).numpy().tobytes())
+            digest.update(f"{getattr(example, 'turn', 0)};".encode())  # the order keeps conversations together
     return digest.hexdigest()

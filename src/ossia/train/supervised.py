@@ -208,7 +208,7 @@ def _sharing(recipe: Recipe, model: Any, examples: Sequence[Trainable], balance:
         conversations_of(examples), settings.examples_per_step, settings.seed, steps_done=lambda: 0
     )
     steps = ([examples[index] for index in step] for step in order)
-    return decided(settings.share_prefixes, obstacles(model, balance), steps)
+    return decided(settings.share_prefixes, obstacles(model, balance), steps, settings.tokens_per_pass)
 
 
 def _trainer(
@@ -251,6 +251,7 @@ def _trainer(
             keep_checkpoints=recipe.train.keep_checkpoints,
             examples_per_step=recipe.train.examples_per_step,
             twin=twin,
+            by_examples=recipe.train.loss_weighting != "token",
             routers=routing.Routers(model.get_base_model().model.layers),
             balance=balance,
         )

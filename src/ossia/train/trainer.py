@@ -45,6 +45,7 @@ class OssiaTrainer(Trainer):
         routers: Routers,
         balance: float = 0.0,
         twin: Twin | None = None,
+        by_examples: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -52,14 +53,18 @@ class OssiaTrainer(Trainer):
             examples_per_step: over all processes.
             balance: coefficient of the load-balancing loss, 0 for none.
             twin: the adapter in whole tensors, if the model is going to be sharded.
+            by_examples: a step's weighted sum is divided by the number of its examples, not by its weight
+                (`ossia.train.weighting`).
         """
         super().__init__(*args, **kwargs)
         self.run, self.keep_checkpoints, self.examples_per_step = run, keep_checkpoints, examples_per_step
-        self.routers, self.balance, self.twin = routers, balance, twin
+        self.routers, self.balance, self.twin, self.by_examples = routers, balance, twin, by_examples
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
         self.example_tokens = self.repeated_tokens = 0
         """Of the last step, over all devices: see `events.Step`."""
+        self.collating = 0.0
+        """Seconds that making the last step's batch took."""
 
     def training_step(
         self,
@@ -67,18 +72,21 @@ class OssiaTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices."""
+        """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices, or with
+        `by_examples` the weighted sum over the number of its examples.
+        """
         model.train()
         # A process may have nothing to do in a step, and Trainer takes an empty batch for a mistake.
         passes = self._prepare_inputs(inputs["passes"]) if inputs["passes"] else []
         sizes_2 = torch.zeros(2, device=self.args.device)
         for p in passes:
             sizes_2 += torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())])
-        denominator, tokens = self.accelerator.reduce(sizes_2).tolist()
-        self.step_tokens = int(tokens)
+        weight, tokens = self.accelerator.reduce(sizes_2).tolist()
+        self.step_tokens, self.collating = int(tokens), inputs["seconds"]
         self.example_tokens, self.repeated_tokens = inputs["example_tokens"], inputs["repeated_tokens"]
-        if not denominator:
+        if not weight:
             raise OssiaError(f"step {self.state.global_step + 1} has no supervised token")
+        denominator = inputs["examples"] if self.by_examples else weight
         total = torch.zeros((), device=self.args.device)
         devices, idle = self.accelerator.num_processes, self._idle(len(passes))
         for number, batch in enumerate([*passes, *idle], 1):

@@ -1,6 +1,8 @@
 """What counts the same in the loss: every token, every turn, or every conversation.
 
-Weights are settled once for the whole data set, so they do not depend on how examples fall into steps and passes.
+Weights of turns and conversations are settled once for the whole data set, one per example on average, and a step
+divides by the number of its examples. So a conversation that fills several steps counts no more than one that shares a
+step with others, and how examples fall into steps and passes does not matter.
 """
 
 from __future__ import annotations
@@ -49,17 +51,19 @@ class Weighted:
 
 
 def weighted(examples: Sequence[Trainable], weighting: Weighting) -> list[Trainable]:
-    """Return the examples with weights such that those of each turn, or conversation, sum to one.
+    """Return the examples with weights such that those of each turn, or conversation, have the same sum.
 
-    Weights between zero and one keep their proportions within it. What trains nothing stays as it is.
+    Weights that are not one keep their proportions within it, and only those. What trains nothing stays as it is.
     """
     if weighting == "token":
         return list(examples)
     turns = [[index] for index in range(len(examples))]
+    groups = turns if weighting == "turn" else conversations_of(examples)
+    totals = [sum(sum(examples[index].weights[1:]) for index in group) for group in groups]  # first tokens are given
+    share = len(examples) / max(1, sum(total > 0 for total in totals))
     made = list(examples)
-    for group in turns if weighting == "turn" else conversations_of(examples):
-        total = sum(sum(examples[index].weights[1:]) for index in group)  # nothing predicts a first token
+    for group, total in zip(groups, totals, strict=True):
         for index in group:
-            if total:
-                made[index] = Weighted(examples[index], 1 / total)
+            if total > 0:
+                made[index] = Weighted(examples[index], share / total)
     return made

@@ -7,7 +7,8 @@
  *
  * Forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022, FlashAttention), in which the sink is the
  * first logit, without a value. Backward: Dao et al. 2022, algorithm 4, from the log-sum-exp with the sink in it.
- * Sums are float32; probabilities and their gradients are rounded to bfloat16 where they are multiplied.
+ * Sums are float32; probabilities and their gradients are rounded to bfloat16 where they are multiplied. What a query
+ * does not see has probability zero and is multiplied all the same: a NaN there reaches the rows of the block.
  *
  * The truth is ossia.kernels.attention.plain_forward and plain_backward, put together by ossia.model.attention.
  */
@@ -84,7 +85,7 @@ INLINE int next_block(keys *k) {
     k->start = k->at;
     k->count = k->end - k->at < BLOCK ? k->end - k->at : BLOCK;
     for (int64_t n = 0; n < k->count; n++) {
-        if (k->next == k->range[1]) k->range += 2, k->next = k->range[0];
+        while (k->next == k->range[1]) k->range += 2, k->next = k->range[0];
         k->flat[n] = k->next++;
     }
     k->at += k->count;
@@ -338,14 +339,13 @@ FUSED static void backward_chunk(const attention *p, int64_t number, int64_t key
 /* Most rows of a chunk (tokens times query heads of a group), or 0 where this processor cannot run these kernels. */
 int64_t ossia_attention_rows(void) {
 #ifdef X86
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-               ? MOST_ROWS
-               : 0;
+    return has_bf16() ? MOST_ROWS : 0;
 #else
     return 0;
 #endif
 }
+
+int64_t ossia_attention_size(void) { return sizeof(attention); }
 
 /* Returns 0, or 1 if there was no memory (then nothing is written). Chunks have at most ossia_attention_rows() rows. */
 int ossia_attention_forward(const attention *p) {

@@ -103,6 +103,16 @@ static inline int best_level(void) {
     return 0;
 }
 
+/* Whether what is FUSED runs here. */
+static inline int has_bf16(void) {
+#ifdef X86
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#else
+    return 0;
+#endif
+}
+
 static inline group_bf16 chosen(int level) {
     int most = best_level();
     if (level > most) level = most;

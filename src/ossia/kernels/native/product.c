@@ -301,13 +301,9 @@ FUSED static void single(const product *p, int64_t output) {
 #endif
 
 /* Whether this processor can run `ossia_product_bf16`. */
-int ossia_product_supported(void) {
-#ifdef X86
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
-#else
-    return 0;
-#endif
-}
+int ossia_product_supported(void) { return has_bf16(); }
+
+int64_t ossia_product_size(void) { return sizeof(product); }
 
 /* Returns 0, or 1 if there was no memory (then nothing is written). Outputs and inputs are multiples of 32. */
 int ossia_product_bf16(const product *p) {
