@@ -2,8 +2,7 @@
 
     python examples/trl_trees.py MODEL ROWS.jsonl ADAPTER_FOLDER [STEPS]
 
-Rows are TRL's own, one per assistant turn: {"prompt": [messages], "completion": [messages]}. The turns of a
-conversation follow each other in the file, and batches are taken in its order.
+Rows are TRL's own, one per assistant turn: {"prompt": [messages], "completion": [messages]}, in batches as in the file.
 """
 
 import sys
@@ -17,27 +16,23 @@ from ossia.model import lora
 from ossia.train.steps import TreeCollator
 
 
-class TreeTrainer(SFTTrainer):
+class TreeTrainer(SFTTrainer):  # the mean over the step's tokens in all processes, whose gradients are averaged
     def _get_num_items_in_batch(self, batches, device):
-        """The step's trained tokens, over all its batches and processes."""
         return self.accelerator.gather(sum(batch["weights"].sum() for batch in batches).to(device)).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = model(**inputs, denominator=num_items_in_batch).loss  # in chunks: no logits for TRL's metrics
-        return loss * self.accelerator.num_processes  # whose gradients are going to be averaged
+        return model(**inputs, denominator=num_items_in_batch).loss * self.accelerator.num_processes
 
 
 def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
     model, tokenizer = ossia.load(path)
     settings = SFTConfig(
-        output_dir=folder, max_steps=int(steps), per_device_train_batch_size=8, train_sampling_strategy="sequential",
-        max_length=None,  # TRL would cut rows to 1,024 tokens
-        learning_rate=2e-3, logging_steps=1, bf16=False, router_aux_loss_coef=0.0, save_strategy="no", report_to="none",
+        folder, max_steps=int(steps), per_device_train_batch_size=8, max_length=None, bf16=False, learning_rate=2e-3,
+        train_sampling_strategy="sequential", router_aux_loss_coef=0.0, save_strategy="no", report_to="none",
+        logging_steps=1,
     )  # fmt: skip
-    data = load_dataset("json", data_files=rows, split="train")
-    adapted = lora.attach(model, rank=16, expert_rank=8)
+    data, adapted = load_dataset("json", data_files=rows, split="train"), lora.attach(model, rank=16, expert_rank=8)
     TreeTrainer(adapted, settings, TreeCollator(), train_dataset=data, processing_class=tokenizer).train()
-    Path(folder).mkdir(parents=True, exist_ok=True)
     lora.save(adapted, Path(folder))
 
 

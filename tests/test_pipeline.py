@@ -148,7 +148,7 @@ def test_a_launched_job_is_one_run_that_its_processes_share(place: Path) -> None
     assert done.returncode == 0, done.stderr[-4000:]
     (run,) = (runs.Run(path.parent) for path in runs.root().glob("*/recipe.yaml"))
     kinds = [event.kind for event in events.read(run.path)]
-    assert kinds == ["started", "note", "step", "step", "routing", "validation", "checkpoint", "finished"]
+    assert kinds == ["started", "note", "note", "step", "step", "routing", "validation", "checkpoint", "finished"]
     assert done.stdout.count("done at step 2") == 1
     assert len(list(run.checkpoint(2).glob("rng_state_*.pth"))) == 2
 

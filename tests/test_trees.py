@@ -309,8 +309,9 @@ def test_an_example_longer_than_a_pass_is_the_users_error() -> None:
 def test_auto_shares_where_it_saves_and_is_exact() -> None:
     steps = [chats(2)]
     assert decided("auto", [], steps, 1000).on and "x)" in decided("auto", [], steps, 1000).reason
-    # Trees that passes cut down to single examples save nothing.
-    assert not decided("auto", [], steps, max(map(len, steps[0]))).on
+    # A tree that passes cut down to single examples saves nothing.
+    alike = [Example([*range(60), n], [0.0] * 60 + [1.0]) for n in (70, 80, 90)]
+    assert decided("auto", [], [alike], 100).on and not decided("auto", [], [alike], 61).on
     single_turns = [[Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]]
     assert "next to nothing to save" in decided("auto", [], single_turns, 1000).reason
     assert decided("on", [], single_turns, 1000).on

@@ -113,6 +113,7 @@ def test_trees_in_trl_have_ossia_s_loss(tmp_path: Path) -> None:
     assert losses[2] < losses[1] < losses[0]
 
 
+@pytest.mark.filterwarnings("default")
 def test_trees_in_trl_weigh_batches_of_a_step_by_their_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches of one row each, accumulated, have the loss of one batch of two."""
     from datasets import Dataset

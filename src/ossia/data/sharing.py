@@ -33,7 +33,10 @@ def steps_of(examples: Sequence[Example], examples_per_step: int, seed: int) -> 
     groups: list[list[Example]] = []
     for example in examples:
         last = groups[-1][-1] if groups else None
-        if last is not None and example.conversation is last.conversation and example.turn > last.turn:
+        same = last is not None and (
+            example.conversation is last.conversation or example.conversation == last.conversation
+        )
+        if last is not None and same and example.turn > last.turn:
             groups[-1].append(example)
         else:
             groups.append([example])

@@ -77,7 +77,8 @@ def _groups(
     ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]]
 ) -> Iterator[list[tuple[tuple[int, int], Sequence[tuple[int, int]]]]]:
     """Segments that have ancestors, as many together as may gather their keys at a time."""
-    group, keys = [], 0
+    group: list[tuple[tuple[int, int], Sequence[tuple[int, int]]]] = []
+    keys = 0
     for own, before in zip(ranges, ancestors, strict=True):
         more = sum(end - start for start, end in before)
         if before and group and keys + more > GATHERED:
