@@ -44,8 +44,7 @@ class Collator:
     The result has: passes, a list of the model's inputs; channels, per pass the channel of each of its triples;
     example_tokens, the tokens that the step's examples have; repeated_tokens, those of shared prefixes that are
     computed in a second pass because a tree did not fit into one; examples, their number; seconds, how long this took.
-    In a job of several processes each gives it the whole
-    step and is given the passes that are its own.
+    In a job of several processes each gives it the whole step and is given the passes that are its own.
     """
 
     tokens_per_pass: int
