@@ -142,7 +142,8 @@ class Screen:
             f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
         )
         settings = recipe.train
-        if settings.share_prefixes != "off" and not counts_tokens(recipe):
+        # What an adapter that is continued has targets on is read, and complained of, later.
+        if settings.share_prefixes != "off" and (recipe.lora.start_from or not counts_tokens(recipe)):
             steps = settings.examples_per_step
             saving = estimated(prepared.train, steps, settings.seed, settings.tokens_per_pass)
             self.console.print(f"in steps of {steps} examples: {saving}")
