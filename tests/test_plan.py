@@ -25,7 +25,6 @@ from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
 from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
-from ossia.plan import work as work_module
 from ossia.plan.machine import Disk
 from ossia.plan.work import Work, flops_per_token, work
 
@@ -332,12 +331,6 @@ def test_the_plan_foretells_whether_prefixes_are_shared(
 def test_the_plan_refuses_what_training_would() -> None:
     with pytest.raises(UserError, match="sharing would not be exact"):
         sharing_plan(500_000, targets=["router"], share_prefixes="on")
-
-
-def test_the_plan_knows_what_training_finds_worth_sharing() -> None:
-    from ossia.train import sharing
-
-    assert sharing.WORTH == work_module.WORTH
 
 
 def test_speed_is_measured() -> None:

@@ -32,8 +32,9 @@ from ossia.model.batch import from_rows
 from ossia.model.layout import config_json
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM
+from ossia.model.order import conversations_of
 from ossia.model.tiny import MICRO, random_weights, write_tiny
-from ossia.train.order import ConversationOrder, conversations_of
+from ossia.train.order import ConversationOrder
 from ossia.train.sharing import decided, obstacles
 from ossia.train.steps import Collator
 from ossia.train.supervised import train

@@ -128,8 +128,7 @@ def show(
     most = limit if limit is not None else None if json or row is not None else 100 if html else 1
     found = _conversations(asked, row, most)
     if html is not None:
-        write_page = data_tree.write_page if tree else data_show.write_page
-        write_page(html, found, asked.vocabulary, ", ".join(files))
+        data_show.write_page(html, found, asked.vocabulary, ", ".join(files), tree)
         output.next_step(f"open {shlex.quote(str(html))} in a browser")
     elif compare_template is not None:
         if not data_show.print_comparison(found, compare_template, asked.vocabulary):

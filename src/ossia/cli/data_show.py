@@ -65,35 +65,25 @@ def as_json(example: Example, file: str, row: int, format: str) -> dict[str, Any
     return shown
 
 
-def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, title: str) -> None:
-    """Write the HTML page.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    from ossia.data.page import page
-
-    shown = [(done.rendered, list(map(str, done.problems))) for done in found if done.rendered is not None]
-    write(path, page(title, shown, vocabulary))
-    output.out().print(f"{len(shown)} conversations written to {path}", markup=False)
-
-
-def write(path: Path, page: Iterable[str]) -> None:
-    """Write the pieces of a page, over an older page of ours and over nothing else.
+def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, title: str, tree: bool) -> None:
+    """Write the HTML page, of trees or of examples, over an older page of ours and over nothing else.
 
     Raises:
         UserError: there is another file, or it cannot be written.
     """
-    from ossia.data.page import MARK
+    from ossia.data.page import MARK, page
+    from ossia.data.tree_page import tree_page
     from ossia.errors import UserError
     from ossia.runs import write_atomically
 
     if path.is_file() and MARK not in path.read_bytes()[:1000].decode("utf-8", "replace"):
         raise UserError("the file exists already and is no page of ours", where=str(path), do="choose another name")
+    shown = [(done.rendered, list(map(str, done.problems))) for done in found if done.rendered is not None]
     try:
-        write_atomically(path, "".join(page))
+        write_atomically(path, "".join((tree_page if tree else page)(title, shown, vocabulary)))
     except OSError as error:
         raise UserError(f"the page cannot be written ({error.strerror})", where=str(path)) from error
+    output.out().print(f"{'trees of ' * tree}{len(shown)} conversations written to {path}", markup=False)
 
 
 def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Vocabulary) -> bool:

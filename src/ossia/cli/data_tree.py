@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.style import Style
@@ -114,17 +113,3 @@ def as_json(grown: Forest, file: str, row: int, format: str) -> dict[str, Any]:
             for branch in grown.branches
         ],
     }
-
-
-def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, title: str) -> None:
-    """Write the HTML page.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    from ossia.cli.data_show import write
-    from ossia.data.tree_page import tree_page
-
-    shown = [(done.rendered, list(map(str, done.problems))) for done in found if done.rendered is not None]
-    write(path, tree_page(title, shown, vocabulary))
-    output.out().print(f"trees of {len(shown)} conversations written to {path}", markup=False)

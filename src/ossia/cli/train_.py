@@ -194,7 +194,8 @@ class Screen:
         computed, own, again = (sum(getattr(step, name) for step in self._recent) for name in counts)
         speed = f"{max(own, computed) / seconds:,.0f} tokens/s"
         if own > computed:  # shared prefixes are computed once
-            speed += f" ({computed / seconds:,.0f} computed{f', {again / computed:.0%} of them again' * bool(again)})"
+            repeated = f", {again / computed:.0%} of them again" if again else ""
+            speed += f" ({computed / seconds:,.0f} computed{repeated})"
         text = f"loss {event.loss:.4f}  {speed}  learning rate {event.learning_rate:.1e}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=text, completed=event.step, total=self.total)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ossia.data.rendered import Example
-from ossia.model.tree import grow, saving, split
-
-LOOKED_AT = 1_000_000
-"""Tokens of examples after which an estimate has seen enough."""
+from ossia.model.order import conversations_of, epoch
+from ossia.model.tree import LOOKED_AT, saving, tokens_left
 
 
 class Saving(NamedTuple):
@@ -26,24 +23,9 @@ class Saving(NamedTuple):
 
 
 def steps_of(examples: Sequence[Example], examples_per_step: int, seed: int) -> Iterator[list[Example]]:
-    """The steps of training's first epoch: conversations shuffled, the turns of one together.
-
-    This is `ossia.train.order.ConversationOrder`, for those who must not load torch.
-    """
-    groups: list[list[Example]] = []
-    for example in examples:
-        last = groups[-1][-1] if groups else None
-        same = last is not None and (
-            example.conversation is last.conversation or example.conversation == last.conversation
-        )
-        if last is not None and same and example.turn > last.turn:
-            groups[-1].append(example)
-        else:
-            groups.append([example])
-    random.Random(f"{seed} 0").shuffle(groups)
-    order = [example for group in groups for example in group]
-    for start in range(0, len(order), examples_per_step):
-        yield order[start : start + examples_per_step]
+    """The steps of training's first epoch."""
+    for step in epoch(conversations_of(examples), examples_per_step, seed, 0):
+        yield [examples[index] for index in step]
 
 
 def within_steps(steps: Iterator[list[Example]], tokens_per_pass: int | None = None) -> Saving:
@@ -54,12 +36,8 @@ def within_steps(steps: Iterator[list[Example]], tokens_per_pass: int | None = N
     """
     unshared = shared = 0
     for step in steps:
-        if tokens_per_pass is None:
-            left, all_ = saving(step)
-        else:
-            pieces = [piece for tree in grow(step) for piece in split(tree, tokens_per_pass)]
-            left, all_ = sum(piece.tokens for piece in pieces), sum(map(len, step))
-        unshared, shared = unshared + all_, shared + left
+        unshared += sum(map(len, step))
+        shared += saving(step)[0] if tokens_per_pass is None else tokens_left(step, tokens_per_pass)
     return Saving(unshared, shared)
 
 

@@ -103,9 +103,8 @@ def statistics(
     counted.tree_tokens_across = counted.tree_tokens - unshared + shared
     if steps is not None:
         counted.tree_tokens_steps = within_steps(steps_of(all_, *steps)).shared
-        counted.tree_tokens_across = min(
-            counted.tree_tokens_across, counted.tree_tokens_steps
-        )  # repeated conversations
+        # First turns do not show what repeated conversations share.
+        counted.tree_tokens_across = min(counted.tree_tokens_across, counted.tree_tokens_steps)
     counted.examples, counted.rows = len(lengths), sum(turns.values())
     counted.tokens, counted.trained_tokens = sum(lengths), sum(trained.values())
     counted.channels = {channel: (tokens[channel], trained[channel]) for channel in sorted(tokens)}

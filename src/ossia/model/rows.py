@@ -125,18 +125,16 @@ class RowAttention(torch.autograd.Function):
         plan: Plan = ctx.plan
         q, k, v = (x.transpose(0, 1) for x in inputs)
         dq, dk, dv = _own_gradients(grad_THD, q, k, v, out, lse_HT, plan, ctx.scale)
+        if plan.ancestors:  # keys that many segments share collect gradients from all of them: sums in float32
+            dq, dk, dv = (x.to(lse_HT.dtype) for x in (dq, dk, dv))
         for places in plan.ancestors:
-            kind = lse_HT.dtype
             at, keys = places.queries_M, places.keys_C
             more = flash.backward(
                 grad_THD[at], q[at], k[keys], v[keys], out[at], lse_HT[:, at], places.rows,
                 causal=False, window=None, scale=ctx.scale,
             )  # fmt: skip
-            # Keys that many segments share collect gradients from all of them, so sums are kept in float32.
-            dq, dk, dv = (
-                grad.to(kind).index_add(0, where, part.to(kind))
-                for grad, where, part in zip((dq, dk, dv), (at, keys, keys), more, strict=True)
-            )
+            for grad, where, part in zip((dq, dk, dv), (at, keys, keys), more, strict=True):
+                grad.index_add_(0, where, part.to(grad.dtype))
         dsinks = None
         if ctx.needs_input_grad[3]:  # a sink takes probability and gives nothing
             kind = lse_HT.dtype

@@ -24,6 +24,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
+WORTH = 0.02
+"""Least share of the tokens that `train.share_prefixes: auto` wants to save: less is not worth looking at branches."""
+LOOKED_AT = 1_000_000
+"""Tokens of the first steps from which a saving is estimated."""
+
 
 class Supervised(Protocol):
     """A sequence of n tokens: ids, and per token its weight and its channel. weights[i] is that of predicting ids[i].
@@ -124,6 +129,15 @@ def saving(examples: Sequence[Supervised], shortest: int = 1) -> tuple[int, int]
     sequences = [array("i", example.ids) for example in examples]
     trie = _Trie.of(sequences, shortest)
     return sum(trie.length(node) for node in range(1, len(trie.stop))), sum(map(len, sequences))
+
+
+def tokens_left(examples: Sequence[Supervised], most: int) -> int:
+    """Return the tokens of the trees with what is repeated when they are `split` into pieces of at most `most`.
+
+    Raises:
+        ValueError: as `split`.
+    """
+    return sum(piece.tokens for tree in grow(examples) for piece in split(tree, most))
 
 
 def split(tree: Tree, most: int) -> list[Tree]:

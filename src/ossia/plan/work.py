@@ -10,13 +10,11 @@ from typing import Protocol
 from ossia.config import Recipe
 from ossia.errors import UserError
 from ossia.model.layout import Shape
+from ossia.model.tree import WORTH
 from ossia.plan import adapter
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
 
-WORTH = 0.02
-"""Least share of the tokens for which training shares prefixes by itself: `ossia.train.sharing.WORTH`, repeated because
-stages do not import each other."""
 SLOWER, FASTER = 2.0, 0.5
 """The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from ossia.train.steps import Trainable
+from ossia.model.order import epoch
 
 
 class ConversationOrder(Sampler[list[int]]):
@@ -41,27 +40,4 @@ class ConversationOrder(Sampler[list[int]]):
 
     def epoch(self, number: int) -> Iterator[list[int]]:
         """The steps of one epoch."""
-        order = list(self.conversations)
-        random.Random(f"{self.seed} {number}").shuffle(order)
-        examples = [example for conversation in order for example in conversation]
-        for start in range(0, len(examples), self.examples_per_step):
-            yield examples[start : start + self.examples_per_step]
-
-
-def conversations_of(examples: Sequence[Trainable]) -> list[list[int]]:
-    """Group the indices of examples that follow each other as turns of one conversation.
-
-    Compiled examples name their `conversation` and their `turn`; one without them is a conversation of its own, and a
-    repeated conversation begins anew with its first turn.
-    """
-    groups: list[list[int]] = []
-    before: tuple[object, int] = (None, 0)
-    for index, example in enumerate(examples):
-        conversation, turn = getattr(example, "conversation", None), getattr(example, "turn", 0)
-        same = conversation is before[0] or conversation == before[0]
-        if conversation is not None and same and turn > before[1]:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-        before = conversation, turn
-    return groups
+        return epoch(self.conversations, self.examples_per_step, self.seed, number)

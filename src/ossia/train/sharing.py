@@ -10,13 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from ossia.errors import UserError
-from ossia.model.tree import grow, split
+from ossia.model.tree import LOOKED_AT, WORTH, tokens_left
 from ossia.train.steps import Trainable, check_length
-
-WORTH = 0.02
-"""Least share of the tokens that `auto` wants to save: less is not worth looking at branches."""
-LOOKED_AT = 1_000_000
-"""Tokens of the first steps from which the saving is estimated."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ def _saving(steps: Iterable[Sequence[Trainable]], tokens_per_pass: int) -> tuple
     shared = unshared = 0
     for examples in islice(steps, 10_000):
         check_length(max(map(len, examples), default=0), tokens_per_pass)
-        shared += sum(piece.tokens for tree in grow(examples) for piece in split(tree, tokens_per_pass))
+        shared += tokens_left(examples, tokens_per_pass)
         unshared += sum(map(len, examples))
         if unshared > LOOKED_AT:
             break

@@ -93,7 +93,7 @@ class TreeCollator:
     """Off: the rows end to end, to compare with."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any] | Trainable]) -> dict[str, torch.Tensor]:
-        """Return the inputs, all with one device's int64 ids and float32 weights (`ossia.model.batch.FlatBatch`).
+        """Return the inputs on the CPU, ids int64 and weights float32 (`ossia.model.batch.FlatBatch`).
 
         Raises:
             ValueError: a row without input_ids or labels, or a label that is neither -100 nor the token at its place.

@@ -29,12 +29,12 @@ from ossia.model import attention, lora
 from ossia.model.checkpoint import weights_digest
 from ossia.model.load import load_model, locate
 from ossia.model.locate import tokenizer_folder
+from ossia.model.order import conversations_of, epoch
 from ossia.runs import Run, write_atomically
 from ossia.train import checkpoints, optimizers, routing, sharding
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
 from ossia.train.distributed import is_main, world_size
 from ossia.train.health import RoutingHealth
-from ossia.train.order import ConversationOrder, conversations_of
 from ossia.train.sharing import Sharing, decided, obstacles
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
@@ -204,9 +204,7 @@ def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:
 def _sharing(recipe: Recipe, model: Any, examples: Sequence[Trainable], balance: float) -> Sharing:
     """Look at the steps as they will come, as far as it takes."""
     settings = recipe.train
-    order = ConversationOrder(
-        conversations_of(examples), settings.examples_per_step, settings.seed, steps_done=lambda: 0
-    )
+    order = epoch(conversations_of(examples), settings.examples_per_step, settings.seed, 0)
     steps = ([examples[index] for index in step] for step in order)
     return decided(settings.share_prefixes, obstacles(model, balance), steps, settings.tokens_per_pass)
 

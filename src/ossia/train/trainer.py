@@ -23,9 +23,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ossia.errors import OssiaError
 from ossia.model import lora
+from ossia.model.order import conversations_of
 from ossia.runs import Run
 from ossia.train import checkpoints, nonfinite, sharding
-from ossia.train.order import ConversationOrder, conversations_of
+from ossia.train.order import ConversationOrder
 from ossia.train.routing import Routers
 from ossia.train.sharding import Twin
 from ossia.train.steps import Collator, idle_pass

@@ -347,37 +347,22 @@ int64_t ossia_attention_rows(void) {
 
 int64_t ossia_attention_size(void) { return sizeof(attention); }
 
-/* Returns 0, or 1 if there was no memory (then nothing is written). Chunks have at most ossia_attention_rows() rows. */
-int ossia_attention_forward(const attention *p) {
-    int failed = 0;
 #ifdef X86
-#pragma omp parallel
-    {
-        scratch *s = aligned_alloc(64, (sizeof(scratch) + 63) / 64 * 64);
-        if (!s) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-        if (!failed) {
-            /* Later chunks have longer paths as a rule: first what takes long. */
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t unit = p->chunk_count * p->key_heads - 1; unit >= 0; unit--)
-                forward_chunk(p, unit / p->key_heads, unit % p->key_heads, s);
-        }
-        free(s);
-    }
-#else
-    (void)p, failed = 1;
-#endif
-    return failed;
+static void forward_unit(const attention *p, int64_t unit, scratch *s) {
+    const int64_t last = p->chunk_count * p->key_heads - 1; /* later chunks have longer paths as a rule: they come first */
+    forward_chunk(p, (last - unit) / p->key_heads, (last - unit) % p->key_heads, s);
 }
 
-/* The same of the gradients. A key's gradient is summed by one thread for each part, so parts are added up later. */
-int ossia_attention_backward(const attention *p) {
-    int failed = 0;
-#ifdef X86
+/* A key's gradient is summed by one thread for each part, so parts are added up later. */
+static void backward_unit(const attention *p, int64_t unit, scratch *s) {
     const int64_t size = p->tokens * HEAD;
+    for (int64_t number = unit / p->key_heads; number < p->chunk_count; number += p->parts)
+        backward_chunk(p, number, unit % p->key_heads, p->dk + unit * size, p->dv + unit * size, s);
+}
+
+/* Every unit, by whichever thread is free. Returns 1 if there was no memory (then nothing is done). */
+static int each(const attention *p, int64_t units, void (*work)(const attention *, int64_t, scratch *)) {
+    int failed = 0;
 #pragma omp parallel
     {
         scratch *s = aligned_alloc(64, (sizeof(scratch) + 63) / 64 * 64);
@@ -388,14 +373,30 @@ int ossia_attention_backward(const attention *p) {
 #pragma omp barrier
         if (!failed) {
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t unit = 0; unit < p->parts * p->key_heads; unit++)
-                for (int64_t number = unit / p->key_heads; number < p->chunk_count; number += p->parts)
-                    backward_chunk(p, number, unit % p->key_heads, p->dk + unit * size, p->dv + unit * size, s);
+            for (int64_t unit = 0; unit < units; unit++) work(p, unit, s);
         }
         free(s);
     }
-#else
-    (void)p, failed = 1;
-#endif
     return failed;
+}
+#endif
+
+/* Returns 0, or 1 if there was no memory (then nothing is written). Chunks have at most ossia_attention_rows() rows. */
+int ossia_attention_forward(const attention *p) {
+#ifdef X86
+    return each(p, p->chunk_count * p->key_heads, forward_unit);
+#else
+    (void)p;
+    return 1;
+#endif
+}
+
+/* The same of the gradients. */
+int ossia_attention_backward(const attention *p) {
+#ifdef X86
+    return each(p, p->parts * p->key_heads, backward_unit);
+#else
+    (void)p;
+    return 1;
+#endif
 }
