@@ -84,7 +84,7 @@ def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
     torch.manual_seed(0)
     matmul = _matmul_rate(device)
     ids = torch.randint(16_768, (CASES[case] // LENGTH, LENGTH), generator=torch.Generator().manual_seed(0))
-    peak = _Peak(device)
+    peak = Peak(device)
     model, loss = (_ossia if side.startswith("ossia") else _peer)(side, case, path, ids, device)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     seconds, first = [], 0.0
@@ -154,7 +154,7 @@ def _matmul_rate(device: str) -> float:
     return best
 
 
-class _Peak:
+class Peak:
     """The highest memory of this process: on a CPU resident pages (and the anonymous ones among them, sampled)."""
 
     def __init__(self, device: str) -> None:

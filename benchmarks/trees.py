@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_step import _Peak as Peak
+from benchmarks.train_step import Peak
 from benchmarks.tree_sets import SETS, write_sets
 from ossia.model.layout import Shape
 
