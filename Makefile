@@ -10,7 +10,7 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt tests/oss-harmony.txt hatch_build.py $(wildcard src/ossia/kernels/native/*.[ch])
+$(READY): pyproject.toml constraints.txt tests/oss-harmony.txt hatch_build.py $(wildcard src/ossia/kernels/cpu/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Ossia needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'

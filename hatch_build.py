@@ -1,4 +1,4 @@
-"""Build hook: compiles the optional native kernels where there is a C compiler (see src/ossia/kernels/build.py)."""
+"""Build hook: compiles the optional native kernels where there is a C compiler (see src/ossia/kernels/cpu/build.py)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        build = runpy.run_path(f"{self.root}/src/ossia/kernels/build.py")
+        build = runpy.run_path(f"{self.root}/src/ossia/kernels/cpu/build.py")
         problem = build["build"]()
         if problem is not None:
             self.app.display_warning(problem)
             return
-        build_data["artifacts"].append("/src/ossia/kernels/native/libossia.so")
+        build_data["artifacts"].append("/src/ossia/kernels/cpu/native/libossia.so")
         build_data["pure_python"] = False
         build_data["infer_tag"] = True

@@ -26,7 +26,7 @@ from ossia.data.settings import DataSettings
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.parse import parse
 from ossia.harmony.render import render_conversation
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 TEXT = """the model reads a sentence about rivers, tables and numbers like 17 or 2,048 while it answers; möglich élève
 niño 東京 However, don't `return x + 1;` https://example.org/a?b=c **bold** def f(items): for i in range(10): camelCase

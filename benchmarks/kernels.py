@@ -15,14 +15,15 @@ from collections.abc import Callable
 
 import torch
 
-from ossia.kernels import library, path_attention
+from ossia.kernels.cpu import library
+from ossia.kernels.cpu import paths as path_attention
+from ossia.kernels.cpu.mxfp4 import dequantised
 from ossia.kernels.gate import gate, gate_backward, plain_gate, plain_gate_backward
 from ossia.kernels.lowrank import narrow, outer, plain_narrow, plain_outer
-from ossia.kernels.mxfp4 import dequantised
 from ossia.kernels.product import Packed, few, plain_product, product
+from ossia.kernels.reference.mxfp4 import dequantise
 from ossia.model.attention import attend
 from ossia.model.batch import Segments
-from ossia.model.mxfp4 import dequantise
 
 OUTPUTS, INPUTS = 5760, 2880
 ROWS = (1, 4, 32, 128, 512)

@@ -33,8 +33,8 @@ FEWER_STEPS = 1
 
 def run(cuda: bool) -> dict[str, object]:
     """Return for each case and side: median tokens per second, share of the matmul rate, peak memory, first loss."""
-    from ossia.model.layout import Shape
-    from ossia.model.synthetic import write_synthetic
+    from ossia.checkpoint.layout import Shape
+    from ossia.checkpoint.synthetic import write_synthetic
     from ossia.plan.work import flops_per_token
 
     shape = Shape(layers=2, vocabulary=16_768)
@@ -107,7 +107,7 @@ def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
 
 
 def _ossia(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any, Callable[[], Any]]:
-    from ossia.model import lora
+    from ossia.adapters import apply as lora
     from ossia.model.batch import from_rows
     from ossia.model.load import load_model
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from ossia.data.compile import compile_sources
 from ossia.data.settings import DataSettings
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 TEXT = """time year people way day man thing woman life child world school state family student group country problem
 hand part place case week company system program question work government number night point home water room mother

@@ -35,7 +35,7 @@ from typing import Any
 
 from benchmarks.train_step import Peak
 from benchmarks.tree_sets import SETS, write_sets
-from ossia.model.layout import Shape
+from ossia.checkpoint.layout import Shape
 
 RANK, RATE = 16, 1e-4
 TOKENS_PER_PASS = 8192
@@ -90,7 +90,7 @@ class Row:
 
 def run(cuda: bool, width: str = "slice", sets: Sequence[str] = tuple(SETS)) -> dict[str, object]:
     """Return for each set and side: seconds of an epoch, tokens computed, losses, peak memory; and the ratios."""
-    from ossia.model.synthetic import write_synthetic
+    from ossia.checkpoint.synthetic import write_synthetic
 
     chosen, results = WIDTHS[width], dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
@@ -186,7 +186,7 @@ def sampled(rows: Sequence[Any], tokens: int, length: Callable[[Any], int] = len
 def _ossia(rows: Sequence[Row], per_step: int, path: Path, width: Width, device: str, share: bool) -> dict[str, Any]:
     import torch
 
-    from ossia.model import lora
+    from ossia.adapters import apply as lora
     from ossia.model.load import load_model
     from ossia.train.steps import Collator
 

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 import ossia
-from ossia.model import lora
+from ossia.adapters import apply as lora
 
 
 def main(path: str, rows: str, folder: str, steps: str = "20") -> None:

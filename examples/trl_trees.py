@@ -12,7 +12,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 import ossia
-from ossia.model import lora
+from ossia.adapters import apply as lora
 from ossia.train.steps import TreeCollator
 
 

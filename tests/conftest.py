@@ -17,6 +17,6 @@ os.environ.setdefault("OSSIA_CACHE", str(Path(tempfile.gettempdir()) / f"ossia-t
 @pytest.fixture(scope="session")
 def tokenizer_folder() -> Path:
     """The offline tokenizer files, built once per session (about ten seconds when the cache is cold)."""
-    from ossia.harmony.vocabulary import offline_tokenizer_folder
+    from ossia.harmony.tokenizer.vocabulary import offline_tokenizer_folder
 
     return offline_tokenizer_folder()

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from ossia.model.checkpoint import CheckpointReader
-from ossia.model.tiny import MICRO, write_tiny
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.tiny import MICRO, write_tiny
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

@@ -20,7 +20,7 @@ from ossia.data import DataSettings
 from ossia.data.examples import examples_of, kinds_of, turns_of
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.render import HeaderOrder, render_prompt
-from ossia.harmony.vocabulary import CALL, END, RETURN, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CALL, END, RETURN, Vocabulary
 
 
 def check(conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder) -> tuple[int, list[str]]:

@@ -23,7 +23,7 @@ from ossia.harmony.conversation import Message
 from ossia.harmony.parse import Parser, Start
 from ossia.harmony.parsed import ParsedMessage
 from ossia.harmony.render import render_messages
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 STARTOFTEXT, ENDOFTEXT, RETURN, CONSTRAIN, CHANNEL, START, END, MESSAGE, CALL = (
     199998, 199999, 200002, 200003, 200005, 200006, 200007, 200008, 200012,

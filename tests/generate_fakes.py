@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ossia.generate.engine import Completion, OnCompletion, Sampling, completion
 from ossia.harmony.conversation import Message, answer, thought
 from ossia.harmony.render import render_messages
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 Script = Callable[[Sequence[int]], Sequence[int]]
 

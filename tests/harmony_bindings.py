@@ -23,7 +23,16 @@ from ossia.harmony.conversation import (
 from ossia.harmony.parse import Parser, parse
 from ossia.harmony.parsed import ParsedMessage
 from ossia.harmony.render import developer_text, render_messages, system_text
-from ossia.harmony.vocabulary import CALL, END, RETURN, SPECIAL_TOKENS, START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import (
+    CALL,
+    END,
+    RETURN,
+    SPECIAL_TOKENS,
+    START,
+    STARTOFTEXT,
+    VOCABULARY_SIZE,
+    Vocabulary,
+)
 
 ORDER = "recipient-first"
 EFFORTS: dict[str, Effort] = {"Low": "low", "Medium": "medium", "High": "high"}

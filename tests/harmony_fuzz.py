@@ -29,7 +29,7 @@ import harmony_samples as samples
 import oss_harmony_judge
 from ossia.harmony.conversation import Conversation, Message, ToolDescription
 from ossia.harmony.render import prologue, render_conversation, render_message
-from ossia.harmony.vocabulary import CHANNEL, START, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CHANNEL, START, Vocabulary
 
 _CHUNK = 1000
 

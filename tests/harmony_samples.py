@@ -22,7 +22,7 @@ from ossia.harmony.conversation import (
     ToolNamespace,
 )
 from ossia.harmony.render import prologue, response_formats_section
-from ossia.harmony.tokenizer_files import cache_folder, read_ranks
+from ossia.harmony.tokenizer.files import cache_folder, read_ranks
 
 WORDS = [
     "the", "weather", "in", "Paris", "is", "4.5", "naïve", "日本語", "👩‍🚀", "\n\n", "  ", "\t", '{"a": 1}', "``",

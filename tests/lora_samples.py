@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GptOssForCausalLM
 
-from ossia.model import lora
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO
 from ossia.model.experts import PackedExperts
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO
 
 Rows = list[tuple[list[int], list[float]]]
 TARGETS = ["attention", "experts", "router", "embeddings", "head"]

@@ -1,7 +1,7 @@
 """Checkpoints in the layout of OpenAI's reference code, written from published ones by a table made by hand.
 
 The table says what gpt_oss/torch/model.py and weights.py of openai/gpt-oss call each tensor (read on GitHub, commits
-0568dfc and 1983a9d); it shares nothing with `ossia.model.layout.original_names`, which it judges.
+0568dfc and 1983a9d); it shares nothing with `ossia.checkpoint.layout.original_names`, which it judges.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import tree_sets, trees
 
-from ossia.model.synthetic import write_synthetic
-from ossia.model.tree import saving
+from ossia.checkpoint.synthetic import write_synthetic
+from ossia.sequences.tree import saving
 
 
 def rows_of(file: Path) -> list[trees.Row]:

@@ -18,11 +18,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from ossia import recipes
+from ossia.checkpoint.layout import Shape, bytes_of
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.cli import output
 from ossia.cli.app import COMMANDS, build
 from ossia.errors import OssiaError
-from ossia.model.layout import Shape, bytes_of
-from ossia.model.tiny import MICRO, write_tiny
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from generate_fakes import Scripted, said
 from ossia.__main__ import main
 from ossia.generate.engine import Sampling
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 HELDOUT = str(Path(__file__).parents[1] / "examples" / "multilingual" / "heldout.jsonl")
 

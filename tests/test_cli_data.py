@@ -14,7 +14,7 @@ import pytest
 
 from ossia.data import DataSettings, compile_sources
 from ossia.data.settings import FORMATS
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 U, A = {"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2", "thinking": "easy <b>"}
 ROWS: list[Any] = [
@@ -129,7 +129,7 @@ def test_a_tree_holds_every_example_token_for_token(agent: Path, tokenizer_folde
 
 def test_what_a_tree_says_is_trained_are_the_edges_of_training(agent: Path, tokenizer_folder: Path) -> None:
     from ossia.data.branches import forest
-    from ossia.model.tree import grow
+    from ossia.sequences.tree import grow
 
     examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples * 2
     (tree,), grown = grow(examples), forest(examples)

@@ -13,7 +13,7 @@ import pytest
 from ossia.__main__ import main
 from ossia.harmony import conversation_from_chat, parse, render_conversation, render_prompt
 from ossia.harmony.conversation import SystemSettings
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 MESSAGES = [

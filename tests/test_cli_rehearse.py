@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from ossia.__main__ import main
+from ossia.checkpoint import synthetic
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
 from ossia.cli import rehearsal
 from ossia.errors import DoesNotFitError, UserError
-from ossia.model import synthetic
-from ossia.model.checkpoint import CheckpointReader
-from ossia.model.layout import Shape
-from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.plan.peak import Memory, Peak, now
 from ossia.plan.work import flops_per_token
 
@@ -222,7 +222,7 @@ def test_an_interrupted_writing_goes_on(
 def test_without_the_offline_vocabulary_the_model_has_no_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ossia.harmony import vocabulary
+    from ossia.harmony.tokenizer import vocabulary
 
     def missing() -> Path:
         raise UserError("There is no tokenizer: the package bpe-openai is not installed")

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ossia.adapters import apply as lora
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.generate.engine import Sampling
 from ossia.generate.native import NativeEngine
-from ossia.kernels import flash
-from ossia.model import lora
+from ossia.kernels.cuda import flash
+from ossia.kernels.reference.mxfp4 import dequantise
 from ossia.model.attention import attend
 from ossia.model.batch import Segments, from_rows
-from ossia.model.checkpoint import CheckpointReader
 from ossia.model.load import load_model
-from ossia.model.mxfp4 import dequantise
-from ossia.model.tiny import MICRO, write_tiny
 from test_model_attention import laid_out
 
 pytestmark = [

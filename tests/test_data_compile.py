@@ -27,7 +27,7 @@ from ossia.data.shard import Shard, pack, unpack
 from ossia.data.sources import read_chunks, read_rows
 from ossia.errors import UserError
 from ossia.harmony.problem import Problem
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SETTINGS = DataSettings(max_tokens=100_000)
 
@@ -195,7 +195,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, vocabulary: Vo
     code = (
         "import sys, os, signal, time\n"
         "import ossia.data.sources as s, ossia.data.compile as c\n"
-        "from ossia.harmony.vocabulary import Vocabulary\n"
+        "from ossia.harmony.tokenizer.vocabulary import Vocabulary\n"
         "if __name__ == '__main__':\n"
         "    s.CHUNK_BYTES, c.SMALL = 3000, 0\n"
         "    def kill(_):\n"

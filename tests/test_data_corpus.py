@@ -11,11 +11,11 @@ from ossia.data import DataSettings, Rendered, compile_sources
 from ossia.data.compile import _facts
 from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
 from ossia.data.examples import render
-from ossia.data.sharing import estimated, steps_of, within_steps
 from ossia.data.stats import languages, statistics
 from ossia.harmony import conversation as c
-from ossia.harmony.vocabulary import Vocabulary
-from ossia.model.tree import grow
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+from ossia.sequences.savings import estimated, steps_of, within_steps
+from ossia.sequences.tree import grow
 
 ROOMY = DataSettings(max_tokens=100_000)
 WORDS = [
@@ -138,7 +138,7 @@ def test_tree_tokens_are_the_nodes_of_the_prefix_tree(vocabulary: Vocabulary) ->
 
 def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
     """The order of steps is training's own, and the count is that of the trees that it makes of them."""
-    from ossia.model.order import conversations_of
+    from ossia.sequences.order import conversations_of
     from ossia.train.order import ConversationOrder
 
     rng = random.Random(4)

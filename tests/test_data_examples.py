@@ -14,7 +14,7 @@ from ossia.data import DataSettings, Example, examples_of, statistics
 from ossia.data.examples import kinds_of, rejected_example, render, turns_of
 from ossia.harmony import conversation as c
 from ossia.harmony.problem import Problem
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 ROOMY = DataSettings(max_tokens=100_000)
 

@@ -24,7 +24,7 @@ from ossia.harmony.conversation import (
     user,
 )
 from ossia.harmony.render import prologue, render_messages
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
 def test_every_format_has_a_reader_a_sample_and_a_line_in_both_lists() -> None:

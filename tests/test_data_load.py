@@ -18,7 +18,6 @@ from ossia.data import DataSettings, Source, compile_sources, load_conversations
 from ossia.data.formats import detect, to_conversation
 from ossia.data.sources import read_rows, total_bytes
 from ossia.errors import UserError
-from ossia.harmony.chat import conversation_from_chat
 from ossia.harmony.conversation import (
     Message,
     ToolDescription,
@@ -30,7 +29,8 @@ from ossia.harmony.conversation import (
     tool_result,
     user,
 )
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.from_openai import conversation_from_chat
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 GOOD: dict[str, Any] = {
     "messages": [

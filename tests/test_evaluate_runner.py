@@ -11,6 +11,9 @@ import pytest
 
 from generate_fakes import Scripted, said
 from ossia import events, runs
+from ossia.adapters import apply as lora
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.tiny import write_tiny
 from ossia.config import EvalSection, Recipe
 from ossia.data import load_conversations
 from ossia.errors import UserError
@@ -21,11 +24,8 @@ from ossia.evaluate.tasks import Question, questions
 from ossia.generate import subject as subjects
 from ossia.generate.engine import Completion, OnCompletion, Sampling
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.vocabulary import Vocabulary
-from ossia.model import lora
-from ossia.model.layout import Shape
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model.load import load_model
-from ossia.model.tiny import write_tiny
 
 FULL_VOCABULARY = Shape(
     layers=1, hidden=32, intermediate=32, experts=4, experts_per_token=2, heads=2, kv_heads=1, head_dim=16

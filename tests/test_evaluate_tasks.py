@@ -16,7 +16,7 @@ from ossia.evaluate.tasks import Question, contains, is_well_formed, languages, 
 from ossia.generate.engine import completion
 from ossia.harmony.conversation import call, preamble, thought
 from ossia.harmony.parse import parse
-from ossia.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, STOP_TOKENS, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, STOP_TOKENS, Vocabulary
 
 GERMAN = "Ich addiere die Einer: 5+9=14. Ich addiere die Zehner: 1+6+1=8."
 ENGLISH = "I add the ones: 5+9=14. I add the tens: 1+6+1=8."

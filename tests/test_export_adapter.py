@@ -15,11 +15,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from export_samples import ATTENTION, EXPERTS, make_base, peft_model, stock_adapter, stock_model
+from ossia.adapters import read as adapters
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.tiny import MICRO
 from ossia.errors import UserError
-from ossia.export import adapter as adapters
 from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE
-from ossia.model.layout import Shape
-from ossia.model.tiny import MICRO
 
 
 @pytest.fixture(scope="module")

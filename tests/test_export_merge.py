@@ -15,14 +15,15 @@ from transformers import GptOssForCausalLM
 
 from export_samples import ATTENTION, EXPERTS, PROMPT, float_weights, logits, make_base, stock_adapter, stock_model
 from lora_samples import TARGETS, adapted, relative
+from ossia.adapters import apply as lora
+from ossia.checkpoint import layout
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.tiny import MICRO
 from ossia.errors import OssiaError, UserError
 from ossia.export import job, merge, survival, verify
 from ossia.export.job import Export
 from ossia.export.source import WEIGHTS_FILE, resolve
-from ossia.model import layout, lora
-from ossia.model.checkpoint import CheckpointReader
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO
 
 LARGE, SMALL = 2**-2, 2**-8
 """Steps of the adapters' numbers: updates larger than the weights, and ones that four bits cannot see."""

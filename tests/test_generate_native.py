@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers.generation.logits_process import TopPLogitsWarper
 
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.generate.engine import Completion, Sampling, completion
 from ossia.generate.native import NativeEngine
 from ossia.generate.sampling import Sampler
-from ossia.model import lora
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO, write_tiny
 
 NO_STOP: frozenset[int] = frozenset()
 

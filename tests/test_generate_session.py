@@ -11,7 +11,7 @@ from generate_fakes import Scripted, said, turn
 from ossia.generate.engine import Sampling
 from ossia.generate.session import Session
 from ossia.harmony.conversation import SystemSettings, call, preamble, thought
-from ossia.harmony.vocabulary import RETURN, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import RETURN, Vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from ossia.errors import UserError
 from ossia.harmony import conversation as c
 from ossia.harmony.builtin import BROWSER, PYTHON
-from ossia.harmony.chat import conversation_from_chat, text_of
+from ossia.harmony.from_openai import conversation_from_chat, text_of
 from ossia.harmony.problem import Problem
 from ossia.harmony.request import response_formats_from_chat, split_effort
 

@@ -14,7 +14,7 @@ import pytest
 import harmony_sdist
 from ossia.harmony import conversation as c
 from ossia.harmony.render import render_messages
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 DEPARTURES = {
     "test_keep_analysis_between_final_messages": "freezes the library's dropping of thoughts",

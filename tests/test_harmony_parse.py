@@ -25,7 +25,7 @@ from ossia.harmony.header import Header, read_header
 from ossia.harmony.parse import CONTROL, Parser, parse, parse_text
 from ossia.harmony.parsed import Delta, ParsedMessage
 from ossia.harmony.render import render_messages
-from ossia.harmony.vocabulary import CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
 
 CORPUS = [
     json.loads(line)

@@ -13,7 +13,7 @@ from ossia.data import DataSettings, examples_of
 from ossia.errors import harmless
 from ossia.harmony import conversation as c
 from ossia.harmony.preview import preview, preview_plain
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
 def test_plain_preview_marks_what_is_trained(tokenizer_folder: Path) -> None:

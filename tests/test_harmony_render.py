@@ -14,7 +14,7 @@ from ossia.errors import UserError
 from ossia.harmony import conversation as c
 from ossia.harmony.builtin import BROWSER, PYTHON, builtin_namespaces
 from ossia.harmony.render import message_parts, render_conversation, render_messages, render_prompt
-from ossia.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
 
 
 @pytest.fixture(scope="module")

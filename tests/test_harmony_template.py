@@ -12,11 +12,11 @@ import pytest
 import harmony_chats as chats
 import harmony_samples as samples
 from ossia.harmony import chat_template, conversation_from_chat, render_prompt
-from ossia.harmony.chat_form import chat_form, conversation_from_chat_form
 from ossia.harmony.conversation import Conversation, SystemSettings, without_old_thoughts
 from ossia.harmony.render import prologue, render_messages
 from ossia.harmony.template import compare, render_template
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.to_openai import chat_form, conversation_from_chat_form
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 WEATHER = {
     "type": "function",

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import harmony_samples as samples
 from ossia.errors import UserError
-from ossia.harmony import encoder, tokenizer_files, vocabulary
-from ossia.harmony.vocabulary import END, RETURN, START, VOCABULARY_SIZE, Vocabulary
+from ossia.harmony.tokenizer import encoder, vocabulary
+from ossia.harmony.tokenizer import files as tokenizer_files
+from ossia.harmony.tokenizer.vocabulary import END, RETURN, START, VOCABULARY_SIZE, Vocabulary
 
 # openai/gpt-oss-20b on Hugging Face, revision 6cee5e81; o200k_base as published in tiktoken's openai_public.py.
 PUBLISHED = {
@@ -46,7 +47,11 @@ def test_two_processes_repair_a_damaged_cache_at_once(
     folder.mkdir()
     (folder / "tokenizer.json").hardlink_to(tokenizer_folder / "tokenizer.json")  # spares building it twice
     (folder / "generation_config.json").write_text("{")
-    command = [sys.executable, "-c", "from ossia.harmony.vocabulary import offline_tokenizer_folder as f; print(f())"]
+    command = [
+        sys.executable,
+        "-c",
+        "from ossia.harmony.tokenizer.vocabulary import offline_tokenizer_folder as f; print(f())",
+    ]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert {process.communicate()[0].strip() for process in running} == {str(folder)}
     assert sorted(p.name for p in folder.iterdir()) == sorted(PUBLISHED)

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flash_fakes import Flash
-from ossia.kernels import flash
-from ossia.model import lora
-from ossia.model import rows as model_rows
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
+from ossia.kernels.cuda import flash
+from ossia.model import varlen as model_rows
 from ossia.model.attention import attend
 from ossia.model.batch import Segments, from_branches, from_rows
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO, write_tiny
 from test_model_attention import assert_equals_the_definition, forests
 
 CPU = torch.device("cpu")

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossia.kernels import library, lowrank
+from ossia.kernels import lowrank
+from ossia.kernels.cpu import library
 
 BF16 = torch.bfloat16
 ROWS = st.sampled_from([1, 2, 7, 8, 9, 31, 128, 511, 512, 513, 1030])

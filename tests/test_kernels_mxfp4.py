@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ossia.kernels import build, library, mxfp4
-from ossia.model.mxfp4 import dequantise
+from ossia.kernels.cpu import build, library, mxfp4
+from ossia.kernels.reference.mxfp4 import dequantise
 
 WORDS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossia.kernels import library, path_attention
+from ossia.kernels.cpu import library
+from ossia.kernels.cpu import paths as path_attention
 from ossia.model.attention import attend, described
 from ossia.model.batch import Segments
 

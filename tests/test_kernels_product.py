@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossia.kernels import library
+from ossia.kernels.cpu import library
 from ossia.kernels.gate import gate, gate_backward, plain_gate, plain_gate_backward
 from ossia.kernels.product import Into, Packed, Update, few, plain_product, product
-from ossia.model.mxfp4 import dequantise
+from ossia.kernels.reference.mxfp4 import dequantise
 
 ALPHA, LIMIT = 1.702, 7.0
 BF16 = torch.bfloat16

@@ -23,7 +23,7 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "huggingface_hub", "toke
 
 
 def part_of(module: str) -> str:
-    """The part of the house: `ossia.model.lora` is in `model`, `ossia` itself in `ossia`."""
+    """The part of the house: `ossia.adapters.apply` is in `model`, `ossia` itself in `ossia`."""
     names = module.split(".")
     return names[1] if len(names) > 1 else names[0]
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from export_samples import ATTENTION, EXPERTS, logits, make_base, stock_adapter, stock_model
 from lora_samples import TARGETS, adapted, base_model, relative
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
-from ossia.model import lora
-from ossia.model.tiny import MICRO, write_tiny
 
 ROUTER, VOCABULARY = "mlp.router.weight", ["embed_tokens", "lm_head"]
 PLAIN: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}

@@ -14,11 +14,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GptOssForCausalLM
 
-from ossia.kernels import library
-from ossia.model import lora
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
+from ossia.kernels.cpu import library
 from ossia.model.batch import from_rows
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO, write_tiny
 
 SHAPE = MICRO.replace(hidden=128, intermediate=160, layers=3)
 LENGTH, RANK, EXPERT_RANK = 96, 8, 4

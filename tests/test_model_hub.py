@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from ossia.checkpoint import hub
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import DoesNotFitError, OssiaError, UserError
-from ossia.model import hub
-from ossia.model.checkpoint import CheckpointReader
-from ossia.model.tiny import MICRO, write_tiny
 
 REPO = "openai/gpt-oss-20b"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
+from ossia.adapters import apply as lora
+from ossia.adapters.linear import LoraLinear
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.model import layer as layer_module
-from ossia.model import lora
 from ossia.model.batch import from_rows
 from ossia.model.load import load_model
-from ossia.model.lora_linear import LoraLinear
 from ossia.model.norm import RMSNorm
-from ossia.model.tiny import MICRO, write_tiny
 
 T = 90
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from ossia.checkpoint import layout
+from ossia.checkpoint import reader as checkpoint
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter, copy_side_files
+from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
 from ossia.errors import DoesNotFitError, UserError
-from ossia.model import checkpoint, layout
-from ossia.model.checkpoint import CheckpointReader, CheckpointWriter, copy_side_files
-from ossia.model.layout import Shape
-from ossia.model.tiny import MICRO, TINY, write_tiny
 
 PUBLISHED = [
     # shape, parameters and bytes in units of the model card, tensors in the published index

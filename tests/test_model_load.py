@@ -17,14 +17,14 @@ from torch import Tensor
 
 import ossia
 from original_samples import CONFIG_20B, names, write_original, write_repository
+from ossia.checkpoint import hub, layout, original
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.locate import locate
+from ossia.checkpoint.locate import tokenizer_folder as locate_tokenizer
+from ossia.checkpoint.reader import CheckpointReader, copy_side_files, weights_digest
+from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
 from ossia.errors import UserError
-from ossia.model import hub, layout, original
-from ossia.model.checkpoint import CheckpointReader, copy_side_files, weights_digest
-from ossia.model.layout import Shape
 from ossia.model.load import load_model, placed
-from ossia.model.locate import locate
-from ossia.model.locate import tokenizer_folder as locate_tokenizer
-from ossia.model.tiny import MICRO, TINY, write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,11 @@ from lora_samples import (
     relative,
     stock,
 )
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
-from ossia.model import lora, loss
+from ossia.model import loss
 from ossia.model.batch import from_rows
-from ossia.model.tiny import MICRO, write_tiny
 
 SETS = [[target] for target in TARGETS] + [["attention", "experts"], TARGETS]
 IDS = torch.arange(60)[None] * 7 % MICRO.vocabulary

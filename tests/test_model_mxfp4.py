@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossia.errors import UserError
-from ossia.model.mxfp4 import MAGNITUDES, Rule, check_scales, dequantise, fake_quantise, quantise
+from ossia.kernels.reference.mxfp4 import MAGNITUDES, Rule, check_scales, dequantise, fake_quantise, quantise
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 RULES: tuple[Rule, ...] = ("best", "floor")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lora_samples import LENGTHS, TARGETS, Rows, adapted, base_model, random_rows, relative, stock
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
-from ossia.model import lora
 from ossia.model.batch import from_rows
 from ossia.model.load import load
-from ossia.model.tiny import MICRO, write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ossia.checkpoint import layout, synthetic
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.synthetic import synthetic_tensors, write_synthetic
+from ossia.checkpoint.tiny import MICRO
 from ossia.errors import UserError
-from ossia.model import layout, synthetic
-from ossia.model.checkpoint import CheckpointReader
-from ossia.model.synthetic import synthetic_tensors, write_synthetic
-from ossia.model.tiny import MICRO
 
 SHAPE = MICRO.replace(hidden=128, intermediate=128)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ossia.checkpoint import layout
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.tiny import MICRO, TINY, random_weights, write_tiny
 from ossia.errors import UserError
-from ossia.model import layout
-from ossia.model.checkpoint import CheckpointReader
-from ossia.model.layout import Shape
-from ossia.model.mxfp4 import dequantise
-from ossia.model.tiny import MICRO, TINY, random_weights, write_tiny
+from ossia.kernels.reference.mxfp4 import dequantise
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossia.model.batch import Segments, from_rows, from_trees
-from ossia.model.tree import Tree, grow, pack, saving, split
+from ossia.sequences.tree import Tree, grow, pack, saving, split
 
 
 @dataclass

@@ -17,13 +17,14 @@ from transformers import GptOssConfig
 
 from export_samples import make_base, stock_adapter
 from ossia import recipes
+from ossia.adapters import apply as lora
+from ossia.checkpoint.layout import Shape, bytes_of, config_json, tensors
+from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
 from ossia.config import LoraSection, Recipe
 from ossia.errors import DoesNotFitError, UserError
-from ossia.model import batch, lora, loss
-from ossia.model.layout import Shape, bytes_of, config_json, tensors
+from ossia.model import batch, loss
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
-from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
 from ossia.plan.machine import Disk
 from ossia.plan.work import Work, flops_per_token, work

@@ -16,11 +16,11 @@ import torch
 from export_samples import stock_adapter
 from lora_samples import reference_loss
 from ossia import events, recipes, runs
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
-from ossia.model import lora
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO, write_tiny
 from ossia.train import checkpoints, supervised
 from ossia.train.steps import Collator, cut, fingerprint, prompt_of
 from ossia.train.supervised import train

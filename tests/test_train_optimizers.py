@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ossia import runs
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe, TrainSection
 from ossia.errors import UserError
-from ossia.model.layout import Shape
-from ossia.model.tiny import MICRO, write_tiny
 from ossia.plan import adapter, memory
 from ossia.train import optimizers
 from ossia.train.supervised import train

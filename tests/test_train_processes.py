@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from ossia import events, runs
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
-from ossia.model import lora
-from ossia.model.tiny import MICRO, write_tiny
 from ossia.train.supervised import train
 from test_train import EVERY_TARGET, examples, losses, recipe
 

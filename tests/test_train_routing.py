@@ -15,10 +15,10 @@ from transformers import GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
 from ossia import events, runs
+from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
 from ossia.model.batch import from_rows
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO, write_tiny
 from ossia.train import health, routing
 from ossia.train.supervised import train
 from test_train import examples, losses, recipe

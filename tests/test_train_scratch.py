@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ossia.checkpoint.compact import compress, expand
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.locate import locate
+from ossia.checkpoint.tiny import MICRO, random_weights, write_tiny
 from ossia.errors import UserError
 from ossia.model.batch import from_branches, from_rows
-from ossia.model.compact import compress, expand
-from ossia.model.layout import Shape
 from ossia.model.load import load_model
-from ossia.model.locate import locate
-from ossia.model.tiny import MICRO, random_weights, write_tiny
 from ossia.train.scratch import ScratchSettings, pretrain
 
 SHAPE = MICRO.replace(vocabulary=5000)
@@ -90,7 +90,7 @@ def test_a_compact_file_gives_the_checkpoint_back_bit_for_bit(
     file = tmp_path / "base.safetensors"
     compress(tmp_path / "m", file)
     assert file.stat().st_size < 200_000
-    monkeypatch.setattr("ossia.harmony.vocabulary.offline_tokenizer_folder", lambda: tokenizer_folder)
+    monkeypatch.setattr("ossia.harmony.tokenizer.vocabulary.offline_tokenizer_folder", lambda: tokenizer_folder)
     folder = expand(file)
     assert folder.is_relative_to(tmp_path / "cache")
 

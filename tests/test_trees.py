@@ -27,18 +27,18 @@ from transformers import GptOssConfig
 
 from lora_samples import TARGETS, adapted, reference_loss, relative, stock
 from ossia import events, recipes, runs
+from ossia.checkpoint.layout import config_json
+from ossia.checkpoint.tiny import MICRO, random_weights, write_tiny
 from ossia.errors import UserError
 from ossia.model.batch import from_rows
-from ossia.model.layout import config_json
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM
-from ossia.model.order import conversations_of
-from ossia.model.tiny import MICRO, random_weights, write_tiny
+from ossia.sequences.order import conversations_of
+from ossia.sequences.weighting import weighted
 from ossia.train.order import ConversationOrder
 from ossia.train.sharing import decided, obstacles
 from ossia.train.steps import Collator
 from ossia.train.supervised import train
-from ossia.train.weighting import weighted
 from tree_samples import Example, Plan, conversation, sets
 
 MARGIN = 2e-5

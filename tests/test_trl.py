@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import ossia
+from ossia.adapters import apply as lora
+from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
 from ossia.config import DataSection
 from ossia.data.prepare import prepare
-from ossia.harmony.vocabulary import Vocabulary
-from ossia.model import lora
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model.batch import from_rows
 from ossia.model.load import load_model
-from ossia.model.tiny import MICRO, TINY, write_tiny
 from ossia.train.steps import TreeCollator
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "trl_sft.py"

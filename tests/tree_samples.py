@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from ossia.model.tiny import MICRO
+from ossia.checkpoint.tiny import MICRO
 
 END, RETURN, FIRST = 1, 2, 3
 

@@ -19,13 +19,13 @@ sys.path.insert(0, str(HERE))
 
 import generate  # noqa: E402  (beside this file, not a package)
 
+from ossia.checkpoint.compact import compress  # noqa: E402
+from ossia.checkpoint.layout import Shape  # noqa: E402
 from ossia.data.examples import examples_of  # noqa: E402
 from ossia.data.formats import to_conversation  # noqa: E402
 from ossia.data.settings import DataSettings  # noqa: E402
 from ossia.harmony.problem import raise_errors  # noqa: E402
-from ossia.harmony.vocabulary import Vocabulary  # noqa: E402
-from ossia.model.compact import compress  # noqa: E402
-from ossia.model.layout import Shape  # noqa: E402
+from ossia.harmony.tokenizer.vocabulary import Vocabulary  # noqa: E402
 from ossia.train.scratch import ScratchSettings, pretrain  # noqa: E402
 
 SHAPE = Shape(layers=4, hidden=128, intermediate=128, experts=8, heads=4, kv_heads=2, head_dim=32)

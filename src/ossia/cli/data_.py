@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ossia.data.compile import Compiling
     from ossia.data.stats import Statistics
     from ossia.harmony.problem import Problem
-    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 app = verb("Check, show and count conversations before training.", no_args_is_help=True)
 
@@ -270,9 +270,9 @@ class _Asked:
 def _opened(files: list[str], overrides: list[str] | None, model: str | None) -> _Asked:
     """Find out what is asked for. A recipe in place of files gives its data and settings."""
     from ossia import recipes
+    from ossia.checkpoint.locate import vocabulary
     from ossia.data.prepare import settings_of, sources_of_section
     from ossia.errors import UserError
-    from ossia.model.locate import vocabulary
 
     named = _is_recipe(files)
     recipe: Any = (

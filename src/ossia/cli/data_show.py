@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ossia.data.compile import Compiling
     from ossia.data.rendered import Example
     from ossia.data.settings import DataSettings
-    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
 def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings: DataSettings) -> None:
@@ -128,7 +128,7 @@ def _template(named: str) -> tuple[str, str]:
     if path.suffix in (".jinja", ".j2", ".json"):
         raise UserError("No such template", where=named, do="name a .jinja file, or a checkpoint's folder or id")
     if not path.is_dir():
-        from ossia.model.locate import locate
+        from ossia.checkpoint.locate import locate
 
         path = locate(named)
     if (path / "chat_template.jinja").is_file():

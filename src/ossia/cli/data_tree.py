@@ -15,7 +15,7 @@ from ossia.harmony.preview import COLOURS
 
 if TYPE_CHECKING:
     from ossia.data.compile import Compiling
-    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 TEXT = 56
 """Characters of a message that are shown."""

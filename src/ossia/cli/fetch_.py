@@ -26,8 +26,8 @@ def fetch(
     json: output.Json = False,
 ) -> None:
     """Download a model, continuing an earlier attempt, and check it."""
-    from ossia.model import hub
-    from ossia.model.checkpoint import CheckpointReader
+    from ossia.checkpoint import hub
+    from ossia.checkpoint.reader import CheckpointReader
 
     with output.transfer(f"fetching {model}") as report:
         folder = hub.fetch(model, to, revision=revision, token=token, offline=offline or None, progress=report)

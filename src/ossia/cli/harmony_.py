@@ -40,8 +40,8 @@ def render(
     model: output.Model = None,
 ) -> None:
     """Print the tokens that the model is given to continue, as one line of JSON."""
+    from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.harmony.render import render_conversation, render_prompt
-    from ossia.model.locate import vocabulary as vocabulary_of
 
     where = "stdin" if file == "-" else file
     conversation = _conversation(_json_of(file, where), where)
@@ -66,9 +66,9 @@ def parse(
 
     A line that is no stream is named on stderr, the others are read, and the exit code is 2.
     """
+    from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.errors import UserError, harmless
     from ossia.harmony.parse import Parser, parse_text
-    from ossia.model.locate import vocabulary as vocabulary_of
 
     vocabulary = None if text else vocabulary_of(model)
     bad = False
@@ -100,7 +100,7 @@ def parse(
 def _conversation(value: Any, where: str) -> Conversation:
     """The conversation in a chat request. Raises UserError with the file and the place in it."""
     from ossia.errors import UserError
-    from ossia.harmony.chat import conversation_from_chat
+    from ossia.harmony.from_openai import conversation_from_chat
 
     request: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
     if not isinstance(request, Mapping) or not isinstance(request.get("messages"), list):

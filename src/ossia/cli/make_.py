@@ -19,7 +19,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the random weights.")
 @app.command()
 def tiny(folder: Folder, seed: Seed = 0, json: output.Json = False) -> None:
     """Write a gpt-oss of a few megabytes: every feature of the architecture, the real tokenizer, random weights."""
-    from ossia.model.tiny import write_tiny
+    from ossia.checkpoint.tiny import write_tiny
 
     with output.progress("writing", None):
         write_tiny(folder, seed=seed)
@@ -34,7 +34,7 @@ def synthetic(
     json: output.Json = False,
 ) -> None:
     """Write a checkpoint of the published size and layout with random weights. Continues an interrupted one."""
-    from ossia.model.synthetic import write_synthetic
+    from ossia.checkpoint.synthetic import write_synthetic
     from ossia.plan.model import published
 
     shape = published(model)
@@ -44,7 +44,7 @@ def synthetic(
 
 
 def _done(folder: Path, json: bool) -> None:
-    from ossia.model.checkpoint import CheckpointReader
+    from ossia.checkpoint.reader import CheckpointReader
 
     size = CheckpointReader(folder).bytes
     if json:

@@ -48,12 +48,12 @@ def plan(
 
 def _examples(recipe: Any, found: Found) -> Examples:
     """Count the recipe's data, or assume some when there are none to count."""
+    from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
-    from ossia.data.sharing import estimated
     from ossia.errors import UserError
-    from ossia.model.locate import vocabulary as vocabulary_of
     from ossia.plan import Examples
+    from ossia.sequences.savings import estimated
 
     if not recipe.data.train:
         return Examples.assumed(recipe)

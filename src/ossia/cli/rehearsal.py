@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ossia import events, recipes, runs
+from ossia.checkpoint.layout import Shape, bytes_of
+from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, check_disk, with_weights
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError, did_you_mean
-from ossia.harmony.tokenizer_files import cache_folder
-from ossia.model.checkpoint import INDEX, SINGLE, CheckpointReader, check_disk, with_weights
-from ossia.model.layout import Shape, bytes_of
+from ossia.harmony.tokenizer.files import cache_folder
 from ossia.plan import Examples, Found, Machine, Plan, estimate, find_model
 from ossia.plan.machine import Disk
 from ossia.plan.model import PUBLISHED
@@ -149,7 +149,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
     Raises:
         UserError: not gpt-oss-20b, gpt-oss-120b or tiny.
     """
-    from ossia.model.tiny import TINY
+    from ossia.checkpoint.tiny import TINY
 
     known = PUBLISHED | {"tiny": TINY}
     short = name.lower().removeprefix("openai/")
@@ -292,8 +292,8 @@ def write(folder: Path, shape: Shape, report: Report) -> None:
     Raises:
         DoesNotFitError: the disk is too small.
     """
-    from ossia.harmony.vocabulary import offline_tokenizer_folder
-    from ossia.model.synthetic import write_synthetic
+    from ossia.checkpoint.synthetic import write_synthetic
+    from ossia.harmony.tokenizer.vocabulary import offline_tokenizer_folder
 
     tokenizer: Path | None = None
     try:

@@ -13,8 +13,8 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
+    from ossia.checkpoint.layout import Shape
     from ossia.cli.rehearsal import Result
-    from ossia.model.layout import Shape
 
 TARGETS = ("attention", "experts")
 

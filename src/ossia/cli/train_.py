@@ -85,9 +85,9 @@ def train(
 
 def _prepared(recipe: Recipe) -> Prepared:
     """Compile the recipe's conversations on all cores."""
+    from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
-    from ossia.model.locate import vocabulary as vocabulary_of
 
     vocabulary = vocabulary_of(recipe.model.path)
     with output.progress("compiling conversations (MB)", None) as advance:
@@ -130,8 +130,8 @@ class Screen:
 
     def header(self, run: str, recipe: Any, prepared: Any) -> None:
         """Say what is about to be trained on what."""
-        from ossia.data.sharing import estimated
         from ossia.plan.work import counts_tokens
+        from ossia.sequences.savings import estimated
 
         self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)

@@ -1,7 +1,7 @@
 """A conversation's prefix tree for the eye: its nodes with what stands in them, what is trained there, and for whom.
 
-The trees are those of training (`ossia.model.tree`); here their nodes get back what a reader wants to know of a token:
-the channel, the weight with which it is trained, and the turns whose examples it is computed for.
+The trees are those of training (`ossia.sequences.tree`); here their nodes get back what a reader wants to know of a
+token: the channel, the weight with which it is trained, and the turns whose examples it is computed for.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ossia.data.rendered import Example
-from ossia.data.sharing import Saving
 from ossia.errors import harmless
-from ossia.harmony.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
-from ossia.model.tree import Tree, grow
+from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from ossia.sequences.savings import Saving
+from ossia.sequences.tree import Tree, grow
 
 UNDECIDED = "assistant"
 """Channel of a header's tokens that messages on different channels begin with."""

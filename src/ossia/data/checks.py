@@ -26,7 +26,7 @@ from ossia.data.examples import kinds_of, turns_of
 from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem
-from ossia.harmony.tokenizer_files import SPECIAL_TOKENS
+from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 _SPECIAL = re.compile("|".join(re.escape(text) for text in SPECIAL_TOKENS.values()))
 _FOREIGN = re.compile(

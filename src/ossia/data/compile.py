@@ -32,7 +32,7 @@ from ossia.data.shard import Shard, bare, pack, unpack
 from ossia.data.sources import CHUNK_BYTES, Chunk, Row, Source, Sources, read_chunks, sources_of, total_bytes
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SMALL = 3 * CHUNK_BYTES
 """Sources up to this size are compiled without further processes."""

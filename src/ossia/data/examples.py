@@ -23,7 +23,7 @@ from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem, Report
 from ossia.harmony.render import message_parts, prologue
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 _SPEAKS = "usU"
 """Kinds by which somebody other than the model and its tools takes the floor."""

@@ -12,7 +12,7 @@ from importlib.resources import files
 
 from ossia.data.rendered import Example, Rendered
 from ossia.harmony.preview import pieces
-from ossia.harmony.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
 
 MARK = '<meta name="generator" content="ossia data show">'
 """Stands in every page, to tell it from somebody's file of the same name."""

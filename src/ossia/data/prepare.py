@@ -16,8 +16,8 @@ from ossia.data.settings import DataSettings
 from ossia.data.sources import Source
 from ossia.errors import UserError
 from ossia.harmony.problem import Problem
-from ossia.harmony.tokenizer_files import cache_folder
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.files import cache_folder
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SHOWN = 5
 """Problems of one kind that are printed one by one; the rest is counted."""

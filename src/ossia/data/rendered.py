@@ -14,7 +14,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from ossia.harmony.conversation import Message
-from ossia.harmony.vocabulary import RETURN
+from ossia.harmony.tokenizer.vocabulary import RETURN
 
 LASTING, USER, TOOL, THOUGHT, PREAMBLE, ANSWER, CALL = "sutapfc"
 """Kinds of messages, one letter each. LASTING: system and developer messages, which stay when old turns go."""

@@ -15,7 +15,7 @@ from typing import Any
 from ossia.data.formats.loose import loads_loosely
 from ossia.data.formats.roles import ROLES
 from ossia.harmony.problem import Problem
-from ossia.harmony.tokenizer_files import SPECIAL_TOKENS
+from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 Repair = Callable[[Any, Problem], str | None]
 

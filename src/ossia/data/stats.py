@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ossia.data.rendered import Example, Rendered
-from ossia.data.sharing import steps_of, within_steps
-from ossia.harmony.vocabulary import Vocabulary
-from ossia.model.tree import saving
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+from ossia.sequences.savings import steps_of, within_steps
+from ossia.sequences.tree import saving
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 """Lengths at which truncation is counted."""

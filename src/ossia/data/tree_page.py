@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from ossia.data.branches import Branch, Forest, forest, whose
 from ossia.data.page import framed, heading, tokens
 from ossia.data.rendered import Rendered
-from ossia.data.sharing import Saving
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+from ossia.sequences.savings import Saving
 
 
 def tree_page(title: str, conversations: Sequence[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:

@@ -25,7 +25,7 @@ from ossia.evaluate.tasks import Answer, Question, languages, questions, read
 from ossia.generate.engine import Completion, Engine, Sampling
 from ossia.generate.subject import Subject
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 BASE, TUNED, MODEL = "base", "tuned", "model"
 ROUND = 1

@@ -25,7 +25,7 @@ from ossia.generate.engine import Completion
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.parse import ParsedMessage, parse
 from ossia.harmony.render import render_prompt
-from ossia.harmony.vocabulary import CALL, RETURN, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CALL, RETURN, Vocabulary
 
 MEASURES = ("thought language", "answer", "answer language", "exact match", "call", "well-formed")
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ossia import hardware
+from ossia.adapters import read as adapters
+from ossia.adapters.read import Adapter
+from ossia.checkpoint import layout
+from ossia.checkpoint.reader import CheckpointReader, check_disk, copy_side_files, write_json
 from ossia.errors import UserError
 from ossia.events import Exported
 from ossia.export import Experts, Target, card, folder, merge, survival, verify
-from ossia.export import adapter as adapters
-from ossia.export.adapter import Adapter
 from ossia.export.merge import Advance, Merged
 from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE, Source
-from ossia.model import layout
-from ossia.model.checkpoint import CheckpointReader, check_disk, copy_side_files, write_json
 from ossia.model.load import locate
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]

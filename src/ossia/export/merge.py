@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ossia.export.adapter import Adapter, Delta
+from ossia.adapters.read import Adapter, Delta
+from ossia.checkpoint.layout import TensorSpec, tensors
+from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter
 from ossia.export.survival import Survival, total
-from ossia.model import mxfp4
-from ossia.model.checkpoint import CheckpointReader, CheckpointWriter
-from ossia.model.layout import TensorSpec, tensors
+from ossia.kernels.reference import mxfp4
 
 Advance = Callable[[int], None]
 """Told how many bytes were written since the last call."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ossia import hardware
+from ossia.checkpoint import layout
+from ossia.checkpoint.reader import CheckpointReader
 from ossia.errors import OssiaError, UserError
 from ossia.export.merge import Advance, Merged, digest
-from ossia.model import layout
-from ossia.model.checkpoint import CheckpointReader
 
 _QUESTIONS = (
     "What is the capital of Australia?",
@@ -85,7 +85,7 @@ def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
 
 
 def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: str) -> tuple[Tensor, Tensor]:
-    from ossia.model import lora
+    from ossia.adapters import apply as lora
     from ossia.model.load import load_model
 
     model = lora.load(load_model(base, dtype="float32", device=device), adapter).eval()

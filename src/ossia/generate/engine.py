@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ossia.harmony.vocabulary import STOP_TOKENS
+from ossia.harmony.tokenizer.vocabulary import STOP_TOKENS
 
 Finish = Literal["stop", "length"]
 

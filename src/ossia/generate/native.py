@@ -19,7 +19,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from ossia.errors import DoesNotFitError
 from ossia.generate.engine import Completion, OnCompletion, Sampling, completion
 from ossia.generate.sampling import Sampler
-from ossia.harmony.vocabulary import ENDOFTEXT
+from ossia.harmony.tokenizer.vocabulary import ENDOFTEXT
 
 
 class NativeEngine:

@@ -14,7 +14,7 @@ from ossia.generate.engine import Engine, Finish, Sampling
 from ossia.harmony.conversation import Conversation, Effort, Message, SystemSettings, user
 from ossia.harmony.parse import Delta, ParsedMessage, Parser
 from ossia.harmony.render import render_prompt
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 Kind = Literal["thought", "preamble", "call", "answer"]
 

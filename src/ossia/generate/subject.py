@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ossia import recipes, runs
+from ossia.checkpoint import locate
+from ossia.checkpoint.reader import with_weights
 from ossia.config import Recipe
 from ossia.errors import UserError
 from ossia.harmony.conversation import SystemSettings
-from ossia.harmony.vocabulary import Vocabulary
-from ossia.model import locate
-from ossia.model.checkpoint import with_weights
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.recipes import examples
 
 
@@ -57,7 +57,7 @@ class Subject:
         model = load.load_model(load.locate(section.path), dtype=section.dtype, device=section.device)
         if self.checkpoint is None:
             return model
-        from ossia.model import lora
+        from ossia.adapters import apply as lora
 
         return lora.load(model, self.checkpoint).eval()
 
@@ -97,6 +97,6 @@ def _is_model(reference: str) -> bool:
         return True
     if (Path(reference) / "recipe.yaml").is_file():
         return False
-    from ossia.model import hub
+    from ossia.checkpoint import hub
 
     return hub.local(reference) is not None

@@ -17,7 +17,6 @@ from __future__ import annotations
 from importlib.resources import files
 
 from ossia.harmony.builtin import builtin_namespaces
-from ossia.harmony.chat import conversation_from_chat, tools_from_chat
 from ossia.harmony.conversation import (
     Conversation,
     Message,
@@ -26,10 +25,11 @@ from ossia.harmony.conversation import (
     ToolDescription,
     without_old_thoughts,
 )
+from ossia.harmony.from_openai import conversation_from_chat, tools_from_chat
 from ossia.harmony.parse import ParsedMessage, Parser, parse, parse_text
 from ossia.harmony.problem import Problem
 from ossia.harmony.render import Rendering, render_conversation, render_message, render_messages, render_prompt
-from ossia.harmony.vocabulary import VOCABULARY_SIZE, Vocabulary, offline_tokenizer_folder
+from ossia.harmony.tokenizer.vocabulary import VOCABULARY_SIZE, Vocabulary, offline_tokenizer_folder
 
 __all__ = [
     "VOCABULARY_SIZE",

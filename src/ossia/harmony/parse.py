@@ -39,7 +39,7 @@ from typing import Literal
 from ossia.harmony.header import Header, read_header, text_before_channel
 from ossia.harmony.parsed import Delta, ParsedMessage
 from ossia.harmony.pieces import Pieces
-from ossia.harmony.vocabulary import (
+from ossia.harmony.tokenizer.vocabulary import (
     CALL,
     CHANNEL,
     CONSTRAIN,

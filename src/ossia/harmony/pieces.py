@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ossia.harmony.vocabulary import SPECIAL_TOKENS, STARTOFTEXT
+from ossia.harmony.tokenizer.vocabulary import SPECIAL_TOKENS, STARTOFTEXT
 
 _PATTERN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS.values())) + ")")
 _SPECIAL_IDS = {text: id for id, text in SPECIAL_TOKENS.items()}

@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ossia.errors import harmless
-from ossia.harmony.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
 
 COLOURS = {
     "system": "blue",

@@ -25,8 +25,8 @@ from ossia.harmony.conversation import (
     ToolNamespace,
     without_old_thoughts,
 )
+from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 from ossia.harmony.typescript import compact_json, lines_of, tools_section
-from ossia.harmony.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 
 HeaderOrder = Literal["channel-first", "recipient-first"]
 Part = Literal["start", "header", "content", "end"]

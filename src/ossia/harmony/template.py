@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from ossia.harmony.chat_form import Chat, chat_form, conversation_from_chat_form
 from ossia.harmony.conversation import Conversation, without_old_thoughts
 from ossia.harmony.render import HeaderOrder, prologue, render_messages, render_prompt
-from ossia.harmony.vocabulary import Vocabulary
+from ossia.harmony.to_openai import Chat, chat_form, conversation_from_chat_form
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 __all__ = ["Comparison", "Hunk", "chat_form", "compare", "conversation_from_chat_form", "render_template"]
 

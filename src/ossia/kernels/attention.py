@@ -5,8 +5,8 @@ normalised by; given the output and the log-sum-exp *after* that change, the ord
 gradients, because it makes the probabilities as exp(logit - lse) and never asks what the denominator consisted of. So
 stock fused kernels serve an attention that they were not made for.
 
-On CPUs this is torch's own flash kernel (`ossia.kernels.cpu_attention`); elsewhere, and as the truth, plain torch over
-chunks of queries. GPUs have kernels for whole batches of rows in `ossia.kernels.flash`, which is asked first.
+On CPUs this is torch's own flash kernel (`ossia.kernels.cpu.attention`); elsewhere, and as the truth, plain torch over
+chunks of queries. GPUs have kernels for whole batches of rows in `ossia.kernels.cuda.flash`, which is asked first.
 
 Shapes: B rows, H query heads, K key/value heads (H a multiple of K), Q queries, C keys, D head size.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ossia.kernels import cpu_attention
+from ossia.kernels.cpu import attention as cpu_attention
 
 CHUNK_SCORES = 1 << 24
 """Attention scores that the plain form holds at a time (64 MB in float32)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ossia.kernels.library import BEST, native
+from ossia.kernels.cpu.library import BEST, native
 
 
 def gate(h_N2F: Tensor, alpha: float, limit: float, level: int = BEST) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ossia.kernels.library import native
+from ossia.kernels.cpu.library import native
 
 
 def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ossia.kernels.library import BEST, Product, native
-from ossia.kernels.mxfp4 import dequantised
-from ossia.model.layout import GROUP
+from ossia.checkpoint.layout import GROUP
+from ossia.kernels.cpu.library import BEST, Product, native
+from ossia.kernels.cpu.mxfp4 import dequantised
 
 FEW = 8
 """Most float32 rows that are multiplied without dequantising first."""

@@ -8,7 +8,7 @@ kernels (`ossia.kernels.attention`), forward and backward. The window of 128 mea
 What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. Full
 layers take a segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all
 segments into blocks of queries, each with the keys that its window can reach. Where a kernel takes rows of different
-lengths at once (GPUs), all segments go through it together (`ossia.model.rows`).
+lengths at once (GPUs), all segments go through it together (`ossia.model.varlen`).
 
 Registered with transformers as the attention implementation "ossia". Where transformers brings its own masks and a KV
 cache (generate), the same function takes those instead.
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ossia.kernels import attention as kernel
-from ossia.kernels import flash, path_attention
-from ossia.kernels.cpu_attention import merged
-from ossia.kernels.library import native
+from ossia.kernels.cpu import paths as path_attention
+from ossia.kernels.cpu.attention import merged
+from ossia.kernels.cpu.library import native
+from ossia.kernels.cuda import flash
 from ossia.model.batch import Segments
 from ossia.model.blocks import Blocks
-from ossia.model.rows import RowAttention
+from ossia.model.varlen import RowAttention
 
 NAME = "ossia"
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ossia.kernels.path_attention import Paths
-from ossia.model import rows
+from ossia.kernels.cpu.paths import Paths
+from ossia.model import varlen as rows
 from ossia.model.blocks import Blocks, blocks_of
-from ossia.model.tree import Tree
+from ossia.sequences.tree import Tree
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from ossia.kernels.gate import gate, gate_backward, plain_gate
 from ossia.kernels.lowrank import narrow, outer
 from ossia.kernels.product import Into, Packed, Update, product
-from ossia.model.mxfp4 import fake_quantise
+from ossia.kernels.reference.mxfp4 import fake_quantise
 
 
 class LowRank(NamedTuple):

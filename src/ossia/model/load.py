@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ossia import hardware
+from ossia.checkpoint.layout import generation_config_json
+from ossia.checkpoint.locate import locate, tokenizer_folder
+from ossia.checkpoint.reader import CheckpointReader, side_file
 from ossia.errors import UserError
-from ossia.model.checkpoint import CheckpointReader, side_file
-from ossia.model.layout import generation_config_json
-from ossia.model.locate import locate, tokenizer_folder
-from ossia.model.mxfp4 import check_scales
+from ossia.kernels.reference.mxfp4 import check_scales
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +50,7 @@ def load(
     model = load_model(folder, dtype=dtype, device=device)
     if adapter is None:
         return model, tokenizer
-    from ossia.model import lora
+    from ossia.adapters import apply as lora
 
     return lora.load(model, Path(adapter)).eval(), tokenizer
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+from ossia.checkpoint.layout import Shape, expert_matrices
+from ossia.checkpoint.reader import read_header
 from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
-from ossia.model.checkpoint import read_header
-from ossia.model.layout import Shape, expert_matrices
 from ossia.plan.model import Found
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ossia import hardware, recipes, runs
 from ossia.errors import OssiaError
-from ossia.harmony.tokenizer_files import cache_folder
+from ossia.harmony.tokenizer.files import cache_folder
 from ossia.plan.estimate import estimate
 from ossia.plan.machine import Machine
 from ossia.plan.model import PUBLISHED, find_model
@@ -104,13 +104,13 @@ def _processor() -> Iterator[Check]:
 
 
 def _native() -> Iterator[Check]:
-    from ossia.kernels.library import native
+    from ossia.kernels.cpu.library import native
 
     library, reason, *_ = native()
     if library is not None:
         yield Check("native kernels", "ok", f"four-bit weights are unpacked with {reason}")
     else:
-        do = "python -m ossia.kernels.build  (plain torch unpacks four-bit weights many times slower on a CPU)"
+        do = "python -m ossia.kernels.cpu.build  (plain torch unpacks four-bit weights many times slower on a CPU)"
         yield Check("native kernels", "warn", reason, do)
 
 
@@ -176,7 +176,7 @@ def _tokenizer() -> Iterator[Check]:
 
 
 def _encoder() -> Iterator[Check]:
-    from ossia.harmony.encoder import fast_encoder
+    from ossia.harmony.tokenizer.encoder import fast_encoder
 
     if fast_encoder() is not None:
         yield Check("encoder", "ok", "bpe-openai, for checkpoints with the published vocabulary")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ossia.checkpoint.layout import bytes_of
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError
-from ossia.model.layout import bytes_of
 from ossia.plan import adapter, memory
 from ossia.plan.machine import Machine
 from ossia.plan.memory import Line

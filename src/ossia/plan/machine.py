@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ossia import hardware, runs
 from ossia.config import ModelSection
-from ossia.harmony.tokenizer_files import cache_folder
+from ossia.harmony.tokenizer.files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ossia.checkpoint.layout import Shape, bytes_of, expert_matrices
 from ossia.config import Recipe
-from ossia.model.layout import Shape, bytes_of, expert_matrices
 from ossia.plan import adapter
 from ossia.plan.model import Found
 

@@ -6,10 +6,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.locate import locate
+from ossia.checkpoint.reader import CheckpointReader, read_shape
 from ossia.errors import UserError, did_you_mean
-from ossia.model.checkpoint import CheckpointReader, read_shape
-from ossia.model.layout import Shape
-from ossia.model.locate import locate
 
 PUBLISHED = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ossia import hardware
-from ossia.model.layout import GROUP, Shape
+from ossia.checkpoint.layout import GROUP, Shape
 
 REPEATS = 3
 FEW, MANY = 16, 128

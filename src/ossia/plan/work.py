@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ossia.checkpoint.layout import Shape
 from ossia.config import Recipe
 from ossia.errors import UserError
-from ossia.model.layout import Shape
-from ossia.model.tree import WORTH
 from ossia.plan import adapter
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
+from ossia.sequences.tree import WORTH
 
 SLOWER, FASTER = 2.0, 0.5
 """The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""

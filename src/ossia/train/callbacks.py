@@ -16,11 +16,11 @@ from ossia.generate.native import NativeEngine
 from ossia.harmony.parse import parse
 from ossia.runs import Run
 from ossia.train.distributed import is_main
-from ossia.train.sharding import is_sharded
+from ossia.train.fsdp import is_sharded
 from ossia.train.steps import Trainable, prompt_of
 
 if TYPE_CHECKING:
-    from ossia.harmony.vocabulary import Vocabulary
+    from ossia.harmony.tokenizer.vocabulary import Vocabulary
     from ossia.train.trainer import OssiaTrainer
 
 Watch = Callable[[events.Event], None]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ossia.adapters import apply as lora
 from ossia.errors import OssiaError, UserError
-from ossia.model import lora
 from ossia.runs import BEST, Run, write_atomically
 
 PARTIAL = ".partial"

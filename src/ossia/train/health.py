@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
-from ossia.train import routing, sharding
+from ossia.train import fsdp as sharding
+from ossia.train import routing
 from ossia.train.callbacks import Watch
 from ossia.train.steps import Trainable, cut, unsupervised
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from ossia.model.order import epoch
+from ossia.sequences.order import epoch
 
 
 class ConversationOrder(Sampler[list[int]]):

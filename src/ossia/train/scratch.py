@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from transformers import GptOssConfig
 
+from ossia.checkpoint.layout import Shape, config_json
+from ossia.checkpoint.tiny import write_tiny
+from ossia.kernels.reference.mxfp4 import fake_quantise
 from ossia.model.batch import FlatBatch, from_branches
 from ossia.model.experts import QuantisationAwareExperts
-from ossia.model.layout import Shape, config_json
 from ossia.model.loss import Head, linear_cross_entropy
 from ossia.model.modeling import OssiaForCausalLM
-from ossia.model.mxfp4 import fake_quantise
-from ossia.model.tiny import write_tiny
 from ossia.train.steps import Trainable
 
 OnStep = Callable[[int, int, float], None]

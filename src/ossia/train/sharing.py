@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ossia.errors import UserError
-from ossia.model.tree import LOOKED_AT, WORTH, tokens_left
+from ossia.sequences.tree import LOOKED_AT, WORTH, tokens_left
 from ossia.train.steps import Trainable, check_length
 
 

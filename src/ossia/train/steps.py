@@ -1,9 +1,9 @@
 """From examples to optimiser steps.
 
 A step is a number of examples. Its loss is the mean over all their supervised tokens (or turns, or conversations:
-`ossia.train.weighting`), with one denominator, however the examples are cut into passes. A pass is one flat batch of at
-most `tokens_per_pass` tokens: prefix trees of the step's examples, or with sharing off the examples end to end. Loss
-and gradients are the same, so a step is the same, too.
+`ossia.sequences.weighting`), with one denominator, however the examples are cut into passes. A pass is one flat batch
+of at most `tokens_per_pass` tokens: prefix trees of the step's examples, or with sharing off the examples end to end.
+Loss and gradients are the same, so a step is the same, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from ossia.errors import UserError
 from ossia.model.batch import from_rows, from_trees
-from ossia.model.tree import Tree, alone, grow, pack, split
+from ossia.sequences.tree import Tree, alone, grow, pack, split
 
 
 class Trainable(Protocol):
@@ -49,7 +49,7 @@ class Collator:
 
     tokens_per_pass: int
     share: bool = True
-    """Compute what examples begin with in common once (`ossia.model.tree`), within a pass."""
+    """Compute what examples begin with in common once (`ossia.sequences.tree`), within a pass."""
     process: int = 0
     processes: int = 1
 

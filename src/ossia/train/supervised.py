@@ -22,23 +22,25 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
+from ossia.adapters import apply as lora
+from ossia.checkpoint.locate import tokenizer_folder
+from ossia.checkpoint.reader import weights_digest
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
-from ossia.harmony.vocabulary import Vocabulary
-from ossia.model import attention, lora
-from ossia.model.checkpoint import weights_digest
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+from ossia.model import attention
 from ossia.model.load import load_model, locate
-from ossia.model.locate import tokenizer_folder
-from ossia.model.order import conversations_of, epoch
 from ossia.runs import Run, write_atomically
-from ossia.train import checkpoints, optimizers, routing, sharding
+from ossia.sequences.order import conversations_of, epoch
+from ossia.sequences.weighting import weighted
+from ossia.train import checkpoints, optimizers, routing
+from ossia.train import fsdp as sharding
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
 from ossia.train.distributed import is_main, world_size
 from ossia.train.health import RoutingHealth
 from ossia.train.sharing import Sharing, decided, obstacles
 from ossia.train.steps import Collator, Trainable, fingerprint
 from ossia.train.trainer import OssiaTrainer
-from ossia.train.weighting import weighted
 
 RECORD = "data/sha256.json"
 

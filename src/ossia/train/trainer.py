@@ -21,14 +21,15 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from ossia.adapters import apply as lora
 from ossia.errors import OssiaError
-from ossia.model import lora
-from ossia.model.order import conversations_of
 from ossia.runs import Run
-from ossia.train import checkpoints, nonfinite, sharding
+from ossia.sequences.order import conversations_of
+from ossia.train import checkpoints, nonfinite
+from ossia.train import fsdp as sharding
+from ossia.train.fsdp import Twin
 from ossia.train.order import ConversationOrder
 from ossia.train.routing import Routers
-from ossia.train.sharding import Twin
 from ossia.train.steps import Collator, idle_pass
 
 CHANNELS = ("analysis", "commentary", "final", "other")
@@ -55,7 +56,7 @@ class OssiaTrainer(Trainer):
             balance: coefficient of the load-balancing loss, 0 for none.
             twin: the adapter in whole tensors, if the model is going to be sharded.
             by_examples: a step's weighted sum is divided by the number of its examples, not by its weight
-                (`ossia.train.weighting`).
+                (`ossia.sequences.weighting`).
         """
         super().__init__(*args, **kwargs)
         self.run, self.keep_checkpoints, self.examples_per_step = run, keep_checkpoints, examples_per_step

@@ -41,8 +41,8 @@ from ossia.data.formats.row import (
 from ossia.data.formats.think import with_thoughts
 from ossia.data.settings import DEFAULTS, DataSettings, Format
 from ossia.errors import UserError
-from ossia.harmony.chat import conversation_from_chat
 from ossia.harmony.conversation import Conversation, Message
+from ossia.harmony.from_openai import conversation_from_chat
 from ossia.harmony.problem import Problem, Report, raise_errors
 
 ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed, row_thought
-from ossia.harmony.chat import THOUGHT_KEYS
+from ossia.harmony.from_openai import THOUGHT_KEYS
 from ossia.harmony.problem import Problem, Report
 
 _PARTS = ("reasoning_language", "developer", "user", "analysis", "final")

@@ -9,8 +9,8 @@ from typing import Any
 from ossia.data.formats.loose import loads
 from ossia.data.formats.roles import as_chat
 from ossia.data.settings import Format
-from ossia.harmony.chat import THOUGHT_KEYS, text_of
 from ossia.harmony.conversation import Message
+from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
 from ossia.harmony.problem import Report
 
 Row = Mapping[str, Any]

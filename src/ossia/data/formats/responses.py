@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed
-from ossia.harmony.chat import text_of
+from ossia.harmony.from_openai import text_of
 from ossia.harmony.problem import Problem, Report
 
 _OWN = ("function_call", "reasoning")  # items of the assistant that are no messages

@@ -15,7 +15,7 @@ from typing import Any
 
 from ossia.data.formats.anthropic import expand
 from ossia.data.formats.loose import loads_loosely
-from ossia.harmony.chat import CHAT_ROLES
+from ossia.harmony.from_openai import CHAT_ROLES
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),

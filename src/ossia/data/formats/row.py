@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ossia.data.formats.reading import SYSTEM_KEYS, Reading, Row, is_thought
-from ossia.harmony.chat import THOUGHT_KEYS
 from ossia.harmony.conversation import Effort
+from ossia.harmony.from_openai import THOUGHT_KEYS
 from ossia.harmony.problem import Problem, Report
 from ossia.harmony.request import EFFORTS
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ossia.harmony.chat import THOUGHT_KEYS, text_of
+from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
 from ossia.harmony.problem import Problem, Report
 
 OPEN, CLOSE = "<think>", "</think>"

@@ -19,7 +19,7 @@ from ossia.data.formats.reading import Reading, Row, RowFormat, add_system, list
 from ossia.data.formats.roles import ROLES
 from ossia.data.formats.think import split_think, with_thoughts
 from ossia.errors import did_you_mean
-from ossia.harmony.chat import THOUGHT_KEYS
+from ossia.harmony.from_openai import THOUGHT_KEYS
 from ossia.harmony.problem import Problem, Report
 
 KEYS = frozenset({"conversations", "system", "tools"})

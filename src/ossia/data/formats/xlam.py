@@ -17,7 +17,7 @@ from ossia.data.formats.loose import loads_loosely
 from ossia.data.formats.pythontypes import UnknownType, schema_of
 from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, row_thought
 from ossia.data.formats.turns import calls_from
-from ossia.harmony.chat import THOUGHT_KEYS
+from ossia.harmony.from_openai import THOUGHT_KEYS
 from ossia.harmony.problem import Problem, Report
 
 _KEYS = frozenset({"query", "answers", "tools", "system", *THOUGHT_KEYS})

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ossia.kernels.library import Attention, native
+from ossia.kernels.cpu.library import Attention, native
 
 HEAD = 64
 MOST_PARTS = 4

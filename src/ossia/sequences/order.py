@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from ossia.model.tree import Supervised
+from ossia.sequences.tree import Supervised
 
 
 def conversations_of(examples: Sequence[Supervised]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Compile the C in `native/` to a shared library beside it: at installation, or by `python -m ossia.kernels.build`.
+"""Compile the C in `native/` to a shared library beside it: at installation, or by `python -m ossia.kernels.cpu.build`.
 
 Optional: without a compiler, or on a system where this fails, plain torch does the same work, only slower. The library
 has no tie to Python or torch, so one build serves every version of both. OpenMP is not linked: its functions are taken

@@ -1,7 +1,7 @@
 """adapter_config.json of stock PEFT, and what Ossia makes of it in memory.
 
 On disk an adapter names modules (`target_modules`: attention projections, `embed_tokens`, `lm_head`) and parameters
-(`target_parameters`: the experts' and the router's). In memory the layers of `ossia.model.lora_layers` take the place
+(`target_parameters`: the experts' and the router's). In memory the layers of `ossia.adapters.layers` take the place
 of modules that hold such parameters.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from peft import LoraConfig
 
+from ossia.adapters.layers import LAYERS, PROJECTIONS, MemoryConfig
 from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
-from ossia.model.lora_layers import LAYERS, PROJECTIONS, MemoryConfig
 
 CONFIG_FILE = "adapter_config.json"
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ossia.checkpoint.layout import Shape, TensorSpec, original_config_json, original_names, tensors
 from ossia.errors import UserError
-from ossia.model.layout import Shape, TensorSpec, original_config_json, original_names, tensors
 
 if TYPE_CHECKING:
-    from ossia.model.checkpoint import Stored
+    from ossia.checkpoint.reader import Stored
 
 FOLDER = "original"
 

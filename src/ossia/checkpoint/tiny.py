@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ossia.checkpoint.layout import Shape, TensorSpec, config_json, generation_config_json, tensors
+from ossia.checkpoint.reader import CheckpointWriter, write_json
 from ossia.errors import UserError
-from ossia.model.checkpoint import CheckpointWriter, write_json
-from ossia.model.layout import Shape, TensorSpec, config_json, generation_config_json, tensors
-from ossia.model.mxfp4 import quantise
+from ossia.kernels.reference.mxfp4 import quantise
 
 #: The full vocabulary, grouped queries, a window, sinks, eight experts of which four work; no matrix is square.
 TINY = Shape(
@@ -68,7 +68,7 @@ def write_side_files(folder: Path, shape: Shape, tokenizer_folder: Path | None =
     write_json(folder / "config.json", config_json(shape))
     write_json(folder / "generation_config.json", generation_config_json(shape))
     if tokenizer_folder is None and shape.vocabulary == Shape.GPT_OSS_20B.vocabulary:
-        from ossia.harmony.vocabulary import offline_tokenizer_folder
+        from ossia.harmony.tokenizer.vocabulary import offline_tokenizer_folder
 
         tokenizer_folder = offline_tokenizer_folder()
     if tokenizer_folder is None:

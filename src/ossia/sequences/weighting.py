@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ossia.model.order import conversations_of
+from ossia.sequences.order import conversations_of
 from ossia.train.steps import Trainable
 
 Weighting = Literal["token", "turn", "conversation"]
@@ -30,7 +30,7 @@ class Weighted:
 
     @property
     def conversation(self) -> Any:
-        """As the order of the examples asks for it (`ossia.model.order.conversations_of`)."""
+        """As the order of the examples asks for it (`ossia.sequences.order.conversations_of`)."""
         return getattr(self.example, "conversation", None)
 
     @property

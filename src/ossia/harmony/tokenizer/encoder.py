@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ossia.errors import UserError
-from ossia.harmony.tokenizer_files import PUBLISHED_FILES, SPECIAL_TOKENS, byte_alphabet, read_ranks
+from ossia.harmony.tokenizer.files import PUBLISHED_FILES, SPECIAL_TOKENS, byte_alphabet, read_ranks
 
 PUBLISHED = PUBLISHED_FILES["tokenizer.json"][1]
 """SHA-256 of the tokenizer.json that openai/gpt-oss-20b and -120b share."""

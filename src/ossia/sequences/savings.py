@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ossia.data.rendered import Example
-from ossia.model.order import conversations_of, epoch
-from ossia.model.tree import LOOKED_AT, saving, tokens_left
+from ossia.sequences.order import conversations_of, epoch
+from ossia.sequences.tree import LOOKED_AT, saving, tokens_left
 
 
 class Saving(NamedTuple):

@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ossia.checkpoint.layout import Shape, tensors
+from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter
+from ossia.checkpoint.tiny import write_side_files
 from ossia.errors import UserError
-from ossia.harmony.tokenizer_files import cache_folder
-from ossia.model.checkpoint import CheckpointReader, CheckpointWriter
-from ossia.model.layout import Shape, tensors
-from ossia.model.tiny import write_side_files
+from ossia.harmony.tokenizer.files import cache_folder
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 IDS = "vocabulary_ids"

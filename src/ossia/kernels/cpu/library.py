@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ossia.kernels.build import LIBRARY
+from ossia.kernels.cpu.build import LIBRARY
 
 LEVELS = ("portable C", "AVX2", "AVX-512")
 BEST = len(LEVELS) - 1
@@ -58,7 +58,7 @@ def native() -> Native:
     if os.environ.get("OSSIA_NATIVE") == "0":
         return Native(None, "switched off by OSSIA_NATIVE=0")
     if not LIBRARY.is_file():
-        return Native(None, "not built; python -m ossia.kernels.build  builds it where there is a C compiler")
+        return Native(None, "not built; python -m ossia.kernels.cpu.build  builds it where there is a C compiler")
     try:
         _share_openmp()
         library = ctypes.CDLL(str(LIBRARY))
@@ -66,7 +66,7 @@ def native() -> Native:
         level, has_product = library.ossia_mxfp4_level(), bool(library.ossia_product_supported())
         rows = library.ossia_attention_rows()
     except (OSError, AttributeError) as error:
-        return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.build  builds it again")
+        return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.cpu.build  builds it again")
     return Native(library, LEVELS[level] + (" with BF16 products" if has_product else ""), has_product, rows)
 
 

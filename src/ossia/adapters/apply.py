@@ -1,7 +1,7 @@
 """LoRA on the model: PEFT in memory, PEFT's format on disk.
 
 Embeddings get PEFT's own LoRA layer, attention projections and head a frugal one of its kind (`LoraLinear`), packed
-experts and the router ours (`ossia.model.lora_layers`). On disk an adapter is always what stock PEFT writes for
+experts and the router ours (`ossia.adapters.layers`). On disk an adapter is always what stock PEFT writes for
 `target_modules` (attention, `embed_tokens`, `lm_head`) and `target_parameters` (experts, router), so that it loads on
 stock transformers without Ossia (PEFT 0.21, `Linear`, `Embedding` and `ParamWrapper` in peft/tuners/lora/layer.py):
 
@@ -29,11 +29,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ossia.adapters.config import CONFIG_FILE, configuration, in_memory, read_config, write_config
+from ossia.adapters.layers import ADAPTER, ExpertsLora
 from ossia.config import LoraSection
 from ossia.errors import UserError
-from ossia.model.adapter_config import CONFIG_FILE, configuration, in_memory, read_config, write_config
 from ossia.model.experts import LowRank
-from ossia.model.lora_layers import ADAPTER, ExpertsLora
 from ossia.model.modeling import OssiaForCausalLM, is_packed
 
 __all__ = [

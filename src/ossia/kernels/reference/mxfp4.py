@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ossia.checkpoint.layout import GROUP
 from ossia.errors import UserError
-from ossia.model.layout import GROUP
 
 Rule = Literal["best", "floor", "keep"]
 

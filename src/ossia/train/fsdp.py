@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ossia.model import lora
+from ossia.adapters import apply as lora
 from ossia.train.distributed import is_main, world_size
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.reader import read_shape, side_file, with_weights
 from ossia.errors import UserError
-from ossia.harmony.vocabulary import Vocabulary, offline_tokenizer_folder
-from ossia.model.checkpoint import read_shape, side_file, with_weights
-from ossia.model.layout import Shape
+from ossia.harmony.tokenizer.vocabulary import Vocabulary, offline_tokenizer_folder
 from ossia.recipes import examples
 
 
@@ -16,8 +16,8 @@ def locate(path: str | Path) -> Path:
 
     Args:
         path: a folder with a checkpoint, or with one in the reference's layout in its `original/`; a hub id or
-            alias among the fetched models; or a compact file (`ossia.model.compact`), possibly named `example:...`,
-            which is expanded once per user.
+            alias among the fetched models; or a compact file (`ossia.checkpoint.compact`), possibly named
+            `example:...`, which is expanded once per user.
 
     Raises:
         UserError: there is no such model here.
@@ -27,10 +27,10 @@ def locate(path: str | Path) -> Path:
     if found is not None:
         return found
     if folder.is_file():
-        from ossia.model.compact import expand
+        from ossia.checkpoint.compact import expand
 
         return expand(folder)
-    from ossia.model import hub
+    from ossia.checkpoint import hub
 
     fetched = hub.local(str(path))
     if fetched is not None:

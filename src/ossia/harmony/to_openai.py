@@ -15,7 +15,6 @@ import json
 from typing import Any
 
 from ossia.harmony.builtin import BUILTIN_TOOLS
-from ossia.harmony.chat import conversation_from_chat
 from ossia.harmony.conversation import (
     DEFAULT_IDENTITY,
     DEFAULT_KNOWLEDGE_CUTOFF,
@@ -24,6 +23,7 @@ from ossia.harmony.conversation import (
     Message,
     SystemSettings,
 )
+from ossia.harmony.from_openai import conversation_from_chat
 
 Chat = dict[str, Any]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ossia.model.checkpoint import CheckpointWriter
-from ossia.model.layout import DTYPE_BYTES, Shape, TensorSpec, bytes_of, tensors
-from ossia.model.tiny import write_side_files
+from ossia.checkpoint.layout import DTYPE_BYTES, Shape, TensorSpec, bytes_of, tensors
+from ossia.checkpoint.reader import CheckpointWriter
+from ossia.checkpoint.tiny import write_side_files
 
 #: Scale bytes, both ends included: 2^-9 to 2^-3 times a code's 0 to 6.
 SCALES = (118, 124)

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ossia.errors import UserError
-from ossia.harmony.encoder import Encoder, encoder_for, sha256_of
-from ossia.harmony.tokenizer_files import SPECIAL_TOKENS, offline_tokenizer_folder
+from ossia.harmony.tokenizer.encoder import Encoder, encoder_for, sha256_of
+from ossia.harmony.tokenizer.files import SPECIAL_TOKENS, offline_tokenizer_folder
 
 __all__ = [
     "CALL",

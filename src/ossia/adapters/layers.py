@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
+from ossia.adapters.linear import LoraLinear
 from ossia.model.experts import LowRank, PackedExperts
-from ossia.model.lora_linear import LoraLinear
 
 ADAPTER = "default"
 PROJECTIONS = ("gate_up_proj", "down_proj")

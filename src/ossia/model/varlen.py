@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ossia.kernels import flash
+from ossia.kernels.cuda import flash
 from ossia.model.blocks import tail
 
 GATHERED = 1 << 17

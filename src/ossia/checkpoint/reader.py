@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ossia.checkpoint import original
+from ossia.checkpoint.layout import DTYPE_BYTES, Shape, TensorSpec, config_json, tensors
 from ossia.errors import DoesNotFitError, UserError
-from ossia.model import original
-from ossia.model.layout import DTYPE_BYTES, Shape, TensorSpec, config_json, tensors
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class Stored:
 class CheckpointReader:
     """The tensors of a checkpoint folder, known by their headers and loaded on demand, always by their published names.
 
-    A folder in the layout of OpenAI's reference code (`ossia.model.original`) reads like any other.
+    A folder in the layout of OpenAI's reference code (`ossia.checkpoint.original`) reads like any other.
 
     Raises UserError when the folder holds no checkpoint, a file is missing, truncated or not safetensors, or tensors of
     the reference's layout are not those of its config.json.

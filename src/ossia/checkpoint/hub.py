@@ -18,9 +18,7 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
-from ossia.errors import DoesNotFitError, OssiaError, UserError
-from ossia.harmony.tokenizer_files import cache_folder
-from ossia.model.checkpoint import (
+from ossia.checkpoint.reader import (
     INDEX,
     SIDE_FILES,
     CheckpointReader,
@@ -30,6 +28,8 @@ from ossia.model.checkpoint import (
     read_shape,
     write_json,
 )
+from ossia.errors import DoesNotFitError, OssiaError, UserError
+from ossia.harmony.tokenizer.files import cache_folder
 
 ALIASES = {
     "gpt-oss-20b": "openai/gpt-oss-20b",

@@ -1,8 +1,8 @@
-"""Dequantisation of MXFP4 by the fastest means at hand; `ossia.model.mxfp4.dequantise` is its twin and the truth.
+"""Dequantisation of MXFP4 in C; `ossia.kernels.reference.mxfp4.dequantise` is its twin and the truth.
 
 On a CPU this is the C library of `native/` if it was built, else plain torch. Results are bitwise the same.
 
-Legend as in `ossia.model.mxfp4`.
+Legend as in `ossia.kernels.reference.mxfp4`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import threading
 import torch
 from torch import Tensor
 
-from ossia.kernels.library import BEST, native
-from ossia.model import mxfp4
-from ossia.model.layout import GROUP
+from ossia.checkpoint.layout import GROUP
+from ossia.kernels.cpu.library import BEST, native
+from ossia.kernels.reference import mxfp4
 
 _scratch = threading.local()
 
