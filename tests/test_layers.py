@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,20 @@ import pytest
 import ossia
 
 SOURCE = Path(ossia.__file__).parent
-GROUND = {"errors", "config", "events", "runs", "hardware", "recipes"}
-STAGES = {"data", "plan", "train", "evaluate", "export", "serve"}
-LAYERS = [GROUND, {"harmony"}, {"model", "kernels"}, {"generate"}, STAGES, {"cli", "studio", "__main__", "ossia"}]
+GROUND = {"errors", "config", "events", "runs", "hardware", "files", "recipes"}
+STAGES = {"data", "plan", "train", "evaluate", "export"}
+LAYERS = [
+    GROUND,
+    {"harmony"},
+    {"sequences"},
+    {"kernels"},
+    {"checkpoint", "adapters"},
+    {"model"},
+    {"generate"},
+    STAGES,
+    {"workflows"},
+    {"serve", "studio", "cli", "__main__", "ossia"},
+]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 TOP = len(LAYERS) - 1
 
@@ -44,7 +56,7 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def is_allowed(importer: str, imported: str) -> bool:
-    """A part uses itself and what lies below it; ground floor, and model with kernels, are one level each."""
+    """A part uses itself and what lies below it. Parts of one level use each other, but for the stages."""
     if importer == imported or LEVEL[imported] < LEVEL[importer]:
         return True
     return LEVEL[imported] == LEVEL[importer] and importer not in STAGES
@@ -92,6 +104,55 @@ def test_the_rule_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.Monkey
         "data imports studio",
         "data imports export",
     ]
+
+
+def module_imports() -> dict[str, set[str]]:
+    """Every module of the package with the modules of the package that it imports when it is imported itself."""
+    files = {file.relative_to(SOURCE).with_suffix(""): file for file in SOURCE.rglob("*.py")}
+    names = {".".join(["ossia", *place.parts]): file for place, file in files.items()}
+    names = {name.removesuffix(".__init__"): file for name, file in names.items()}
+    graph: dict[str, set[str]] = {}
+    for name, file in names.items():
+        graph[name] = set()
+        for node in _run_at_import(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & names.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {inner if inner in names else node.module for inner in found} & names.keys()
+        graph[name].discard(name)
+    return graph
+
+
+def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """The statements that run when a module is imported: not those of functions, nor those for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _run_at_import(node)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    sorter = graphlib.TopologicalSorter(module_imports())
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_a_circle_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "a.py").write_text("from ossia import b\n")
+    (tmp_path / "b.py").write_text("if True:\n    import ossia.a\n")
+    (tmp_path / "c.py").write_text("def f():\n    import ossia.c\n    import ossia.a\n")
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    graph = module_imports()
+    assert graph["ossia.a"] == {"ossia.b"} and graph["ossia.b"] == {"ossia.a"} and graph["ossia.c"] == set()
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph).prepare()
 
 
 def loaded_after(statement: str) -> set[str]:

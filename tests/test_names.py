@@ -1,0 +1,70 @@
+"""A public name means one thing in the whole package: a reader who meets it, or searches for it, finds one owner."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ossia
+
+SOURCE = Path(ossia.__file__).parent
+
+TWINS = "the same function for several devices, chosen in kernels/dispatch.py"
+ALLOWED: dict[str, str] = {}
+"""Public name that several modules define -> why it may."""
+
+
+def public_names(tree: ast.Module) -> Iterator[str]:
+    """The public names that a module defines at its top level; commands of the command line are none."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            # A command has the name of its stage, as do the stage's folder and its function.
+            if not any(ast.unparse(decorator).startswith("app.command") for decorator in node.decorator_list):
+                yield node.name
+        elif isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+
+
+def defined_twice(source: Path) -> dict[str, list[str]]:
+    """Public names with the modules that define them, where there are several."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for file in sorted(source.rglob("*.py")):
+        place = file.relative_to(source).as_posix()
+        names = set(public_names(ast.parse(file.read_text(encoding="utf-8"))))
+        if place.startswith("cli/"):
+            names.discard("app")  # every command's module has one
+        for name in names:
+            if not name.startswith("_"):
+                owners[name].append(place)
+    return {name: places for name, places in owners.items() if len(places) > 1}
+
+
+def test_no_public_name_is_defined_twice() -> None:
+    unexpected = {name: places for name, places in defined_twice(SOURCE).items() if name not in ALLOWED}
+    assert not unexpected, "rename one of each, or add it to ALLOWED with a reason"
+
+
+def test_no_exception_is_out_of_date() -> None:
+    assert ALLOWED.keys() <= defined_twice(SOURCE).keys()
+
+
+def test_every_way_of_defining_a_name_is_seen(tmp_path: Path) -> None:
+    lines = "def f(): ...\nclass C: ...\nA = 1\nB: int = 2\n_hidden = 3\n"
+    (tmp_path / "one.py").write_text(lines)
+    (tmp_path / "two.py").write_text(lines + "@app.command()\ndef train(): ...\n")
+    (tmp_path / "train.py").write_text("def train(): ...\n")
+    assert defined_twice(tmp_path).keys() == {"f", "C", "A", "B"}
+
+
+def test_the_exceptions_have_reasons() -> None:
+    if not ALLOWED:
+        pytest.skip("there are none")
+    assert all(len(reason.split()) > 3 for reason in ALLOWED.values())
