@@ -45,7 +45,8 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 from benchmarks import train_step as t
-print(json.dumps({"tokens per second": t._measure("ossia", sys.argv[1], Path(sys.argv[2]), "cpu")["tokens_per_second"]}))
+found = t._measure("ossia", sys.argv[1], Path(sys.argv[2]), "cpu")
+print(json.dumps({"tokens per second": found["tokens_per_second"]}))
 """
 
 
