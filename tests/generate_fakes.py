@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from ossia.generate.engine import Completion, OnCompletion, Sampling, completion
+from ossia.generate.engine import BASE_WEIGHTS, Completion, Finish, OnCompletion, Request, Token, completion
 from ossia.harmony.conversation import Message, answer, thought
 from ossia.harmony.render import render_messages
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -12,27 +14,78 @@ from ossia.harmony.tokenizer.vocabulary import Vocabulary
 Script = Callable[[Sequence[int]], Sequence[int]]
 
 
+class ScriptedStream:
+    """Tokens that are known beforehand, and why they end."""
+
+    def __init__(self, ids: Iterator[int], request: Request) -> None:
+        self.finish: Finish | None = None
+        self._ids, self._request = ids, request
+
+    def __iter__(self) -> Iterator[Token]:
+        for token in self._ids:
+            if self.finish is not None:
+                return
+            if token in self._request.stop:
+                self.finish = "stop"
+            yield Token(token)
+        self.finish = self.finish or "length"
+
+    def cancel(self) -> None:
+        self.finish = self.finish or "cancelled"
+
+
 class Scripted:
-    """Answers each prompt with the ids that `script` gives for it; remembers the prompts and the samplings."""
+    """Answers each prompt with the ids that `script` gives for it; remembers the requests."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
-        self.prompts: list[list[int]] = []
-        self.samplings: list[Sampling] = []
+        self.requests: list[Request] = []
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        self.prompts.append(list(prompt))
-        self.samplings.append(sampling)
-        yield from completion(list(self.script(prompt))[: sampling.max_new_tokens], sampling.stop).ids
+    @property
+    def prompts(self) -> list[list[int]]:
+        return [list(request.prompt) for request in self.requests]
 
-    def batch(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_progress: OnCompletion | None = None
-    ) -> list[Completion]:
-        made = [completion(tuple(self.stream(prompt, sampling)), sampling.stop) for prompt in prompts]
+    def description(self) -> dict[str, Any]:
+        return {"dtype": "float32", "device": "script"}
+
+    def ids(self, request: Request) -> Iterator[int]:
+        """What a test overrides to fail in the middle."""
+        yield from completion(list(self.script(request.prompt))[: request.max_new_tokens], request.stop).ids
+
+    def submit(self, request: Request) -> ScriptedStream:
+        self.requests.append(request)
+        return ScriptedStream(self.ids(request), request)
+
+    def complete(self, requests: Sequence[Request], on_completion: OnCompletion | None = None) -> list[Completion]:
+        made = [completion([token.id for token in self.submit(request)], request.stop) for request in requests]
         for index in reversed(range(len(made))):
-            if on_progress is not None:
-                on_progress(index, made[index])
+            if on_completion is not None:
+                on_completion(index, made[index])
         return made
+
+
+class Arms:
+    """One engine made of two: base weights and adapter, told apart by the request."""
+
+    def __init__(self, base: Scripted, tuned: Scripted) -> None:
+        self.base, self.tuned = base, tuned
+
+    def description(self) -> dict[str, Any]:
+        return self.tuned.description()
+
+    def _of(self, request: Request) -> Scripted:
+        return self.base if request.adapter == BASE_WEIGHTS else self.tuned
+
+    def submit(self, request: Request) -> ScriptedStream:
+        return self._of(request).submit(request)
+
+    def complete(self, requests: Sequence[Request], on_completion: OnCompletion | None = None) -> list[Completion]:
+        return self._of(requests[0]).complete(requests, on_completion)
+
+
+def numbered(prompts: Sequence[Sequence[int]], like: Request) -> list[Request]:
+    """A request for each prompt, with random numbers of its own."""
+    return [replace(like, prompt=tuple(prompt), number=number) for number, prompt in enumerate(prompts)]
 
 
 def turn(vocabulary: Vocabulary, *messages: Message) -> list[int]:

@@ -6,13 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from generate_fakes import Scripted, said
+from generate_fakes import Arms, Scripted, said
 from ossia.__main__ import main
-from ossia.generate.engine import Sampling
+from ossia.generate.engine import Request, Sampling
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 HELDOUT = str(Path(__file__).parents[1] / "examples" / "multilingual" / "heldout.jsonl")
@@ -30,8 +29,8 @@ class World:
         self.base = Scripted(lambda _: said(vocabulary, "I am the base.", "base thought"))
         self.tuned = Scripted(lambda _: said(vocabulary, "I am tuned.", "tuned thought"))
 
-    def engine(self, model: Any, *, batch_size: int = 16, adapter: bool = True) -> Scripted:
-        return self.tuned if adapter else self.base
+    def engine(self) -> Arms:
+        return Arms(self.base, self.tuned)
 
     def prompts(self, vocabulary: Vocabulary) -> list[str]:
         return [vocabulary.decode(prompt) for prompt in self.tuned.prompts]
@@ -39,18 +38,14 @@ class World:
 
 @pytest.fixture
 def world(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    from types import SimpleNamespace
-
     from ossia import runs
     from ossia.config import Recipe
-    from ossia.generate import native
     from ossia.generate.subject import Subject
 
     made = World(vocabulary)
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(native, "NativeEngine", made.engine)
     monkeypatch.setattr(Subject, "vocabulary", lambda self: vocabulary)
-    monkeypatch.setattr(Subject, "model", lambda self: SimpleNamespace(dtype="torch.float32", device="cpu"))
+    monkeypatch.setattr(Subject, "engine", lambda self, batch_size=16: made.engine())
     run = runs.create(Recipe.model_validate({"name": "toy", "data": {"effort": "high"}}), "test")
     run.checkpoint(5).mkdir(parents=True)
     (tmp_path / "model").mkdir()
@@ -114,9 +109,18 @@ def test_options_reach_the_prompt_and_the_engine(world: World, ossia: Ossia, voc
     assert "developer" not in first
     assert "Reasoning: low" in second
     assert "# Instructions\n\nBe brief." in second
-    sampling = world.tuned.samplings[1]
-    assert (sampling.temperature, sampling.seed, sampling.max_new_tokens) == (0.5, 9, 77)
-    assert world.tuned.samplings[0].seed != 0
+    plain, request = world.tuned.requests
+    assert (request.sampling.temperature, request.seed, request.max_new_tokens) == (0.5, 9, 77)
+    assert (plain.sampling.temperature, plain.max_new_tokens) == (1.0, 4096)
+    assert plain.seed != 0
+
+
+def test_how_to_sample_comes_from_the_recipe_or_from_set(world: World, ossia: Ossia) -> None:
+    settings = ["chat.top_k=40", "chat.min_p=0.05", "chat.seed=3", "chat.temperature=0.7"]
+    ossia("chat", "last", "-q", "Hi", "--top-p", "0.8", *(part for one in settings for part in ("--set", one)))
+    (request,) = world.tuned.requests
+    assert request.sampling == Sampling(temperature=0.7, top_k=40, top_p=0.8, min_p=0.05)
+    assert request.seed == 3
 
 
 def test_the_base_answers_too_when_asked(world: World, ossia: Ossia) -> None:
@@ -169,14 +173,14 @@ def test_unknown_commands_are_not_said_to_the_model(world: World, ossia: Ossia) 
 def test_ctrl_c_stops_the_answer_and_not_the_program(world: World, ossia: Ossia, vocabulary: Vocabulary) -> None:
     whole, asked = said(vocabulary, "One two three"), []
 
-    def stream(prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        asked.append(vocabulary.decode(prompt))
+    def ids(request: Request) -> Iterator[int]:
+        asked.append(vocabulary.decode(request.prompt))
         if len(asked) == 1:
             yield from whole[:5]
             raise KeyboardInterrupt
         yield from whole
 
-    world.tuned.stream = stream  # type: ignore[method-assign]
+    world.tuned.ids = ids  # type: ignore[method-assign]
     code, out, err = ossia("chat", "last", typed=["Count.", "Again."])
     assert code == 0
     assert out.split() == ["One", "two", "One", "two", "three"]
@@ -220,11 +224,11 @@ def test_eval_prints_a_table_or_one_json_object(world: World, ossia: Ossia, tmp_
 
 
 def test_eval_interrupted_says_where_the_rest_is(world: World, ossia: Ossia) -> None:
-    def stream(prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    def ids(request: Request) -> Iterator[int]:
         raise KeyboardInterrupt
         yield 0
 
-    world.tuned.stream = stream  # type: ignore[method-assign]
+    world.tuned.ids = ids  # type: ignore[method-assign]
     code, _, err = ossia("eval", "last", "--data", HELDOUT, "--limit", "6")
     assert code == 130
     assert "interrupted after 0 of 6 questions" in err

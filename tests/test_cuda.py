@@ -10,8 +10,8 @@ import torch
 from ossia.adapters import apply as lora
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import MICRO, write_tiny
-from ossia.generate.engine import Sampling
-from ossia.generate.native import NativeEngine
+from ossia.generate.engine import Request
+from ossia.generate.native import SerialEngine
 from ossia.kernels.cuda import flash
 from ossia.kernels.reference.mxfp4 import dequantise
 from ossia.model.attention import attend
@@ -57,9 +57,9 @@ def test_loss_and_gradients_are_those_of_the_cpu(folder: Path) -> None:
 
 
 def test_generation_is_that_of_the_cpu(folder: Path) -> None:
-    wanted = Sampling(max_new_tokens=16, stop=frozenset())
+    asked = [Request(prompt=prompt, max_new_tokens=16, stop=frozenset()) for prompt in ((5, 6, 7), (8,) * 40)]
     said = {
-        device: NativeEngine(load_model(folder, dtype="float32", device=device)).batch([[5, 6, 7], [8] * 40], wanted)
+        device: SerialEngine(load_model(folder, dtype="float32", device=device)).complete(asked)
         for device in ("cpu", "cuda")
     }
     assert said["cpu"] == said["cuda"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from generate_fakes import Scripted, said
+from generate_fakes import Arms, Scripted, said
 from ossia import events, runs
 from ossia.adapters import apply as lora
 from ossia.checkpoint.layout import Shape
@@ -22,7 +24,7 @@ from ossia.evaluate.report import group_table, remarks, table
 from ossia.evaluate.runner import Report, choose, evaluate, new_file
 from ossia.evaluate.tasks import Question, questions
 from ossia.generate import subject as subjects
-from ossia.generate.engine import Completion, OnCompletion, Sampling
+from ossia.generate.engine import BASE_WEIGHTS, Completion, OnCompletion, Request, Sampling
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model.load import load_model
@@ -72,13 +74,18 @@ def run(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     checkpoint = made.checkpoint(10)
     checkpoint.mkdir(parents=True)
-    adapted = lora.attach(load_model(model_folder, dtype="float32", device="cpu"), rank=2, expert_rank=2)
+    base = load_model(model_folder, dtype="float32", device="cpu")
+    base.name_or_path = str(model_folder)
+    adapted = lora.attach(base, rank=2, expert_rank=2)
     torch.manual_seed(0)
     with torch.no_grad():
         for _, parameter in lora.trainable_parameters(adapted):
             parameter.normal_(0, 1.0)
     lora.save(adapted, checkpoint)
     return made
+
+
+ARMS = {"base": BASE_WEIGHTS, "tuned": None}
 
 
 def perfect(asked: Sequence[Question], vocabulary: Vocabulary) -> Scripted:
@@ -106,7 +113,7 @@ def test_before_and_after_are_counted_paired_and_grouped(
 ) -> None:
     report = report_of(asked, tmp_path / "evals")
     tuned, base, heard = perfect(asked, vocabulary), english_thinker(vocabulary), []
-    runner.ask(report, {"base": base, "tuned": tuned}, vocabulary, heard.append)
+    runner.ask(report, Arms(base, tuned), ARMS, vocabulary, heard.append)
     assert report.complete
     assert sum(heard) == 2 * len(asked)
     assert sorted(map(tuple, base.prompts)) == sorted(map(tuple, tuned.prompts)) == sorted(q.prompt for q in asked)
@@ -135,8 +142,8 @@ def test_the_file_holds_everything_and_no_second_run_overwrites_it(
     paths = set()
     for _ in range(2):
         report = report_of(asked, tmp_path / "evals", limit=9)
-        engines = {"base": english_thinker(vocabulary), "tuned": perfect(asked, vocabulary)}
-        runner.ask(report, engines, vocabulary)
+        engine = Arms(english_thinker(vocabulary), perfect(asked, vocabulary))
+        runner.ask(report, engine, ARMS, vocabulary)
         assert report.path is not None
         paths.add(report.path)
     assert len(list((tmp_path / "evals").iterdir())) == len(paths) == 2
@@ -165,17 +172,15 @@ def test_a_limit_draws_the_same_questions_for_the_same_seed(asked: list[Question
 
 def test_ctrl_c_keeps_the_answered_pairs(asked: list[Question], vocabulary: Vocabulary, tmp_path: Path) -> None:
     class Interrupted(Scripted):
-        def batch(
-            self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_progress: OnCompletion | None = None
-        ) -> list[Completion]:
+        def complete(self, requests: Sequence[Request], on_completion: OnCompletion | None = None) -> list[Completion]:
             if self.prompts:
-                super().batch(prompts[:3], sampling, on_progress)
+                super().complete(requests[:3], on_completion)
                 raise KeyboardInterrupt
-            return super().batch(prompts, sampling, on_progress)
+            return super().complete(requests, on_completion)
 
     report = report_of(asked, tmp_path / "evals")
     tuned = Interrupted(perfect(asked, vocabulary).script)
-    runner.ask(report, {"base": english_thinker(vocabulary), "tuned": tuned}, vocabulary)
+    runner.ask(report, Arms(english_thinker(vocabulary), tuned), ARMS, vocabulary)
     assert not report.complete
     assert len(report.asked) == runner.ROUND * 4 + 3
     assert report.path is not None
@@ -198,7 +203,7 @@ def test_the_tables_show_every_measure_and_every_group_and_the_remarks_the_lengt
     asked: list[Question], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     report = report_of(asked, tmp_path, limit=40, max_new_tokens=8)
-    runner.ask(report, {"base": english_thinker(vocabulary), "tuned": perfect(asked, vocabulary)}, vocabulary)
+    runner.ask(report, Arms(english_thinker(vocabulary), perfect(asked, vocabulary)), ARMS, vocabulary)
     columns, rows = table(report.summary())
     assert columns == ("measure", "n", "base", "tuned", "change")
     assert [row[0] for row in rows] == ["thought language", "answer", "answer language", "well-formed"]
@@ -212,7 +217,7 @@ def test_the_tables_show_every_measure_and_every_group_and_the_remarks_the_lengt
 
 
 def test_a_run_is_evaluated_against_its_own_base(run: runs.Run, conversations: list[Conversation]) -> None:
-    subject = subjects.find(run.id)
+    subject = subjects.open_subject(run.id)
     report = evaluate(subject, conversations[:3], data=["heldout.jsonl"])
     assert report.complete
     assert report.path is not None
@@ -233,25 +238,64 @@ def test_a_model_folder_is_evaluated_alone(
     run: runs.Run, model_folder: Path, conversations: list[Conversation]
 ) -> None:
     overrides = ["eval.max_new_tokens=4", "model.dtype=float32", "model.device=cpu"]
-    report = evaluate(subjects.find(str(model_folder), overrides=overrides), conversations[:3])
+    report = evaluate(subjects.open_subject(str(model_folder), overrides=overrides), conversations[:3])
     assert report.arms == ("model",)
     assert report.path is not None
     assert report.path.parent == runs.root() / "evals"
     columns, rows = table(report.summary())
     assert columns == ("measure", "n", "model")
     assert {len(row) for row in rows} == {3}
-    base = json.loads(evaluate(subjects.find(run.id), conversations[:3]).path.read_text())  # type: ignore[union-attr]
+    base = json.loads(evaluate(subjects.open_subject(run.id), conversations[:3]).path.read_text())  # type: ignore[union-attr]
     alone = json.loads(report.path.read_text())
     assert [q["model"]["ids"] for q in alone["questions"]] == [q["base"]["ids"] for q in base["questions"]]
-    assert subjects.find(run.id).system().effort == "low", "the run's recipe decides about the system message"
+    assert subjects.open_subject(run.id).system().effort == "low", "the run's recipe decides about the system message"
+
+
+def test_one_factory_opens_runs_checkpoints_adapters_and_models(
+    run: runs.Run, model_folder: Path, tmp_path: Path
+) -> None:
+    step = run.checkpoint(10)
+    by_run, by_folder = subjects.open_subject(run.id), subjects.open_subject(str(step))
+    assert (by_folder.run, by_folder.adapter) == (runs.Run(run.path.resolve()), step)
+    assert by_folder.recipe == by_run.recipe
+    assert by_folder.name == by_run.name
+    alone = tmp_path / "alone"
+    shutil.copytree(step, alone)
+    overrides = ["model.dtype=float32", "model.device=cpu"]
+    adapter = subjects.open_subject(str(alone), overrides=overrides)
+    assert (adapter.run, adapter.adapter, adapter.recipe.model.path) == (None, alone, str(model_folder))
+    model = subjects.open_subject(str(model_folder), overrides=overrides)
+    assert (model.run, model.adapter) == (None, None)
+    request = Request(prompt=(1, 2, 3), max_new_tokens=6, stop=frozenset())
+    said = [subject.engine().submit(request) for subject in (by_run, adapter, model)]
+    tuned, same, base = ([token.id for token in stream] for stream in said)
+    assert tuned == same
+    off = adapter.engine().complete([dataclasses.replace(request, adapter=BASE_WEIGHTS)])
+    assert list(off[0].ids) == base
+    with pytest.raises(UserError, match="no checkpoints"):
+        subjects.open_subject(str(alone), checkpoint=10)
+    (alone / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"(?s)which model.*model\.path"):
+        subjects.open_subject(str(alone))
+    named = subjects.open_subject(str(alone), overrides=[f"model.path={model_folder}"])
+    assert named.recipe.model.path == str(model_folder)
+
+
+def test_how_to_sample_comes_from_the_recipe(asked: list[Question], vocabulary: Vocabulary, tmp_path: Path) -> None:
+    report = report_of(asked, tmp_path, limit=8, temperature=0.9, top_k=5, top_p=0.8, min_p=0.01, max_new_tokens=7)
+    engine = perfect(asked, vocabulary)
+    runner.ask(report, Arms(english_thinker(vocabulary), engine), ARMS, vocabulary)
+    assert {request.sampling for request in engine.requests} == {Sampling(0.9, 5, 0.8, 0.01)}
+    assert {request.max_new_tokens for request in engine.requests} == {7}
+    assert len({(request.seed, request.number) for request in engine.requests}) == 8, "random numbers of their own"
 
 
 def test_subjects_that_do_not_exist_are_explained(run: runs.Run, model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run and no model 'nosuch'"):
-        subjects.find("nosuch")
+        subjects.open_subject("nosuch")
     with pytest.raises(UserError, match=r"(?s)step 7.*there are: 10"):
-        subjects.find(run.id, checkpoint=7)
+        subjects.open_subject(run.id, checkpoint=7)
     with pytest.raises(UserError, match="no checkpoints"):
-        subjects.find(str(model_folder), checkpoint=7)
-    assert subjects.find("last", checkpoint=10).checkpoint == run.checkpoint(10)
-    assert subjects.find(str(run.path)).name == f"{run.id} step-000010"
+        subjects.open_subject(str(model_folder), checkpoint=7)
+    assert subjects.open_subject("last", checkpoint=10).adapter == run.checkpoint(10)
+    assert subjects.open_subject(str(run.path)).name == f"{run.id} step-000010"

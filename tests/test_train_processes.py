@@ -32,8 +32,8 @@ from pathlib import Path
 sys.path.insert(0, os.environ["TESTS"])
 import torch
 from ossia import events, runs
-from ossia.generate.engine import Sampling
-from ossia.generate.native import NativeEngine
+from ossia.generate.engine import Request
+from ossia.generate.native import SerialEngine
 from ossia.train import supervised
 from ossia.train.distributed import leave
 from ossia.train.trainer import OssiaTrainer
@@ -50,8 +50,8 @@ class Observed(OssiaTrainer):
             packed = [p for p in model.parameters() if p.dtype == torch.uint8]
             seen["bytes"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in packed)
             seen["all_bytes"] = sum(p.numel() for p in packed)
-            sampling = Sampling(temperature=0.0, max_new_tokens=8)
-            seen["said"] = [done.ids for done in NativeEngine(self.model).batch([[5, 7, 9], [40, 42]], sampling)]
+            asked = [Request(prompt=prompt, max_new_tokens=8) for prompt in ((5, 7, 9), (40, 42))]
+            seen["said"] = [done.ids for done in SerialEngine(self.model).complete(asked)]
         if self.state.global_step == settings.get("poison_at") and self.args.process_index == 0:
             inputs["passes"][-1]["weights"] *= float("nan")
         return super().training_step(model, inputs, *rest)

@@ -293,6 +293,9 @@ class TrainSection(Section):
     sample_tokens: Annotated[int, Field(ge=1)] = 160
     """Longest sample in tokens."""
 
+    sample_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature of the samples; 0 takes the most likely token."""
+
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers that mirror the run's metrics. The run folder has them anyway."""
 
@@ -304,7 +307,26 @@ class TrainSection(Section):
         return math.ceil(round(math.ceil(examples / self.examples_per_step) * self.epochs, 6))
 
 
-class EvalSection(Section):
+class SamplingSection(Section):
+    """How an answer is generated."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Longest completion in tokens, thoughts included."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature; 0 takes the most likely token."""
+
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among this many most likely tokens. 0: no limit."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the most likely tokens that together hold this probability."""
+
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Sample among tokens with at least this share of the most likely token's probability."""
+
+
+class EvalSection(SamplingSection):
     """How `ossia eval` measures the tuned model against its base."""
 
     data: Sources = []
@@ -313,17 +335,24 @@ class EvalSection(Section):
     limit: Annotated[int, Field(ge=1)] | None = None
     """Most questions to ask. Not set: all."""
 
-    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Longest completion in tokens."""
-
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Sampling temperature; 0 takes the most likely token."""
-
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Questions answered together."""
 
     seed: int = 0
-    """Seeds the sampling when the temperature is not 0."""
+    """Chooses the questions where there is a limit, and seeds the sampling when the temperature is not 0."""
+
+
+class ChatSection(SamplingSection):
+    """How `ossia chat` answers."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longest turn in tokens, thoughts included."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Sampling temperature; 0 takes the most likely token. OpenAI recommends 1 for gpt-oss."""
+
+    seed: int | None = None
+    """Repeats a conversation. Not set: a new seed each time."""
 
 
 class Recipe(Section):
@@ -343,6 +372,7 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+    chat: ChatSection = ChatSection()
 
     @model_validator(mode="after")
     def _offload_needs_recompute(self) -> Recipe:

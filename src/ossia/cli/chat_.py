@@ -18,7 +18,7 @@ from ossia.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ossia.generate.engine import Sampling
+    from ossia.generate.engine import Request
     from ossia.generate.session import Piece, Session
     from ossia.generate.subject import Subject
 
@@ -62,8 +62,11 @@ def chat(
     ] = None,
     vs: Annotated[Against, typer.Option(help="`base`: the base model answers first.")] = Against.none,
     checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest turn in tokens, thoughts included.")] = 4096,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token each time.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest turn in tokens, thoughts included.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the most likely token each time.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample among tokens of this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a conversation. Default: a new one each time.")] = None,
     hide_thoughts: Annotated[bool, typer.Option("--hide-thoughts", help="Do not print the chain of thought.")] = False,
     set_: output.Set = None,
@@ -71,44 +74,46 @@ def chat(
     """Talk to a run's checkpoint or to a model. Thoughts are dim; when stdout is a pipe they go to stderr."""
     if question is None and not sys.stdin.isatty():
         raise UserError("chat needs a terminal to read from", do='--question "..." asks once and leaves')
-    from ossia.generate import subject as subjects
-    from ossia.generate.engine import Sampling
+    from ossia.generate.subject import open_subject, request_of
 
-    subject = subjects.find(who, checkpoint=checkpoint, overrides=set_ or ())
+    flags = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    overrides = [f"chat.{key}={value}" for key, value in flags.items() if value is not None]
+    subject = open_subject(who, checkpoint=checkpoint, overrides=[*(set_ or ()), *overrides])
     sessions = _sessions(subject, both=vs is Against.base)
     for session in sessions.values():
         session.set_instructions(system)
         if effort is not None:
             session.set_effort(effort.value)
-    seed = secrets.randbits(31) if seed is None else seed
-    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    settings = subject.recipe.chat
+    seed = next((given for given in (seed, settings.seed) if given is not None), secrets.randbits(31))
+    like = request_of(settings, seed)
     if question is not None:
-        if not _answer(question, sessions, sampling, hide_thoughts):
+        if not _answer(question, sessions, like, hide_thoughts):
             raise KeyboardInterrupt
         return
     output.err().print(f"{subject.name}, seed {seed}. /help lists the commands.", markup=False)
-    _loop(sessions, sampling, hide_thoughts)
-    output.next_step("ossia eval " + who if subject.run is None else "ossia export " + who)
+    _loop(sessions, like, hide_thoughts)
+    output.next_step("ossia eval " + who if subject.adapter is None else "ossia export " + who)
 
 
 def _sessions(subject: Subject, both: bool) -> dict[str, Session]:
     """One session per answerer; the name is empty when there is only one."""
-    if both and subject.run is None:
+    if both and subject.adapter is None:
         raise UserError("only a run can be compared with its base", where=subject.name, do="leave --vs base out")
-    from ossia.generate.native import NativeEngine
+    from ossia.generate.engine import BASE_WEIGHTS
     from ossia.generate.session import Session
 
     vocabulary = subject.vocabulary()
     with output.err().status("loading the model"):
-        model = subject.model()
-    sessions = {"": Session(NativeEngine(model), vocabulary, system=subject.system())}
+        engine = subject.engine()
+    sessions = {"": Session(engine, vocabulary, system=subject.system())}
     if both:
-        base = Session(NativeEngine(model, adapter=False), vocabulary, system=subject.system())
+        base = Session(engine, vocabulary, system=subject.system(), adapter=BASE_WEIGHTS)
         sessions = {"base": base, "tuned": sessions[""]}
     return sessions
 
 
-def _loop(sessions: dict[str, Session], sampling: Sampling, hide_thoughts: bool) -> None:
+def _loop(sessions: dict[str, Session], like: Request, hide_thoughts: bool) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (gives input() a history and editing keys)
     while True:
@@ -125,7 +130,7 @@ def _loop(sessions: dict[str, Session], sampling: Sampling, hide_thoughts: bool)
         if line.startswith("/"):
             _command(line, sessions)
         elif line:
-            _answer(line, sessions, sampling, hide_thoughts)
+            _answer(line, sessions, like, hide_thoughts)
 
 
 def _command(line: str, sessions: dict[str, Session]) -> None:
@@ -153,13 +158,13 @@ def _command(line: str, sessions: dict[str, Session]) -> None:
         remarks.print(f"there is no command {word}; {f'did you mean {close}?' if close else '/help'}", markup=False)
 
 
-def _answer(text: str, sessions: dict[str, Session], sampling: Sampling, hide_thoughts: bool) -> bool:
+def _answer(text: str, sessions: dict[str, Session], like: Request, hide_thoughts: bool) -> bool:
     """Print every session's turn as it comes. Returns False when Ctrl-C stopped it."""
     for name, session in sessions.items():
         printer = _Printer(hide_thoughts)
         if name:
             printer.out.print(f"[bold]{name}[/bold]")
-        pieces = session.say(text, sampling)
+        pieces = session.say(text, like)
         try:
             for piece in pieces:
                 printer.show(piece)

@@ -42,7 +42,7 @@ def evaluate(
     from ossia.generate import subject as subjects
 
     overrides = [*(set_ or []), *([f"eval.limit={limit}"] if limit else [])]
-    subject = subjects.find(run, checkpoint=checkpoint, overrides=overrides)
+    subject = subjects.open_subject(run, checkpoint=checkpoint, overrides=overrides)
     files = data or subject.recipe.eval.data
     if not files:
         raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
@@ -51,7 +51,7 @@ def evaluate(
         output.err().print(
             f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them", markup=False
         )
-    arms = 2 if subject.run is not None and vs is Against.base else 1
+    arms = 2 if subject.adapter is not None and vs is Against.base else 1
     count = min(subject.recipe.eval.limit or len(loaded.conversations), len(loaded.conversations))
     output.err().print(
         f"{subject.name}: {count} questions{', each also to the base' if arms == 2 else ''}", markup=False
@@ -74,4 +74,4 @@ def evaluate(
     if not report.complete:
         output.err().print(f"interrupted after {summary.questions} of {len(report.questions)} questions", markup=False)
         raise typer.Exit(130)
-    output.next_step(f"ossia chat {run}" if subject.run is None else f"ossia chat {run} --vs base")
+    output.next_step(f"ossia chat {run}" if subject.adapter is None else f"ossia chat {run} --vs base")

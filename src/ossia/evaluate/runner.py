@@ -22,8 +22,8 @@ from ossia.errors import UserError
 from ossia.evaluate.language import code
 from ossia.evaluate.report import Summary, summarise
 from ossia.evaluate.tasks import Answer, Question, languages, questions, read
-from ossia.generate.engine import Completion, Engine, Sampling
-from ossia.generate.subject import Subject
+from ossia.generate.engine import BASE_WEIGHTS, Completion, Engine
+from ossia.generate.subject import Subject, request_of
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
@@ -85,32 +85,28 @@ def evaluate(
     Raises:
         UserError: there is no question, or one names a language that cannot be judged; see also `Subject.model`.
     """
-    from ossia.generate.native import NativeEngine
-
     settings, run, vocabulary = subject.recipe.eval, subject.run, subject.vocabulary()
     order = choose(questions(conversations, vocabulary), settings)
-    model = subject.model()
-    engines: dict[str, Engine] = {MODEL: NativeEngine(model, batch_size=settings.batch_size)}
-    if run is not None:
-        base = {BASE: NativeEngine(model, batch_size=settings.batch_size, adapter=False)} if vs_base else {}
-        engines = {**base, TUNED: engines[MODEL]}
+    engine = subject.engine(batch_size=settings.batch_size)
+    arms: dict[str, str | None] = {MODEL: None}
+    if subject.adapter is not None:
+        arms = {BASE: BASE_WEIGHTS, TUNED: None} if vs_base else {TUNED: None}
     report = Report(
         subject=subject.name,
-        arms=tuple(engines),
+        arms=tuple(arms),
         questions=order,
         settings=settings,
         details={
             "model": subject.recipe.model.path,
             "run": run.id if run else None,
-            "checkpoint": str(subject.checkpoint) if subject.checkpoint else None,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
+            "checkpoint": str(subject.adapter) if subject.adapter else None,
+            **engine.description(),
             "data": list(data),
             "environment": runs.environment("eval"),
         },
         path=new_file((run.path if run else runs.root()) / "evals"),
     )
-    ask(report, engines, vocabulary, on_progress)
+    ask(report, engine, arms, vocabulary, on_progress)
     if run is not None and report.asked:
         run.log().write(events.Evaluated(path=str(report.path), summary=report.summary().brief()))
     return report
@@ -131,17 +127,23 @@ def choose(everything: Sequence[Question], settings: EvalSection) -> list[Questi
 
 
 def ask(
-    report: Report, engines: Mapping[str, Engine], vocabulary: Vocabulary, on_progress: OnAnswers | None = None
+    report: Report,
+    engine: Engine,
+    arms: Mapping[str, str | None],
+    vocabulary: Vocabulary,
+    on_progress: OnAnswers | None = None,
 ) -> None:
-    """Fill `report.answers` with each engine's answers, saving after each round and when interrupted by Ctrl-C."""
+    """Fill `report.answers` with each arm's answers, saving after each round and when interrupted by Ctrl-C.
+
+    `arms` maps the name of each arm to the adapter that answers (`Request.adapter`).
+    """
     settings, began = report.settings, time.monotonic()
-    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens)
     among = languages(report.questions)
     size = ROUND * settings.batch_size
     try:
         for start in range(0, len(report.questions), size):
             part = report.questions[start : start + size]
-            for arm, engine in engines.items():
+            for arm, adapter in arms.items():
                 given = report.answers.setdefault(arm, {})
 
                 def hear(
@@ -155,7 +157,9 @@ def ask(
                         on_progress(1)
 
                 # Prompts of different rounds must not share their random streams.
-                engine.batch([q.prompt for q in part], replace(sampling, seed=settings.seed + start), hear)
+                like = replace(request_of(settings, settings.seed + start), adapter=adapter)
+                requests = [replace(like, prompt=q.prompt, number=number) for number, q in enumerate(part)]
+                engine.complete(requests, hear)
             report.seconds = time.monotonic() - began
             save(report, vocabulary)
     except KeyboardInterrupt:

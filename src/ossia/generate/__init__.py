@@ -1,1 +1,13 @@
-"""From a prompt to a completion: engines behind one protocol, and conversations held with them."""
+"""Generation: whoever answers, behind one protocol of token ids.
+
+engine    requests, token streams, completions and the protocol of engines
+sampling  the choice of the next token
+native    the engine in this process
+subject   a run, checkpoint, adapter or model by its reference, and the engine for it
+session   a conversation with an engine
+
+    from ossia.generate.subject import open_subject
+    engine = open_subject("last").engine()
+
+No torch is imported here.
+"""

@@ -1,13 +1,14 @@
-"""The engine in this process: an Ossia model, with or without its adapter, and transformers' `generate`.
+"""The engine in this process: an Ossia model, with or without its adapter, one request or one batch after the other.
 
-A batch goes through `generate` in parts of similar length, padded on the left. A stream is its own short loop of a
-prefill and single steps, so that nothing runs on in a thread when the reader stops reading. Both ask only for the
-logits of the last position: [B, 201088] and never [B, T, 201088].
+Whole completions go through transformers' `generate` in batches of similar length, padded on the left. A stream is its
+own short loop of a prefill and single steps, so that nothing runs on in a thread when the reader stops reading. Both
+ask only for the logits of the last position: [B, 201088] and never [B, T, 201088].
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,94 +18,115 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ossia.errors import DoesNotFitError
-from ossia.generate.engine import Completion, OnCompletion, Sampling, completion
+from ossia.generate.engine import BASE_WEIGHTS, Completion, Finish, OnCompletion, Request, Token, completion
 from ossia.generate.sampling import Sampler
 from ossia.harmony.tokenizer.vocabulary import ENDOFTEXT
 
 
-class NativeEngine:
+class SerialEngine:
     """Generates with a model in memory. A model in training mode is put back into it after each call."""
 
-    def __init__(self, model: Any, *, batch_size: int = 16, adapter: bool = True) -> None:
+    def __init__(self, model: Any, *, batch_size: int = 16) -> None:
         """
         Args:
-            model: an `OssiaForCausalLM` or a `PeftModel` around it.
-            batch_size: most prompts answered together.
-            adapter: False answers with the base weights alone, the adapter switched off for the time of each call. Two
-                engines over one model so compare before and after on the same bytes.
+            model: an `OssiaForCausalLM` or a `PeftModel` around it. Requests for `BASE_WEIGHTS` are answered with the
+                adapter switched off for the time of each call: before and after compare on the same bytes.
+            batch_size: most requests answered together by `complete`.
         """
-        self.model, self.batch_size, self.adapter = model, batch_size, adapter
+        self.model, self.batch_size = model, batch_size
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Yield the ids of one completion as they are made."""
-        cache = DynamicCache(config=self.model.config)
-        sampler = Sampler(sampling, [0])
-        ids = list(prompt)
-        for _ in range(sampling.max_new_tokens):
-            token = self._step(ids, cache, sampler)
-            yield token
-            if token in sampling.stop:
-                return
-            ids = [token]
+    def submit(self, request: Request) -> NativeStream:
+        """Return the stream of one completion; each token is computed when it is asked for.
 
-    def batch(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, on_progress: OnCompletion | None = None
-    ) -> list[Completion]:
-        """Continue many prompts; `on_progress` hears of each part of `batch_size` prompts when it is done."""
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        Raises:
+            ValueError: the prompt is empty, or no adapter has the request's name.
+        """
+        self._check(request)
+        return NativeStream(self, request)
+
+    def complete(self, requests: Sequence[Request], on_completion: OnCompletion | None = None) -> list[Completion]:
+        """Answer many requests; `on_completion` is called for each batch of up to `batch_size` when it is done.
+
+        Raises:
+            ValueError: a prompt is empty, or no adapter has a request's name.
+        """
+        for request in requests:
+            self._check(request)
         done: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            for index, made in zip(part, self._generate(part, [prompts[i] for i in part], sampling), strict=True):
+        for part in self._batches(requests):
+            for index, made in zip(part, self._generate([requests[i] for i in part]), strict=True):
                 done[index] = made
-                if on_progress is not None:
-                    on_progress(index, made)
-        return [done[index] for index in range(len(prompts))]
+                if on_completion is not None:
+                    on_completion(index, made)
+        return [done[index] for index in range(len(requests))]
 
-    def _step(self, ids: list[int], cache: DynamicCache, sampler: Sampler) -> int:
-        # The contexts are entered for each step: around a `yield` they would leak into whoever reads the stream.
-        with torch.no_grad(), self._ready():
-            input_ids = torch.tensor([ids], device=self.model.device)
-            out = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            return int(sampler(out.logits[:, -1]))
+    def description(self) -> dict[str, Any]:
+        """Return the dtype of what is not packed, and the device."""
+        return {"dtype": str(self.model.dtype).removeprefix("torch."), "device": str(self.model.device)}
 
-    def _generate(self, rows: list[int], prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Completion]:
-        longest = max(map(len, prompts))
+    def _check(self, request: Request) -> None:
+        if not request.prompt:
+            raise ValueError("the prompt of a request is empty")
+        known = {None, BASE_WEIGHTS, *(self.model.peft_config if isinstance(self.model, PeftModel) else ())}
+        if request.adapter not in known:
+            names = ", ".join(sorted(name for name in known if name))
+            raise ValueError(f"there is no adapter {request.adapter!r}; there are: {names}")
+
+    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Indices of requests that `generate` can answer together, similar lengths together."""
+
+        def settings(index: int) -> tuple[Any, ...]:
+            request = requests[index]
+            return request.adapter or "", request.max_new_tokens, sorted(request.stop), repr(request.sampling)
+
+        order = sorted(range(len(requests)), key=lambda index: (settings(index), len(requests[index].prompt)))
+        for _, group in itertools.groupby(order, settings):
+            alike = list(group)
+            yield from (alike[start : start + self.batch_size] for start in range(0, len(alike), self.batch_size))
+
+    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
+        longest, first = max(len(request.prompt) for request in requests), requests[0]
         pad = self._padding()
-        ids_BT = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+        ids_BT = torch.full((len(requests), longest), pad, dtype=torch.int64)
         mask_BT = torch.zeros_like(ids_BT)
-        for row, prompt in enumerate(prompts):
-            ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_BT[row, longest - len(prompt) :] = 1
+        for row, request in enumerate(requests):
+            ids_BT[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
+            mask_BT[row, longest - len(request.prompt) :] = 1
         config = GenerationConfig(
             do_sample=False,  # the logits processor has chosen; greedy search takes what it left
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(sampling.stop),
+            max_new_tokens=first.max_new_tokens,
+            eos_token_id=sorted(first.stop),
             pad_token_id=pad,
             use_cache=True,
         )
-        chooser = [] if sampling.temperature == 0 else [_Choose(Sampler(sampling, rows))]
-        with self._ready():
+        sampler = Sampler(requests)
+        with self.ready(first.adapter):
             out_BT = self.model.generate(
                 input_ids=ids_BT.to(self.model.device),
                 attention_mask=mask_BT.to(self.model.device),
                 generation_config=config,
-                logits_processor=LogitsProcessorList(chooser),
+                logits_processor=LogitsProcessorList([] if sampler.is_plain else [_Choose(sampler)]),
             )
-        return [completion(row, sampling.stop) for row in out_BT[:, longest:].tolist()]
+        rows = zip(out_BT[:, longest:].tolist(), sampler.tokens, strict=True)
+        return [completion(row, first.stop, tokens) for row, tokens in rows]
 
     def _padding(self) -> int:
         # Only its embedding is looked up; masks keep it out. Reduced vocabularies do not have the published id.
         return ENDOFTEXT if self.model.config.vocab_size > ENDOFTEXT else 0
 
     @contextlib.contextmanager
-    def _ready(self) -> Iterator[None]:
-        """Evaluation mode, the adapter off if asked for, and a readable error when the GPU is full."""
-        training, off = self.model.training, isinstance(self.model, PeftModel) and not self.adapter
+    def ready(self, adapter: str | None) -> Iterator[None]:
+        """Evaluation mode, the adapter of a request active, and a readable error when the GPU is full."""
+        training, tuned = self.model.training, isinstance(self.model, PeftModel)
+        before = self.model.active_adapter if tuned else None
+        off, other = tuned and adapter == BASE_WEIGHTS, tuned and adapter not in (None, BASE_WEIGHTS, before)
         # PEFT makes adapters trainable when it switches them on again; what was frozen before is frozen afterwards.
-        frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad] if off else []
+        changed = list(self.model.parameters()) if off or other else []
+        frozen = [parameter for parameter in changed if not parameter.requires_grad]
         if training:
             self.model.eval()
+        if other:
+            self.model.set_adapter(adapter)
         try:
             with self.model.disable_adapter() if off else contextlib.nullcontext():
                 yield
@@ -113,10 +135,48 @@ class NativeEngine:
                 "the GPU has not enough memory to generate", do="--set eval.batch_size=1, or fewer new tokens"
             ) from None
         finally:
+            if other:
+                self.model.set_adapter(before)
             for parameter in frozen:
                 parameter.requires_grad_(False)
             if training:
                 self.model.train()
+
+
+class NativeStream:
+    """The tokens of one completion, computed as they are read."""
+
+    def __init__(self, engine: SerialEngine, request: Request) -> None:
+        self.finish: Finish | None = None
+        """Why the completion ended; None while it has not."""
+        self._engine, self._request = engine, request
+        self._tokens = self._made()
+
+    def __iter__(self) -> Iterator[Token]:
+        return self._tokens
+
+    def cancel(self) -> None:
+        """End the completion: no further token is computed. May be called from another thread."""
+        self.finish = self.finish or "cancelled"
+
+    def _made(self) -> Iterator[Token]:
+        request, model = self._request, self._engine.model
+        cache, sampler = DynamicCache(config=model.config), Sampler([request])
+        ids = list(request.prompt)
+        for count in range(1, request.max_new_tokens + 1):
+            if self.finish is not None:
+                return
+            # The contexts are entered for each step: around a `yield` they would leak into whoever reads the stream.
+            with torch.no_grad(), self._engine.ready(request.adapter):
+                input_ids = torch.tensor([ids], device=model.device)
+                out = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                token = int(sampler(out.logits[:, -1]))
+            if token in request.stop:
+                self.finish = "stop"
+            elif count == request.max_new_tokens:
+                self.finish = self.finish or "length"
+            yield sampler.tokens[0][-1] if request.logprobs is not None else Token(token)
+            ids = [token]
 
 
 class _Choose(LogitsProcessor):

@@ -10,20 +10,20 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ossia.generate.engine import Engine, Finish, Sampling
+from ossia.generate.engine import Engine, Finish, Request
 from ossia.harmony.conversation import Conversation, Effort, Message, SystemSettings, user
 from ossia.harmony.parse import Delta, ParsedMessage, Parser
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
-Kind = Literal["thought", "preamble", "call", "answer"]
+PieceKind = Literal["thought", "preamble", "call", "answer"]
 
 
 @dataclass(frozen=True)
 class Piece:
     """A piece of text as it arrives. `recipient`: of a call. `first`: a new message begins with it."""
 
-    kind: Kind
+    kind: PieceKind
     text: str
     first: bool
     recipient: str | None = None
@@ -49,11 +49,13 @@ class Session:
         *,
         system: SystemSettings | None = None,
         instructions: str | None = None,
+        adapter: str | None = None,
     ) -> None:
+        """`adapter`: which of the engine's adapters answers, see `Request.adapter`."""
         self.conversation = Conversation((), system or SystemSettings(), instructions)
         self.reply: Reply | None = None
         """The last turn."""
-        self._engine, self._vocabulary, self._turn = engine, vocabulary, 0
+        self._engine, self._vocabulary, self._adapter, self._turn = engine, vocabulary, adapter, 0
 
     def restart(self) -> None:
         """Forget what was said; the system message and the instructions stay."""
@@ -67,8 +69,8 @@ class Session:
         """Set the developer message, which stands before everything that was said. None: no such message."""
         self.conversation = replace(self.conversation, instructions=text)
 
-    def say(self, text: str, sampling: Sampling) -> Generator[Piece, None, None]:
-        """Yield the model's turn as it is made.
+    def say(self, text: str, like: Request) -> Generator[Piece, None, None]:
+        """Yield the model's turn as it is made. `like`: the request of a turn, without its prompt.
 
         A turn that came to an answer or to a call joins the history, also when the reader stops early (closes the
         iterator) in the middle of the answer; so does a turn that ended with a preamble, which is how the parser reads
@@ -78,29 +80,31 @@ class Session:
         prompt = render_prompt(replace(self.conversation, messages=asked), self._vocabulary)
         parser, tokens = Parser(self._vocabulary), 0
         finish: Finish | None = None
-        sampling = replace(sampling, seed=sampling.seed + self._turn)  # the same words may get another answer next time
+        # The seed moves on, so that the same words may get another answer next time.
+        request = replace(like, prompt=tuple(prompt), seed=like.seed + self._turn, adapter=self._adapter)
         self._turn += 1
         begun: set[int] = set()
+        stream = self._engine.submit(request)
         try:
-            for token in self._engine.stream(prompt, sampling):
+            for token in stream:
                 tokens += 1
-                yield from _pieces(parser, parser.push(token), begun)
-                finish = "stop" if token in sampling.stop else None
-            finish = finish or "length"
+                yield from _pieces(parser, parser.push(token.id), begun)
+            finish = stream.finish
             yield from _pieces(parser, parser.finish(), begun)
         finally:
+            stream.cancel()
             parser.finish()
             # Only what the reader has seen: finishing may have made a message of half a header.
             seen = (parser.messages[index] for index in sorted(begun))
             said = tuple(m.to_message() for m in seen if m.role == "assistant" and m.content)
-            kinds = {kind_of(message) for message in said}
+            kinds = {piece_kind(message) for message in said}
             kept = bool(kinds & {"answer", "call"}) or (finish == "stop" and "preamble" in kinds)
             self.reply = Reply(tuple(parser.messages), tokens, finish, kept)
             if kept:
                 self.conversation = replace(self.conversation, messages=asked + said)
 
 
-def kind_of(message: ParsedMessage | Message) -> Kind:
+def piece_kind(message: ParsedMessage | Message) -> PieceKind:
     """What a message of the model is to a reader."""
     if message.recipient is not None:
         return "call"
@@ -114,4 +118,4 @@ def _pieces(parser: Parser, deltas: list[Delta], begun: set[int]) -> Iterator[Pi
         message = parser.messages[delta.message]
         first = delta.message not in begun
         begun.add(delta.message)
-        yield Piece(kind_of(message), delta.text, first, message.recipient)
+        yield Piece(piece_kind(message), delta.text, first, message.recipient)

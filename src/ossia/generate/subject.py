@@ -1,11 +1,12 @@
-"""Who answers: a run's checkpoint, or a model folder as it is. Evaluation and chat take either by the same name.
+"""Who answers: a run's checkpoint, an adapter on its base, or a model as it is, opened by one reference.
 
-The recipe of the run decides about the base weights, the compute type and the system message, so that questions are
-rendered exactly as in training. A model folder has no recipe and gets the defaults.
+The recipe of the run decides about the base weights, the compute dtype and the system message, so that questions are
+rendered exactly as in training. Adapter and model folders have no recipe and get the defaults.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,39 +15,50 @@ from typing import Any
 from ossia import recipes, runs
 from ossia.checkpoint import locate
 from ossia.checkpoint.reader import with_weights
-from ossia.config import Recipe
+from ossia.config import Recipe, SamplingSection
 from ossia.errors import UserError
+from ossia.generate.engine import Engine, Request, Sampling
 from ossia.harmony.conversation import SystemSettings
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.recipes import examples
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class Subject:
-    """`run` and `checkpoint` (a folder with an adapter) are None for a model folder."""
+    """What a reference stands for. Nothing is loaded until `engine` or `model` is called.
+
+    `adapter` is the folder of the adapter on the base `recipe.model`; None for a model as it is. `run` is the run that
+    the adapter belongs to; None for an adapter folder and for a model.
+    """
 
     recipe: Recipe
     run: runs.Run | None = None
-    checkpoint: Path | None = None
+    adapter: Path | None = None
 
     @property
     def name(self) -> str:
-        """For people: the run and its checkpoint, or the model."""
-        if self.run is None or self.checkpoint is None:
+        """For people: the run and its checkpoint, the adapter's folder, or the model."""
+        if self.adapter is None:
             return self.recipe.model.path
-        return f"{self.run.id} {self.checkpoint.name}"
+        return f"{self.run.id} {self.adapter.name}" if self.run is not None else str(self.adapter)
 
     def system(self) -> SystemSettings:
-        """The system message of the recipe."""
+        """Return the system message of the recipe."""
         data = self.recipe.data
         return SystemSettings(identity=data.identity, date=data.date, effort=data.effort)
 
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer of the base model. Raises UserError if there is no such model."""
+        """Return the tokenizer of the base model.
+
+        Raises:
+            UserError: there is no such model.
+        """
         return locate.vocabulary(self.recipe.model.path)
 
     def model(self) -> Any:
-        """Return the model (a `PeftModel` if there is a checkpoint) in evaluation mode.
+        """Return the model (a `PeftModel` if there is an adapter) in evaluation mode.
 
         Raises:
             UserError: no such model, or an incomplete one; not an adapter of this model.
@@ -54,30 +66,54 @@ class Subject:
         from ossia.model import load
 
         section = self.recipe.model
-        model = load.load_model(load.locate(section.path), dtype=section.dtype, device=section.device)
-        if self.checkpoint is None:
+        model = load.load_model(locate.locate(section.path), dtype=section.dtype, device=section.device)
+        if self.adapter is None:
             return model
         from ossia.adapters import apply as lora
 
-        return lora.load(model, self.checkpoint).eval()
+        return lora.load(model, self.adapter).eval()
+
+    def engine(self, *, batch_size: int = 16) -> Engine:
+        """Load the model and return the engine that answers with it; `batch_size`: most requests answered together.
+
+        Raises:
+            UserError: as `model`.
+        """
+        from ossia.generate.native import SerialEngine
+
+        return SerialEngine(self.model(), batch_size=batch_size)
 
 
-def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[str] = ()) -> Subject:
-    """Resolve a run (folder, id, part of an id, `last`) or a model (folder, name of a fetched one, `example:...`).
+def request_of(section: SamplingSection, seed: int) -> Request:
+    """Return the request that a recipe's section describes, without a prompt."""
+    sampling = Sampling(section.temperature, section.top_k, section.top_p, section.min_p)
+    return Request(sampling=sampling, max_new_tokens=section.max_new_tokens, seed=seed)
+
+
+def open_subject(reference: str, *, checkpoint: int | None = None, overrides: Iterable[str] = ()) -> Subject:
+    """Find what a reference stands for: a run, a checkpoint, an adapter or a model.
 
     Args:
-        checkpoint: the step; by default the run's best checkpoint.
+        reference: a run (folder, id, part of an id, `last`), the folder of a checkpoint in a run, the folder of an
+            adapter in PEFT's layout, a model's folder, the name of a fetched model, or `example:...`.
+        checkpoint: the step; by default the run's best checkpoint. Only for runs.
         overrides: `section.key=value`, on top of the run's recipe or of the defaults.
 
     Raises:
-        UserError: there is neither such a run nor such a model, or the run has no such checkpoint.
+        UserError: nothing matches, or the run has no such checkpoint.
     """
     if _is_model(reference):
-        if checkpoint is not None:
-            raise UserError("a model folder has no checkpoints", where=reference, do="leave --checkpoint out")
-        recipe = recipes.parse("", where="defaults", overrides=overrides)
-        model = recipe.model.model_copy(update={"path": reference})
-        return Subject(recipe.model_copy(update={"model": model}))
+        _refuse_step(checkpoint, "a model folder", reference)
+        return Subject(_defaults(reference, overrides))
+    folder = Path(reference)
+    if (folder / ADAPTER_CONFIG).is_file():
+        _refuse_step(checkpoint, "the folder of an adapter", reference)
+        run = runs.Run(folder.resolve().parent.parent)
+        if folder.resolve().parent.name == "checkpoints" and (run.path / "recipe.yaml").is_file():
+            return Subject(recipes.load(str(run.path / "recipe.yaml"), overrides), run, folder)
+        given = list(overrides)
+        named = any(override.partition("=")[0].strip() == "model.path" for override in given)
+        return Subject(_defaults(None if named else _base_of(folder), given), None, folder)
     try:
         run = runs.find(reference)
     except UserError as error:
@@ -90,6 +126,30 @@ def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[s
         there = ", ".join(map(str, run.steps())) or "none"
         raise UserError(f"there is no checkpoint of step {checkpoint}", where=str(run.path), why=f"there are: {there}")
     return Subject(recipe, run, run.checkpoint(checkpoint))
+
+
+def _refuse_step(checkpoint: int | None, what: str, reference: str) -> None:
+    if checkpoint is not None:
+        raise UserError(f"{what} has no checkpoints", where=reference, do="leave --checkpoint out")
+
+
+def _defaults(model: str | None, overrides: Iterable[str]) -> Recipe:
+    """The default recipe on a model; None: overrides name it."""
+    values = {} if model is None else {"model": {"path": model}}
+    return recipes.parse(json.dumps(values), where="defaults", overrides=overrides)
+
+
+def _base_of(adapter: Path) -> str:
+    """The model that an adapter says it was trained on."""
+    try:
+        found = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if not found:
+        raise UserError(
+            "the adapter does not say which model it belongs to", where=str(adapter), do="--set model.path=MODEL"
+        )
+    return str(found)
 
 
 def _is_model(reference: str) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
-from ossia.generate.engine import Sampling
-from ossia.generate.native import NativeEngine
+from ossia.generate.engine import Request
+from ossia.generate.native import SerialEngine
 from ossia.harmony.parse import parse
 from ossia.runs import Run
 from ossia.train.distributed import is_main
@@ -97,20 +98,21 @@ class Reporter(TrainerCallback):
 
 
 class Sampler(TrainerCallback):
-    """Answers a few validation prompts after each evaluation, greedily, so that one can watch the model change."""
+    """Answers a few validation prompts after each evaluation, so that one can watch the model change."""
 
-    def __init__(self, examples: Sequence[Trainable], vocabulary: Vocabulary, tokens: int, emit: Watch) -> None:
-        self.examples, self.vocabulary, self.tokens, self.emit = examples, vocabulary, tokens, emit
+    def __init__(self, examples: Sequence[Trainable], vocabulary: Vocabulary, like: Request, emit: Watch) -> None:
+        """`like`: the request of a sample, without its prompt."""
+        self.examples, self.vocabulary, self.like, self.emit = examples, vocabulary, like, emit
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
     ) -> None:
-        # A sharded model needs all processes; being greedy, all say the same, and the main one writes it down.
+        # A sharded model needs all processes; with one seed all say the same, and the main one writes it down.
         if not self.examples or not (state.is_world_process_zero or is_sharded(model)):
             return
-        engine = NativeEngine(model)
         prompts = [prompt_of(example) for example in self.examples]
-        completions = engine.batch(prompts, Sampling(temperature=0.0, max_new_tokens=self.tokens))
+        requests = [replace(self.like, prompt=tuple(prompt), number=n) for n, prompt in enumerate(prompts)]
+        completions = SerialEngine(model).complete(requests)
         for example, prompt, completion in zip(self.examples, prompts, completions, strict=True):
             said = self._channels(completion.ids)
             wanted = self._channels(example.ids[len(prompt) :])

@@ -27,6 +27,7 @@ from ossia.checkpoint.locate import tokenizer_folder
 from ossia.checkpoint.reader import weights_digest
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
+from ossia.generate.engine import Request, Sampling
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model import attention
 from ossia.model.load import load_model, locate
@@ -229,9 +230,9 @@ def _trainer(
     callbacks: list[Any] = [reporter, interruption, health]
     if recipe.train.samples and validation:
         vocabulary = Vocabulary.load(tokenizer_folder(folder))
-        callbacks.append(
-            Sampler(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
-        )
+        sampling = Sampling(temperature=recipe.train.sample_temperature)
+        like = Request(sampling=sampling, max_new_tokens=recipe.train.sample_tokens, seed=recipe.train.seed)
+        callbacks.append(Sampler(validation[: recipe.train.samples], vocabulary, like, reporter.emit))
     arguments = _arguments(recipe, run, len(examples), bool(validation))
     twin = None
     if recipe.train.sharding == "fsdp":
