@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import fuzz_examples
 import harmony_samples as samples
 from ossia.data import DataSettings, Example, examples_of, statistics
 from ossia.data.examples import kinds_of, rejected_example, render, turns_of
 from ossia.harmony import conversation as c
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
+from prove import examples as fuzz_examples
 
 ROOMY = DataSettings(max_tokens=100_000)
 

@@ -1,6 +1,6 @@
 """The parser: openai-harmony's strict parser on well-formed streams, no text lost and no thought shown on all others.
 
-Fuzzing and its judge are in fuzz_parser.py, malformed streams of the real world in corpus/malformed_streams.jsonl.
+Fuzzing and its judge are in prove/parser.py, malformed streams of the real world in corpus/malformed_streams.jsonl.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fuzz_parser as fuzz
 import harmony_samples as samples
 from ossia.harmony.conversation import Message
 from ossia.harmony.header import Header, read_header
@@ -26,6 +25,7 @@ from ossia.harmony.parse import CONTROL, Parser, parse, parse_text
 from ossia.harmony.parsed import Delta, ParsedMessage
 from ossia.harmony.render import render_messages
 from ossia.harmony.tokenizer.vocabulary import CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from prove import parser as fuzz
 
 CORPUS = [
     json.loads(line)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-import harmony_fuzz
 import harmony_samples as samples
 import oss_harmony_judge
 from ossia.errors import UserError
@@ -15,6 +14,7 @@ from ossia.harmony import conversation as c
 from ossia.harmony.builtin import BROWSER, PYTHON, builtin_namespaces
 from ossia.harmony.render import message_parts, render_conversation, render_messages, render_prompt
 from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from prove import harmony as harmony_fuzz
 
 
 @pytest.fixture(scope="module")
