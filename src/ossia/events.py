@@ -13,7 +13,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,10 +162,53 @@ class Exported(Event):
     target: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """How far a piece of work is. For whoever watches; it is not written to a run's events."""
+
+    kind: ClassVar[str] = "progress"
+    title: str
+    """Names the work; the same for all events of one piece of work."""
+    done: float
+    total: float | None = None
+    """None: not known."""
+    unit: str = ""
+    """What is counted, such as MB; empty for plain counts."""
+    finished: bool = False
+    """The last event of this piece of work."""
+
+
+OnEvent = Callable[[Event], None]
+"""Called with each event as it happens."""
+
+
+def ignore(event: Event) -> None:
+    """Do nothing with an event."""
+
+
 KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (Started, Resumed, Step, Validation, Sample, Routing, Checkpoint, Note, Finished, Evaluated, Exported)
 }
+
+
+@contextmanager
+def counting(
+    on_event: OnEvent, title: str, total: float | None = None, unit: str = ""
+) -> Iterator[Callable[[float], None]]:
+    """Yield a function that is called with units done since its last call and reports the sum as `Progress`."""
+    done = 0.0
+
+    def advance(units: float) -> None:
+        nonlocal done
+        done += units
+        on_event(Progress(title=title, done=done, total=total, unit=unit))
+
+    on_event(Progress(title=title, done=0, total=total, unit=unit))
+    try:
+        yield advance
+    finally:
+        on_event(Progress(title=title, done=done, total=total, unit=unit, finished=True))
 
 
 class EventLog:

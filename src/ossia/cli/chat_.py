@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
+from ossia.config import Effort
 from ossia.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from ossia.generate.engine import Request
     from ossia.generate.session import Piece, Session
-    from ossia.generate.subject import Subject
 
 app = verb("Talk to a model or a run in the terminal.")
 
@@ -33,14 +32,6 @@ COMMANDS = {
     "/help": "this list",
     "/quit": "leave (or Ctrl-D)",
 }
-
-
-class Effort(StrEnum):
-    """How long to think."""
-
-    low = "low"
-    medium = "medium"
-    high = "high"
 
 
 class Against(StrEnum):
@@ -74,43 +65,23 @@ def chat(
     """Talk to a run's checkpoint or to a model. Thoughts are dim; when stdout is a pipe they go to stderr."""
     if question is None and not sys.stdin.isatty():
         raise UserError("chat needs a terminal to read from", do='--question "..." asks once and leaves')
-    from ossia.generate.subject import open_subject, request_of
+    from ossia.workflows.chat import chat as open_chat
 
     flags = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    overrides = [f"chat.{key}={value}" for key, value in flags.items() if value is not None]
-    subject = open_subject(who, checkpoint=checkpoint, overrides=[*(set_ or ()), *overrides])
-    sessions = _sessions(subject, both=vs is Against.base)
-    for session in sessions.values():
-        session.set_instructions(system)
-        if effort is not None:
-            session.set_effort(effort.value)
-    settings = subject.recipe.chat
-    seed = next((given for given in (seed, settings.seed) if given is not None), secrets.randbits(31))
-    like = request_of(settings, seed)
+    changes = [f"chat.{key}={value}" for key, value in flags.items() if value is not None]
+    with output.watching() as watch:
+        opened = open_chat(
+            who, vs_base=vs is Against.base, effort=effort, instructions=system, seed=seed,
+            checkpoint=checkpoint, overrides=[*(set_ or ()), *changes], on_event=watch,
+        )  # fmt: skip
+    sessions, like, hide = opened.sessions, opened.like, hide_thoughts
     if question is not None:
-        if not _answer(question, sessions, like, hide_thoughts):
+        if not _answer(question, sessions, like, hide):
             raise KeyboardInterrupt
         return
-    output.err().print(f"{subject.name}, seed {seed}. /help lists the commands.", markup=False)
-    _loop(sessions, like, hide_thoughts)
-    output.next_step("ossia eval " + who if subject.adapter is None else "ossia export " + who)
-
-
-def _sessions(subject: Subject, both: bool) -> dict[str, Session]:
-    """One session per answerer; the name is empty when there is only one."""
-    if both and subject.adapter is None:
-        raise UserError("only a run can be compared with its base", where=subject.name, do="leave --vs base out")
-    from ossia.generate.engine import BASE_WEIGHTS
-    from ossia.generate.session import Session
-
-    vocabulary = subject.vocabulary()
-    with output.err().status("loading the model"):
-        engine = subject.engine()
-    sessions = {"": Session(engine, vocabulary, system=subject.system())}
-    if both:
-        base = Session(engine, vocabulary, system=subject.system(), adapter=BASE_WEIGHTS)
-        sessions = {"base": base, "tuned": sessions[""]}
-    return sessions
+    output.err().print(f"{opened.subject.name}, seed {like.seed}. /help lists the commands.", markup=False)
+    _loop(sessions, like, hide)
+    output.next_step(f"ossia eval {who}" if opened.subject.adapter is None else f"ossia export {who}")
 
 
 def _loop(sessions: dict[str, Session], like: Request, hide_thoughts: bool) -> None:
@@ -144,9 +115,9 @@ def _command(line: str, sessions: dict[str, Session]) -> None:
         for session in sessions.values():
             session.set_instructions(rest or None)
         remarks.print("instructions set" if rest else "no instructions")
-    elif word == "/effort" and rest in list(Effort):
+    elif word == "/effort" and rest in get_args(Effort):
         for session in sessions.values():
-            session.set_effort(Effort(rest).value)
+            session.set_effort(cast("Effort", rest))
         remarks.print(f"effort {rest}")
     elif word == "/effort":
         remarks.print("/effort low, /effort medium or /effort high")

@@ -34,32 +34,14 @@ def evaluate(
 
     Writes questions, answers and verdicts to the run's folder evals/. Ctrl-C keeps what has been answered.
     """
-    from ossia.data import load_conversations
-    from ossia.data.prepare import settings_of
-    from ossia.errors import UserError
     from ossia.evaluate import report as figures
-    from ossia.evaluate import runner
-    from ossia.generate import subject as subjects
+    from ossia.workflows.evaluate import evaluate as measure
 
-    overrides = [*(set_ or []), *([f"eval.limit={limit}"] if limit else [])]
-    subject = subjects.open_subject(run, checkpoint=checkpoint, overrides=overrides)
-    files = data or subject.recipe.eval.data
-    if not files:
-        raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
-    loaded = load_conversations(files, settings_of(subject.recipe.data))
-    if loaded.errors:
-        output.err().print(
-            f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them", markup=False
-        )
-    arms = 2 if subject.adapter is not None and vs is Against.base else 1
-    count = min(subject.recipe.eval.limit or len(loaded.conversations), len(loaded.conversations))
-    output.err().print(
-        f"{subject.name}: {count} questions{', each also to the base' if arms == 2 else ''}", markup=False
-    )
-    with output.progress("answers", count * arms) as advance:
-        report = runner.evaluate(
-            subject, loaded.conversations, vs_base=vs is Against.base, data=files, on_progress=advance
-        )
+    with output.watching() as watch:
+        report = measure(
+            run, data=data or (), vs_base=vs is Against.base, limit=limit, checkpoint=checkpoint, overrides=set_ or (),
+            on_event=watch,
+        )  # fmt: skip
     summary = report.summary()
     if json:
         output.print_json({"path": str(report.path), "complete": report.complete, **summary.to_json()})
@@ -74,4 +56,4 @@ def evaluate(
     if not report.complete:
         output.err().print(f"interrupted after {summary.questions} of {len(report.questions)} questions", markup=False)
         raise typer.Exit(130)
-    output.next_step(f"ossia chat {run}" if subject.adapter is None else f"ossia chat {run} --vs base")
+    output.next_step(f"ossia chat {run} --vs base" if "tuned" in report.arms else f"ossia chat {run}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,15 +15,9 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.harmony.conversation import Conversation, Effort, SystemSettings
-    from ossia.harmony.problem import Problem
+    pass
 
 app = verb("Turn chat messages into Harmony tokens and tokens into messages.", no_args_is_help=True)
-
-_RENDERED = {
-    "messages", "tools", "functions", "system", "instructions", "builtin_tools", "response_format", "reasoning_effort",
-    "reasoning",
-}  # fmt: skip
 
 
 @app.command()
@@ -40,14 +34,14 @@ def render(
     model: output.Model = None,
 ) -> None:
     """Print the tokens that the model is given to continue, as one line of JSON."""
-    from ossia.checkpoint.locate import vocabulary as vocabulary_of
-    from ossia.harmony.render import render_conversation, render_prompt
+    from ossia.workflows import harmony
 
     where = "stdin" if file == "-" else file
-    conversation = _conversation(_json_of(file, where), where)
-    vocabulary = vocabulary_of(model)
-    ids = (render_conversation if whole else render_prompt)(conversation, vocabulary, order)
-    print(vocabulary.decode(ids) if text else json.dumps({"ids": ids}))
+    with output.watching() as watch:
+        ids = harmony.render(
+            _json_of(file, where), where=where, whole=whole, order=order, model=model, on_event=watch
+        )  # fmt: skip
+    print(harmony.decode(ids, model=model) if text else json.dumps({"ids": ids}))
 
 
 @app.command()
@@ -66,22 +60,14 @@ def parse(
 
     A line that is no stream is named on stderr, the others are read, and the exit code is 2.
     """
-    from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.errors import UserError, harmless
-    from ossia.harmony.parse import Parser, parse_text
+    from ossia.workflows import harmony
 
-    vocabulary = None if text else vocabulary_of(model)
     bad = False
     for stream, (where, line) in enumerate(_lines(file)):
         try:
-            if vocabulary is None:
-                messages = parse_text(_text_of(line, where), start)
-            else:
-                parser = Parser(vocabulary, start)
-                for id in _ids_of(line, where):
-                    parser.push(id)
-                parser.finish()
-                messages = parser.messages
+            read = _text_of(line, where) if text else _ids_of(line, where)
+            messages = harmony.parse(read, start=start, model=model)
         except UserError as error:
             bad = True
             print(f"error: {harmless(str(error))}", file=sys.stderr)
@@ -92,106 +78,6 @@ def parse(
         sys.stdout.flush()
     if bad:
         raise typer.Exit(2)
-
-
-# Reading a chat request
-
-
-def _conversation(value: Any, where: str) -> Conversation:
-    """The conversation in a chat request. Raises UserError with the file and the place in it."""
-    from ossia.errors import UserError
-    from ossia.harmony.from_openai import conversation_from_chat
-
-    request: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
-    if not isinstance(request, Mapping) or not isinstance(request.get("messages"), list):
-        raise UserError(
-            "this is neither a list of messages nor an object with one",
-            where=where,
-            do='{"messages": [{"role": "user", "content": "Hi"}]}',
-        )
-    left_out = [key for key in request if key not in _RENDERED]
-    if left_out:
-        output.err().print(f"not rendered: {', '.join(map(str, left_out))}", markup=False)
-    messages = list(request["messages"])
-    paths = [f"messages[{index}]" for index in range(len(messages))]
-    if (instructions := request.get("instructions")) is not None:
-        messages, paths = [{"role": "developer", "content": instructions}, *messages], ["instructions", *paths]
-    return conversation_from_chat(
-        messages,
-        request.get("tools") or request.get("functions"),
-        system=_system(request, where),
-        effort=_effort(request, where),
-        builtin_tools=_builtin_tools(request, where),
-        response_format=request.get("response_format"),
-        report=lambda problem: _report(problem, where),
-        paths=paths,
-    )
-
-
-def _report(problem: Problem, where: str) -> None:
-    placed = dataclasses.replace(problem, file=where)
-    if problem.level == "error":
-        raise placed.to_error()
-    output.err().print(str(placed), markup=False)
-
-
-def _system(request: Mapping[str, Any], where: str) -> SystemSettings | None:
-    """`system` of the request: null for none, an object with the settings to change."""
-    from ossia.errors import UserError, did_you_mean
-    from ossia.harmony.conversation import DEFAULT_SYSTEM
-
-    given = request.get("system", {})
-    if given is None:
-        return None
-    types: dict[str, type] = {"identity": str, "knowledge_cutoff": str, "date": str, "effort": str, "channels": list}
-    for key, value in given.items() if isinstance(given, Mapping) else [("", given)]:
-        place = f"{where} system.{key}".removesuffix(".")
-        if not key or (value is not None and not isinstance(value, types.get(key, object))):
-            raise UserError("this has the wrong type", where=place, do='"system": {"date": "2026-01-31"}')
-        if key not in types:
-            close = did_you_mean(key, types)
-            raise UserError(
-                f"{key} is not a setting of the system message",
-                where=place,
-                do=f"did you mean {close}?" if close else f"settings are {', '.join(types)}",
-            )
-        if key == "effort" and value is not None:
-            _checked_effort(value, place)
-    settings: dict[str, Any] = {
-        key: tuple(map(str, value)) if isinstance(value, list) else value for key, value in given.items()
-    }
-    return dataclasses.replace(DEFAULT_SYSTEM, **settings)
-
-
-def _builtin_tools(request: Mapping[str, Any], where: str) -> list[str]:
-    from ossia.errors import UserError
-
-    names = request.get("builtin_tools") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError("this is no list of names", where=f"{where} builtin_tools", do='["python", "browser"]')
-    return names
-
-
-def _effort(request: Mapping[str, Any], where: str) -> Effort | None:
-    """`reasoning_effort`, as in Chat Completions, or `reasoning.effort`, as in Responses."""
-    reasoning = request.get("reasoning")
-    if (value := request.get("reasoning_effort")) is not None:
-        return _checked_effort(value, f"{where} reasoning_effort")
-    value = reasoning.get("effort") if isinstance(reasoning, Mapping) else reasoning
-    return None if value is None else _checked_effort(value, f"{where} reasoning")
-
-
-def _checked_effort(value: Any, place: str) -> Effort:
-    from ossia.errors import UserError
-    from ossia.harmony.request import EFFORTS
-
-    for effort in EFFORTS:
-        if value == effort:
-            return effort
-    raise UserError(f"{value!r} is no effort", where=place, do=f"one of {', '.join(EFFORTS)}")
-
-
-# Reading files and lines
 
 
 def _json_of(file: str, where: str) -> Any:

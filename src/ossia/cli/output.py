@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ossia.errors import harmless
+from ossia.events import Note, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
+
+    from ossia.events import Event, OnEvent
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
 Set = Annotated[
@@ -102,25 +105,67 @@ def progress(title: str, total: int | None) -> Iterator[Advance]:
     if not console.is_terminal:
         yield _Lines(title, total).advance
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _bars(console) as bar:
         task = bar.add_task(title, total=total)
         yield lambda units: bar.advance(task, units)
+
+
+def _bars(console: Console) -> Any:
+    """rich's progress display with the columns that all bars have; it disappears at the end."""
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    return rich.Progress(*columns, console=console, transient=True)
+
+
+@contextmanager
+def watching() -> Iterator[OnEvent]:
+    """Yield a callback for the events of a workflow: notes become lines, progress becomes bars, all on stderr."""
+    watcher = _Watcher()
+    try:
+        yield watcher.watch
+    finally:
+        watcher.close()
+
+
+class _Watcher:
+    """Draws the progress of several pieces of work, one bar for each; rare lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = err()
+        self._lines: dict[str, _Lines] = {}
+        self._tasks: dict[str, Any] = {}
+        self._bars: Any = None
+
+    def watch(self, event: Event) -> None:
+        if isinstance(event, Note):
+            (self._bars.console if self._bars is not None else self._console).print(event.message, markup=False)
+        elif isinstance(event, Progress):
+            title = f"{event.title} ({event.unit})" if event.unit else event.title
+            (self._draw if self._console.is_terminal else self._write)(title, event)
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def _draw(self, title: str, event: Progress) -> None:
+        if self._bars is None:
+            self._bars = _bars(self._console)
+            self._bars.start()
+        if title not in self._tasks:
+            self._tasks[title] = self._bars.add_task(title, total=event.total)
+        self._bars.update(self._tasks[title], completed=event.done, visible=not event.finished)
+
+    def _write(self, title: str, event: Progress) -> None:
+        lines = self._lines.setdefault(title, _Lines(title, None if event.total is None else round(event.total)))
+        lines.advance(int(event.done) - lines.done)
 
 
 def in_millions(advance: Advance) -> Advance:

@@ -1,0 +1,58 @@
+"""Measure whoever answers on held-out questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ossia.errors import UserError
+from ossia.events import Note, OnEvent, counting, ignore
+
+if TYPE_CHECKING:
+    from ossia.evaluate.runner import Report
+
+
+def evaluate(
+    reference: str,
+    *,
+    data: Sequence[str] = (),
+    vs_base: bool = True,
+    limit: int | None = None,
+    checkpoint: int | None = None,
+    overrides: Iterable[str] = (),
+    on_event: OnEvent = ignore,
+) -> Report:
+    """Return the report of an evaluation. It is also written to the run's `evals/`.
+
+    Args:
+        reference: a run, checkpoint, adapter or model, see `ossia.generate.subject.open_subject`.
+        data: held-out files; by default the recipe's `eval.data`.
+        vs_base: ask the base model the same questions. A model without an adapter has no base.
+        limit: most questions; a random part of the data. By default the recipe's `eval.limit`.
+        checkpoint: step of a run's checkpoint; by default its best one.
+        overrides: `section.key=value`, on top of the recipe.
+        on_event: called with notes and progress.
+
+    Raises:
+        UserError: nothing of that name, no question, or data that cannot be read.
+    """
+    from ossia.data import load_conversations
+    from ossia.data.prepare import settings_of
+    from ossia.evaluate import runner
+    from ossia.generate.subject import open_subject
+
+    changes = [*overrides, *([f"eval.limit={limit}"] if limit else [])]
+    subject = open_subject(reference, checkpoint=checkpoint, overrides=changes)
+    files = list(data) or subject.recipe.eval.data
+    if not files:
+        raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
+    loaded = load_conversations(files, settings_of(subject.recipe.data))
+    if loaded.errors:
+        message = f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them"
+        on_event(Note(level="warning", message=message))
+    arms = 2 if subject.adapter is not None and vs_base else 1
+    count = min(subject.recipe.eval.limit or len(loaded.conversations), len(loaded.conversations))
+    both = ", each also to the base" if arms == 2 else ""
+    on_event(Note(level="info", message=f"{subject.name}: {count} questions{both}"))
+    with counting(on_event, "answers", count * arms) as advance:
+        return runner.evaluate(subject, loaded.conversations, vs_base=vs_base, data=files, on_progress=advance)

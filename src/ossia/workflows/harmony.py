@@ -1,0 +1,172 @@
+"""Chat requests to Harmony tokens, and Harmony tokens to messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ossia.checkpoint import locate
+from ossia.errors import UserError, did_you_mean
+from ossia.events import Note, OnEvent, ignore
+from ossia.harmony.conversation import DEFAULT_SYSTEM, Conversation, Effort, SystemSettings
+from ossia.harmony.from_openai import conversation_from_chat
+from ossia.harmony.parse import Parser, Start, parse_text
+from ossia.harmony.parsed import ParsedMessage
+from ossia.harmony.problem import Problem
+from ossia.harmony.render import HeaderOrder, render_conversation, render_prompt
+from ossia.harmony.request import EFFORTS
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+
+_RENDERED = {
+    "messages", "tools", "functions", "system", "instructions", "builtin_tools", "response_format", "reasoning_effort",
+    "reasoning",
+}  # fmt: skip
+
+
+def render(
+    request: Any,
+    *,
+    where: str = "request",
+    whole: bool = False,
+    order: HeaderOrder = "channel-first",
+    model: str | None = None,
+    on_event: OnEvent = ignore,
+) -> list[int]:
+    """Return the token ids that the model is given to continue.
+
+    Args:
+        request: see `conversation_of_request`. where: its name in messages.
+        whole: everything, thoughts of earlier turns too, and no `<|start|>assistant` at the end.
+        order: of the headers of calls.
+        model: checkpoint whose tokenizer is used; None: the published vocabulary.
+        on_event: called with notes.
+
+    Raises:
+        UserError: the request cannot be read.
+    """
+    conversation = conversation_of_request(request, where, on_event)
+    return (render_conversation if whole else render_prompt)(conversation, vocabulary(model), order)
+
+
+def decode(ids: Sequence[int], *, model: str | None = None) -> str:
+    """Return the text of token ids, control tokens spelt out."""
+    return vocabulary(model).decode(ids)
+
+
+def parse(
+    stream: Sequence[int] | str, *, start: Start = "assistant-header", model: str | None = None
+) -> list[ParsedMessage]:
+    """Return the messages of a token stream, or of a text with control tokens spelt out. Any stream gives messages.
+
+    Args:
+        start: where the stream begins: behind `<|start|>assistant`, as sampled ones do, or with `<|start|>`.
+        model: checkpoint whose tokenizer is used; None: the published vocabulary. Texts need none.
+    """
+    if isinstance(stream, str):
+        return parse_text(stream, start)
+    parser = Parser(vocabulary(model), start)
+    for token in stream:
+        parser.push(token)
+    parser.finish()
+    return parser.messages
+
+
+@functools.lru_cache(maxsize=4)
+def vocabulary(model: str | None) -> Vocabulary:
+    """Return the vocabulary of a checkpoint; for None the published one."""
+    return locate.vocabulary(model)
+
+
+def conversation_of_request(value: Any, where: str, on_event: OnEvent = ignore) -> Conversation:
+    """Return the conversation in a chat request, or in a list of messages.
+
+    Args:
+        value: decoded JSON: an object with `messages` and what else Chat Completions and Responses know of a prompt, or
+            the messages alone.
+        where: the file, for messages.
+        on_event: called with a note for each problem that is no error, and for keys that are not rendered.
+
+    Raises:
+        UserError: names the place in the request.
+    """
+    request: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
+    if not isinstance(request, Mapping) or not isinstance(request.get("messages"), list):
+        raise UserError(
+            "this is neither a list of messages nor an object with one",
+            where=where,
+            do='{"messages": [{"role": "user", "content": "Hi"}]}',
+        )
+    left_out = [key for key in request if key not in _RENDERED]
+    if left_out:
+        on_event(Note(level="warning", message=f"not rendered: {', '.join(map(str, left_out))}"))
+    messages = list(request["messages"])
+    paths = [f"messages[{index}]" for index in range(len(messages))]
+    if (instructions := request.get("instructions")) is not None:
+        messages, paths = [{"role": "developer", "content": instructions}, *messages], ["instructions", *paths]
+    return conversation_from_chat(
+        messages,
+        request.get("tools") or request.get("functions"),
+        system=_system(request, where),
+        effort=_effort(request, where),
+        builtin_tools=_builtin_tools(request, where),
+        response_format=request.get("response_format"),
+        report=lambda problem: _report(problem, where, on_event),
+        paths=paths,
+    )
+
+
+def _report(problem: Problem, where: str, on_event: OnEvent) -> None:
+    placed = dataclasses.replace(problem, file=where)
+    if problem.level == "error":
+        raise placed.to_error()
+    on_event(Note(level="warning", message=str(placed)))
+
+
+def _system(request: Mapping[str, Any], where: str) -> SystemSettings | None:
+    """`system` of the request: null for none, an object with the settings to change."""
+    given = request.get("system", {})
+    if given is None:
+        return None
+    types: dict[str, type] = {"identity": str, "knowledge_cutoff": str, "date": str, "effort": str, "channels": list}
+    for key, value in given.items() if isinstance(given, Mapping) else [("", given)]:
+        place = f"{where} system.{key}".removesuffix(".")
+        if not key or (value is not None and not isinstance(value, types.get(key, object))):
+            raise UserError("this has the wrong type", where=place, do='"system": {"date": "2026-01-31"}')
+        if key not in types:
+            close = did_you_mean(key, types)
+            raise UserError(
+                f"{key} is not a setting of the system message",
+                where=place,
+                do=f"did you mean {close}?" if close else f"settings are {', '.join(types)}",
+            )
+        if key == "effort" and value is not None:
+            _checked_effort(value, place)
+    settings: dict[str, Any] = {
+        key: tuple(map(str, value)) if isinstance(value, list) else value for key, value in given.items()
+    }
+    return dataclasses.replace(DEFAULT_SYSTEM, **settings)
+
+
+def _builtin_tools(request: Mapping[str, Any], where: str) -> list[str]:
+    names = request.get("builtin_tools") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError("this is no list of names", where=f"{where} builtin_tools", do='["python", "browser"]')
+    return names
+
+
+def _effort(request: Mapping[str, Any], where: str) -> Effort | None:
+    """`reasoning_effort`, as in Chat Completions, or `reasoning.effort`, as in Responses."""
+    reasoning = request.get("reasoning")
+    if (value := request.get("reasoning_effort")) is not None:
+        return _checked_effort(value, f"{where} reasoning_effort")
+    value = reasoning.get("effort") if isinstance(reasoning, Mapping) else reasoning
+    return None if value is None else _checked_effort(value, f"{where} reasoning")
+
+
+def _checked_effort(value: Any, place: str) -> Effort:
+    for effort in EFFORTS:
+        if value == effort:
+            return effort
+    raise UserError(f"{value!r} is no effort", where=place, do=f"one of {', '.join(EFFORTS)}")
