@@ -14,8 +14,8 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        build = runpy.run_path(f"{self.root}/src/ossia/kernels/cpu/build.py")
-        problem = build["build"]()
+        script = runpy.run_path(f"{self.root}/src/ossia/kernels/cpu/build.py")
+        problem = script["compile_library"]()
         if problem is not None:
             self.app.display_warning(problem)
             return

@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 import torch
 
-from ossia.kernels.cpu import library
-from ossia.kernels.cpu import paths as path_attention
-from ossia.kernels.cpu.mxfp4 import dequantised
-from ossia.kernels.gate import gate, gate_backward, plain_gate, plain_gate_backward
-from ossia.kernels.lowrank import narrow, outer, plain_narrow, plain_outer
-from ossia.kernels.product import Packed, few, plain_product, product
+from ossia.kernels.cpu import library, paths
+from ossia.kernels.dispatch import dequantise_to_scratch, gate, gate_backward, narrow, outer, product
+from ossia.kernels.reference import Packed
+from ossia.kernels.reference import gate as reference_gate
+from ossia.kernels.reference import lowrank as reference_lowrank
 from ossia.kernels.reference.mxfp4 import dequantise
+from ossia.kernels.reference.product import dense_product
 from ossia.model.attention import attend
 from ossia.model.batch import Segments
 
@@ -47,12 +47,12 @@ def run(cuda: bool) -> dict[str, object]:
     native = library.native()
     rates = {"plain torch": weights / _seconds(lambda: dequantise(blocks, scales))}
     if native.library is not None:
-        rates["C library"] = weights / _seconds(lambda: dequantised(blocks, scales, torch.bfloat16))
+        rates["C library"] = weights / _seconds(lambda: dequantise_to_scratch(blocks, scales, torch.bfloat16))
     products = {str(rows): _products(rows, matrix, dense, generator) for rows in ROWS}
     x = torch.randn(1, INPUTS, generator=generator)
-    decoding = {"dequantise, torch": 1 / _seconds(lambda: plain_product(x, matrix, True))}
+    decoding = {"dequantise, torch": 1 / _seconds(lambda: _dequantised_product(x, matrix, True))}
     if native.library is not None:
-        decoding["fused"] = 1 / _seconds(lambda: few(x, matrix))
+        decoding["fused"] = 1 / _seconds(lambda: product(x, matrix, True))
     return {
         "unit": "per second",
         "threads": torch.get_num_threads(),
@@ -70,9 +70,9 @@ def _products(rows: int, matrix: Packed, dense: torch.Tensor, generator: torch.G
     x, g = (torch.randn(rows, n, generator=generator).bfloat16() for n in (INPUTS, OUTPUTS))
     work: dict[str, Callable[[], object]] = {
         "x W^T: bfloat16 weights, torch": lambda: x @ dense.T,
-        "x W^T: dequantise, torch": lambda: plain_product(x, matrix, True),
+        "x W^T: dequantise, torch": lambda: _dequantised_product(x, matrix, True),
         "x W: bfloat16 weights, torch": lambda: g @ dense,
-        "x W: dequantise, torch": lambda: plain_product(g, matrix, False),
+        "x W: dequantise, torch": lambda: _dequantised_product(g, matrix, False),
     }
     if library.native().has_product:
         work |= {
@@ -82,15 +82,19 @@ def _products(rows: int, matrix: Packed, dense: torch.Tensor, generator: torch.G
     return _rounded({name: 2 * rows * OUTPUTS * INPUTS / _seconds(do) for name, do in work.items()})
 
 
+def _dequantised_product(x: torch.Tensor, matrix: Packed, transposed: bool) -> object:
+    return dense_product(x, dequantise_to_scratch(*matrix, x.dtype), transposed)
+
+
 def _gates(generator: torch.Generator) -> dict[str, float]:
     rows, settings = 128, (1.702, 7.0)
     h, grad = (torch.randn(rows, n, generator=generator).bfloat16() for n in (5760, 2880))
     factors = torch.rand(rows, generator=generator)
     work: dict[str, Callable[[], object]] = {
         "forward": lambda: gate(h, *settings),
-        "forward, plain torch": lambda: plain_gate(h, *settings),
+        "forward, plain torch": lambda: reference_gate.gate(h, *settings),
         "backward": lambda: gate_backward(h.clone(), grad, factors, *settings),
-        "backward, plain torch": lambda: plain_gate_backward(h, grad, factors, *settings),
+        "backward, plain torch": lambda: reference_gate.gate_backward(h, grad, factors, *settings),
     }
     return _rounded({name: rows / _seconds(do) for name, do in work.items()})
 
@@ -107,7 +111,7 @@ def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
     q, k, v = (torch.randn(n, T, 64).bfloat16().requires_grad_() for n in (HEADS, KEY_HEADS, KEY_HEADS))
     sinks, grad = torch.zeros(HEADS), torch.randn(T, HEADS, 64).bfloat16()
     rates = {}
-    own, served = path_attention.tokens_per_chunk, path_attention.tokens_per_chunk(q, k) > 0
+    own, served = paths.serves, paths.serves(q.device, q.dtype, 64, HEADS // KEY_HEADS)
     for window in (None, 128):
         places = [ranges[parent][1] - ranges[parent][0] if parent >= 0 else 0 for _, parent in forest]
         seen = sum(
@@ -117,7 +121,7 @@ def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
         )
         for name in ("along paths", "torch") if served else ("torch",):
             try:
-                path_attention.tokens_per_chunk = own if name == "along paths" else lambda *_: 0
+                paths.serves = own if name == "along paths" else lambda *_: False
 
                 def both(window: int | None = window) -> object:
                     out = attend(q, k, v, sinks, segments, scale=0.125, window=window)
@@ -126,7 +130,7 @@ def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
                 # Two products forward, five backward, of two operations each.
                 rates[f"{'full' if window is None else 'windowed'}, {name}"] = 14 * seen * HEADS * 64 / _seconds(both)
             finally:
-                path_attention.tokens_per_chunk = own
+                paths.serves = own
     return _rounded(rates)
 
 
@@ -142,9 +146,11 @@ def _thin(generator: torch.Generator) -> dict[str, float]:
 
     work: dict[str, Callable[[], object]] = {
         "128 rows": lambda: both(narrow, outer, rows),
-        "128 rows, plain torch": lambda: both(plain_narrow, plain_outer, rows),
+        "128 rows, plain torch": lambda: both(reference_lowrank.narrow, reference_lowrank.outer, rows),
         "about 300 rows, a new number each time": lambda: both(narrow, outer, next(new)),
-        "about 300 rows, a new number each time, plain torch": lambda: both(plain_narrow, plain_outer, next(new)),
+        "about 300 rows, a new number each time, plain torch": lambda: both(
+            reference_lowrank.narrow, reference_lowrank.outer, next(new)
+        ),
     }
     return _rounded({name: 1 / _seconds(do) for name, do in work.items()})
 

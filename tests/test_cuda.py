@@ -65,7 +65,7 @@ def test_generation_is_that_of_the_cpu(folder: Path) -> None:
     assert said["cpu"] == said["cuda"]
 
 
-# torch's flash kernels; on a CPU tests/test_kernels_flash.py drives the code around them with stand-ins
+# torch's flash kernels; on a CPU tests/test_kernels_cuda_flash.py drives the code around them with stand-ins
 
 AMPERE = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs compute capability 8.0"
@@ -73,12 +73,12 @@ AMPERE = pytest.mark.skipif(
 
 
 @AMPERE
-@pytest.mark.parametrize("dtype", flash.TYPES)
+@pytest.mark.parametrize("dtype", flash.DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 32, 64])
 def test_the_flash_kernels_pass_their_trial(dtype: torch.dtype, head_dim: int) -> None:
     """Without a warning, which would be an error here. 16, 32 and 64 are the tiny models' and the published ones'."""
     flash._verdict.cache_clear()
-    assert flash.usable(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
+    assert flash.serves(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
 
 
 @AMPERE
@@ -99,7 +99,7 @@ def test_attention_on_the_gpu_is_the_definition(window: int | None, forest: list
     there = Segments(segments.ranges, segments.ancestors, segments.positions_T.cuda())
     out = attend(*mine, there, scale=0.125, window=window)
     grads = torch.autograd.grad(out, mine, grad.to("cuda", torch.bfloat16))
-    assert there._rows and not there._blocks  # it went through the flash kernels
+    assert there._varlen and not there._blocks  # it went through the flash kernels
     q, k, v, sinks = judge = [x.float().cuda().requires_grad_() for x in inputs]
     logits = (q @ k.repeat_interleave(8, 0).transpose(1, 2) * 0.125).masked_fill(~seen_TT.cuda(), -torch.inf)
     weights = torch.cat([logits, sinks[:, None, None].expand(64, T, 1)], -1).softmax(-1)[..., :-1]
@@ -110,7 +110,7 @@ def test_attention_on_the_gpu_is_the_definition(window: int | None, forest: list
 
 
 def test_float32_on_the_gpu_stays_with_the_plain_form() -> None:
-    assert not flash.usable(torch.device("cuda"), torch.float32, 64)
+    assert not flash.serves(torch.device("cuda"), torch.float32, 64)
 
 
 def test_loading_to_the_gpu_gives_the_checkpoint(folder: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossia.kernels import attention as kernel
+from ossia.kernels.cpu import attention as cpu_attention
 from ossia.model.attention import attend, attention_forward
 from ossia.model.batch import Segments
 
@@ -99,34 +99,9 @@ def test_ranges_that_are_no_forest_are_refused() -> None:
         Segments.of(torch.tensor([[0, 3], [3, 6]]), torch.tensor([[1, 2, 4]]), positions)
 
 
-@pytest.mark.parametrize("mode", ["all", "causal", "masked"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_fused_kernel_equals_its_plain_twin(mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with an output and a log-sum-exp that more than these keys went into, and in chunks of a few queries."""
-    monkeypatch.setattr(kernel, "CHUNK_SCORES", 3 * H * 11 * 4)
-    generator = torch.Generator().manual_seed(5)
-    Q, C = (11, 11) if mode == "causal" else (7, 11)
-    q, grad = (torch.randn(3, H, Q, D, dtype=dtype, generator=generator) for _ in range(2))
-    k, v = (torch.randn(3, K, C, D, dtype=dtype, generator=generator) for _ in range(2))
-    seen = torch.rand(3, 1, Q, C, generator=generator) < 0.6 if mode == "masked" else None
-    if seen is not None:
-        seen[..., 0] = True
-    arguments = (seen, mode == "causal", 0.3)
-    bound = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 1e-5}
-    fused, plain = kernel.forward(q, k, v, *arguments), kernel.plain_forward(q, k, v, *arguments)
-    torch.testing.assert_close(fused, plain, **bound)
-    out, lse = plain[0] * 0.7, plain[1] + 0.5
-    torch.testing.assert_close(
-        kernel.backward(grad, q, k, v, out, lse, *arguments),
-        kernel.plain_backward(grad, q, k, v, out, lse, *arguments),
-        **bound,
-    )
-
-
 def test_a_forest_on_the_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other devices run, on the same cases."""
-    monkeypatch.setattr(kernel, "forward", kernel.plain_forward)
-    monkeypatch.setattr(kernel, "backward", kernel.plain_backward)
+    monkeypatch.setattr(cpu_attention, "serves", lambda _: False)
     for seed, window in ((1, None), (2, 3), (3, 128)):
         assert_equals_the_definition([(None, 9), (0, 4), (1, 1), (0, 7), (None, 3), (3, 5)], window, seed)
 

@@ -19,8 +19,8 @@ from ossia.adapters.linear import LoraLinear
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.model import layer as layer_module
 from ossia.model.batch import from_rows
+from ossia.model.layer import RMSNorm
 from ossia.model.load import load_model
-from ossia.model.norm import RMSNorm
 
 T = 90
 

@@ -33,7 +33,7 @@ from ossia.adapters.config import CONFIG_FILE, configuration, in_memory, read_co
 from ossia.adapters.layers import ADAPTER, ExpertsLora
 from ossia.config import LoraSection
 from ossia.errors import UserError
-from ossia.model.experts import LowRank
+from ossia.kernels.reference import LowRank
 from ossia.model.modeling import OssiaForCausalLM, is_packed
 
 __all__ = [

@@ -24,7 +24,8 @@ from torch.nn import functional
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from ossia.adapters.linear import LoraLinear
-from ossia.model.experts import LowRank, PackedExperts
+from ossia.kernels.reference import LowRank
+from ossia.model.experts import PackedExperts
 
 ADAPTER = "default"
 PROJECTIONS = ("gate_up_proj", "down_proj")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ossia.kernels.lowrank import narrow, outer
+from ossia.kernels.dispatch import narrow, outer
 
 
 class LoraLinear(Linear):

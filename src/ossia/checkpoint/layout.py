@@ -21,9 +21,7 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 from ossia.errors import UserError
-
-#: Weights that share one scale byte in MXFP4 (OCP Microscaling Formats specification 1.0, section 5).
-GROUP = 32
+from ossia.kernels.reference import GROUP_SIZE
 
 Kind = Literal[
     "embedding", "head", "norm", "attention", "sinks", "router", "expert_bias", "blocks", "scales", "experts"
@@ -81,10 +79,10 @@ class Shape:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "intermediate"):
-            if getattr(self, name) % GROUP:
+            if getattr(self, name) % GROUP_SIZE:
                 raise UserError(
-                    f"{name} size {getattr(self, name)} is not a multiple of {GROUP}",
-                    why=f"MXFP4 stores expert weights in groups of {GROUP} along this axis",
+                    f"{name} size {getattr(self, name)} is not a multiple of {GROUP_SIZE}",
+                    why=f"MXFP4 stores expert weights in groups of {GROUP_SIZE} along this axis",
                 )
         if self.heads % self.kv_heads:
             raise UserError(f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads evenly")
@@ -251,8 +249,8 @@ def layer_tensors(shape: Shape, layer: int, mxfp4: bool = True) -> Iterator[Tens
     for projection, rows, columns in expert_matrices(shape):
         name = f"{prefix}mlp.experts.{projection}"
         if mxfp4:
-            yield TensorSpec(f"{name}_blocks", (E, rows, columns // GROUP, GROUP // 2), "U8", "blocks")
-            yield TensorSpec(f"{name}_scales", (E, rows, columns // GROUP), "U8", "scales")
+            yield TensorSpec(f"{name}_blocks", (E, rows, columns // GROUP_SIZE, GROUP_SIZE // 2), "U8", "blocks")
+            yield TensorSpec(f"{name}_scales", (E, rows, columns // GROUP_SIZE), "U8", "scales")
         else:
             yield TensorSpec(name, (E, columns, rows), "BF16", "experts")
         yield TensorSpec(f"{name}_bias", (E, rows), "BF16", "expert_bias")

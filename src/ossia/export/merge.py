@@ -18,6 +18,7 @@ from torch import Tensor
 from ossia.adapters.read import Adapter, Delta
 from ossia.checkpoint.layout import TensorSpec, tensors
 from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter
+from ossia.errors import UserError
 from ossia.export.survival import Survival, total
 from ossia.kernels.reference import mxfp4
 
@@ -183,7 +184,12 @@ def _requantised(
         survival.add_unchanged(base)
         return blocks, scales
     update = delta.matrix(expert, device)
-    blocks, scales = mxfp4.quantise(base + update, "best", scales.to(device))
+    try:
+        blocks, scales = mxfp4.quantise(base + update, "best", scales.to(device))
+    except UserError as error:
+        error.why = "training diverged, or the merge overflowed"
+        error.do = "use an earlier checkpoint, or a lower learning rate"
+        raise
     survival.add(base, update, mxfp4.dequantise(blocks, scales, torch.float32))
     return blocks, scales
 

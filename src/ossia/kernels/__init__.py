@@ -1,5 +1,10 @@
-"""The few hot loops, each with a plain-torch twin that is the truth. Devices are told apart in here and nowhere above.
+"""The few hot loops. Devices are told apart in `dispatch` and nowhere above. Nothing is imported here.
 
-attention      softmax(q k) v and its gradients from the log-sum-exp
-flash          the same for rows of different lengths at once, on GPUs
+dispatch      what the rest of Ossia calls: each function hands its work to a backend that serves
+reference/    plain torch on any device: the truth for all backends, the MXFP4 format and the shared types
+cpu/          a small library in C, and torch's fused kernels for CPUs
+cuda/         torch's flash kernels for NVIDIA GPUs
+
+A backend says what it serves and computes that; it never falls back by itself. A new device is a new folder here, and
+lines in `dispatch`.
 """

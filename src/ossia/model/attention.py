@@ -2,13 +2,13 @@
 
 One signature: query ranges, each with its key ranges (`batch.Segments`). The sink of a head is one more logit in the
 softmax's denominator that carries no value (gpt-oss model card, 2025): it is folded into the log-sum-exp of stock
-kernels (`ossia.kernels.attention`), forward and backward. The window of 128 means that a query sees keys at distance
-0..127 along its path, counted in positions, not in places of the flat batch.
+kernels, forward and backward (`ossia.kernels.reference.attention`). The window of 128 means that a query sees keys at
+distance 0..127 along its path, counted in positions, not in places of the flat batch.
 
-What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. Full
-layers take a segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all
-segments into blocks of queries, each with the keys that its window can reach. Where a kernel takes rows of different
-lengths at once (GPUs), all segments go through it together (`ossia.model.varlen`).
+What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. The
+form in which a forest reaches the kernels is chosen in `ossia.kernels.dispatch`. In the dense form, full layers take a
+segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all segments into
+blocks of queries, each with the keys that its window can reach. For rows of different lengths see `ossia.model.varlen`.
 
 Registered with transformers as the attention implementation "ossia". Where transformers brings its own masks and a KV
 cache (generate), the same function takes those instead.
@@ -25,14 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ossia.kernels import attention as kernel
-from ossia.kernels.cpu import paths as path_attention
-from ossia.kernels.cpu.attention import merged
-from ossia.kernels.cpu.library import native
-from ossia.kernels.cuda import flash
+from ossia.kernels import dispatch
+from ossia.kernels.reference.attention import Paths, merged
 from ossia.model.batch import Segments
 from ossia.model.blocks import Blocks
-from ossia.model.varlen import RowAttention
+from ossia.model.varlen import VarlenAttention
 
 NAME = "ossia"
 
@@ -48,31 +45,19 @@ def attend(
     window: int | None,
 ) -> Tensor:
     """Return the attention output [T, H, D] of a flat batch. All four inputs can be differentiated."""
-    if flash.usable(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1]):
-        out_THD: Tensor = RowAttention.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.rows(window), scale)
+    group = len(q_HTD) // len(k_KTD)
+    form = dispatch.attention_form(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1], group)
+    if form == "varlen":
+        out_THD: Tensor = VarlenAttention.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.varlen(window), scale)
         return out_THD
-    if tokens := path_attention.tokens_per_chunk(q_HTD, k_KTD):
-        along_THD: Tensor = _AlongPaths.apply(q_HTD, k_KTD, v_KTD, sinks_H, segments.paths(tokens), window, scale)
+    if form == "paths":
+        paths = segments.paths(dispatch.tokens_per_chunk(group))
+        along_THD: Tensor = _AlongPaths.apply(q_HTD, k_KTD, v_KTD, sinks_H, paths, window, scale)
         return along_THD
     function = _Full if window is None else _Windowed
     plan = segments if window is None else segments.blocks(window)
     out_HTD: Tensor = function.apply(q_HTD, k_KTD, v_KTD, sinks_H, plan, scale)
     return out_HTD.transpose(0, 1)
-
-
-def described(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Which form attention takes in training, and why, in words for people."""
-    kind = str(dtype).removeprefix("torch.")
-    if flash.usable(device, dtype, head_dim):
-        return f"attention goes through torch's flash kernels, all branches at once ({kind} on {device})"
-    if device.type != "cpu":
-        needs = "bfloat16 or float16 and compute capability 8.0"
-        return f"attention is plain torch in chunks of queries ({kind} on {device}; torch's flash kernels need {needs})"
-    if path_attention.serves(device, dtype, head_dim):
-        return f"attention follows paths in C, all branches at once ({kind}, {native().reason})"
-    needs = f"bfloat16, heads of {path_attention.HEAD} and AVX-512 BF16"
-    here = f"{kind}, heads of {head_dim}, {native().reason}"
-    return f"attention goes through torch's CPU kernel, a branch at a time (the one in C needs {needs}; here: {here})"
 
 
 class _Full(torch.autograd.Function):
@@ -86,10 +71,10 @@ class _Full(torch.autograd.Function):
         for (start, end), ancestors in zip(segments.ranges, segments.ancestors, strict=True):
             own = slice(start, end)
             q, k, v = q_HTD[None, :, own], k_KTD[None, :, own], v_KTD[None, :, own]
-            out, lse = kernel.forward(q, k, v, None, True, scale)
+            out, lse = dispatch.dense_forward(q, k, v, None, True, scale)
             if ancestors:
                 k, v = _gathered(k_KTD, ancestors), _gathered(v_KTD, ancestors)
-                out, lse = merged(out, lse, *kernel.forward(q, k, v, None, False, scale))
+                out, lse = merged(out, lse, *dispatch.dense_forward(q, k, v, None, False, scale))
             out_HTD[:, own], lse_HT[:, own] = out[0], lse[0]
         ctx.segments, ctx.scale = segments, scale
         return _finish(ctx, q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT)
@@ -97,21 +82,21 @@ class _Full(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT = ctx.saved_tensors
-        kind = lse_HT.dtype
+        dtype = lse_HT.dtype
         dq_HTD = torch.empty_like(q_HTD)
         # Keys that many segments share collect gradients from all of them, so sums are kept in float32.
-        dk_KTD, dv_KTD = torch.zeros_like(k_KTD, dtype=kind), torch.zeros_like(v_KTD, dtype=kind)
+        dk_KTD, dv_KTD = torch.zeros_like(k_KTD, dtype=dtype), torch.zeros_like(v_KTD, dtype=dtype)
         for (start, end), ancestors in zip(ctx.segments.ranges, ctx.segments.ancestors, strict=True):
             own = slice(start, end)
             q, k, v, out = (x[None, :, own] for x in (q_HTD, k_KTD, v_KTD, out_HTD))
             grad, lse = grad_HTD[None, :, own], lse_HT[None, :, own]
-            dq, dk, dv = kernel.backward(grad, q, k, v, out, lse, None, True, ctx.scale)
+            dq, dk, dv = dispatch.dense_backward(grad, q, k, v, out, lse, None, True, ctx.scale)
             dk_KTD[:, own] += dk[0]
             dv_KTD[:, own] += dv[0]
             if ancestors:
                 k, v = _gathered(k_KTD, ancestors), _gathered(v_KTD, ancestors)
-                more, dk, dv = kernel.backward(grad, q, k, v, out, lse, None, False, ctx.scale)
-                dq = dq.to(kind) + more
+                more, dk, dv = dispatch.dense_backward(grad, q, k, v, out, lse, None, False, ctx.scale)
+                dq = dq.to(dtype) + more
                 _scatter(dk_KTD, dk[0], ancestors)
                 _scatter(dv_KTD, dv[0], ancestors)
             dq_HTD[:, own] = dq[0]
@@ -129,7 +114,7 @@ class _Windowed(torch.autograd.Function):
         out_HTD, lse_HT = _empty(q_HTD)
         for blocks in sizes:
             q, k, v = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD)
-            out, lse = kernel.forward(q, k, v, blocks.seen, False, scale)
+            out, lse = dispatch.dense_forward(q, k, v, blocks.seen, False, scale)
             out_HTD.index_copy_(1, blocks.tokens, blocks.real(out))
             lse_HT.index_copy_(1, blocks.tokens, blocks.real(lse))
         ctx.sizes, ctx.scale = sizes, scale
@@ -145,7 +130,9 @@ class _Windowed(torch.autograd.Function):
             q, k, v, out = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD), blocks.queries(out_HTD)
             # Padded queries repeat real ones; without a gradient they give none to the keys.
             grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
-            dq, dk, dv = kernel.backward(grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale)
+            dq, dk, dv = dispatch.dense_backward(
+                grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale
+            )
             dq_HTD.index_copy_(1, blocks.tokens, blocks.real(dq))
             blocks.add(dk_KTD, dk)
             blocks.add(dv_KTD, dv)
@@ -154,7 +141,7 @@ class _Windowed(torch.autograd.Function):
 
 
 class _AlongPaths(torch.autograd.Function):
-    """Either kind of layer, all segments in one call of the C library. Returns [T, H, D]."""
+    """Either kind of layer, all segments in one call of a kernel. Returns [T, H, D]."""
 
     @staticmethod
     def forward(
@@ -163,11 +150,11 @@ class _AlongPaths(torch.autograd.Function):
         k_KTD: Tensor,
         v_KTD: Tensor,
         sinks_H: Tensor,
-        paths: path_attention.Paths,
+        paths: Paths,
         window: int | None,
         scale: float,
     ) -> Tensor:
-        out_THD, lse_HT = path_attention.forward(q_HTD, k_KTD, v_KTD, sinks_H, paths, window, scale)
+        out_THD, lse_HT = dispatch.paths_forward(q_HTD, k_KTD, v_KTD, sinks_H, paths, window, scale)
         ctx.save_for_backward(q_HTD, k_KTD, v_KTD, sinks_H, out_THD, lse_HT)
         ctx.further = paths, window, scale
         return out_THD
@@ -177,7 +164,7 @@ class _AlongPaths(torch.autograd.Function):
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HTD, k_KTD, v_KTD, sinks_H, out_THD, lse_HT = ctx.saved_tensors
         grad_HTD, out_HTD = grad_THD.transpose(0, 1), out_THD.transpose(0, 1)
-        grads = path_attention.backward(grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD, lse_HT, *ctx.further)
+        grads = dispatch.paths_backward(grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD, lse_HT, *ctx.further)
         return *grads, _sink_gradient(ctx, grad_HTD, sinks_H, out_HTD, lse_HT), None, None, None
 
 
@@ -186,7 +173,7 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks_H: Tensor, seen: Tensor, scale: float) -> Tensor:
-        out, lse = kernel.forward(q, k, v, seen, False, scale)
+        out, lse = dispatch.dense_forward(q, k, v, seen, False, scale)
         sinks = sinks_H.to(lse.dtype)[:, None].expand(lse.shape)
         # A row of padding that sees nothing has no log-sum-exp; only its sink counts, and it gives zeros.
         nothing = ~torch.isfinite(lse)
@@ -200,7 +187,7 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, sinks_H, out, lse, seen = ctx.saved_tensors
-        dq, dk, dv = kernel.backward(grad, q, k, v, out, lse, seen, False, ctx.scale)
+        dq, dk, dv = dispatch.dense_backward(grad, q, k, v, out, lse, seen, False, ctx.scale)
         dsinks = None
         if ctx.needs_input_grad[3]:
             share = (sinks_H.to(lse.dtype)[:, None] - lse).exp() * (grad * out).sum(-1)
@@ -209,9 +196,9 @@ class _Masked(torch.autograd.Function):
 
 
 def _empty(q_HTD: Tensor) -> tuple[Tensor, Tensor]:
-    kind = torch.promote_types(q_HTD.dtype, torch.float32)
+    dtype = torch.promote_types(q_HTD.dtype, torch.float32)
     out_HTD = torch.empty_like(q_HTD, memory_format=torch.contiguous_format)
-    return out_HTD, q_HTD.new_empty(q_HTD.shape[:2], dtype=kind)
+    return out_HTD, q_HTD.new_empty(q_HTD.shape[:2], dtype=dtype)
 
 
 def _finish(
@@ -228,8 +215,8 @@ def _sink_gradient(ctx: Any, grad_HTD: Tensor, sinks_H: Tensor, out_HTD: Tensor,
     """A sink takes probability and gives nothing: its gradient is minus its probability times grad . out."""
     if not ctx.needs_input_grad[3]:
         return None
-    kind = lse_HT.dtype
-    share_HT = (sinks_H.to(kind)[:, None] - lse_HT).exp() * (grad_HTD.to(kind) * out_HTD.to(kind)).sum(-1)
+    dtype = lse_HT.dtype
+    share_HT = (sinks_H.to(dtype)[:, None] - lse_HT).exp() * (grad_HTD.to(dtype) * out_HTD.to(dtype)).sum(-1)
     return -share_HT.sum(1).to(sinks_H.dtype)
 
 
@@ -264,7 +251,7 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in each layer: [B, H, Q, D] in, [B, Q, H, D] out.
 
-    `attention_mask` is the pass's `Segments` (then B is 1), or the additive or boolean mask that transformers made.
+    `attention_mask` is the micro-batch's `Segments` (then B is 1), or transformers' additive or boolean mask.
     `cu_seq_lens_q` are the borders of sequences that somebody laid end to end in one row (TRL's padding_free); the mask
     of transformers does not know of them.
     """

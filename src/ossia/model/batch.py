@@ -8,7 +8,7 @@ as the sequence it stands for.
 
 Supervision is explicit: (source row, target id, weight) triples, so that one token can predict several children and
 nothing is ever shifted by rolling. The loss of a step is sum(weight * -log p(target | source)) / denominator, with one
-denominator for the whole step however it is cut into passes.
+denominator for the whole step however it is cut into micro-batches.
 
 Shapes: T tokens, N segments, M ancestor ranges, S supervised triples.
 """
@@ -23,15 +23,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ossia.kernels.cpu.paths import Paths
-from ossia.model import varlen as rows
+from ossia.kernels.reference.attention import Paths
 from ossia.model.blocks import Blocks, blocks_of
+from ossia.model.varlen import VarlenPlan, varlen_plan
 from ossia.sequences.tree import Tree
 
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """Tensors of one forward pass.
+    """Tensors of one micro-batch.
 
     ids_T, positions_T: int64. segments_N2: int64, start and end of each query range; together they cover 0..T in order.
     ancestors_M3: int64, (segment index, key start, key end) of the key ranges beyond a segment's own, in path order.
@@ -195,7 +195,7 @@ def _apart(ids_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Ten
 
 @dataclass(frozen=True)
 class Segments:
-    """The forest in the form that attention takes it in: Python ranges, once per pass.
+    """The forest in the form that attention takes it in: Python ranges, once per micro-batch.
 
     `ranges[n]` is segment n's (start, end); `ancestors[n]` its further key ranges in path order; `positions_T` the
     position of each token on its path.
@@ -206,7 +206,7 @@ class Segments:
     positions_T: Tensor
     _blocks: dict[int, tuple[Blocks, ...]] = field(default_factory=dict, repr=False, compare=False)
     _paths: dict[int, Paths] = field(default_factory=dict, repr=False, compare=False)
-    _rows: dict[int | None, rows.Plan] = field(default_factory=dict, repr=False, compare=False)
+    _varlen: dict[int | None, VarlenPlan] = field(default_factory=dict, repr=False, compare=False)
 
     def blocks(self, window: int) -> tuple[Blocks, ...]:
         """The same for windowed layers; cut once and kept for all of them."""
@@ -214,11 +214,11 @@ class Segments:
             self._blocks[window] = blocks_of(self.ranges, self.ancestors, window, self.positions_T.device)
         return self._blocks[window]
 
-    def rows(self, window: int | None) -> rows.Plan:
+    def varlen(self, window: int | None) -> VarlenPlan:
         """The same for kernels that take rows of different lengths; cut once for each kind of layer."""
-        if window not in self._rows:
-            self._rows[window] = rows.plan_of(self.ranges, self.ancestors, window, self.positions_T.device)
-        return self._rows[window]
+        if window not in self._varlen:
+            self._varlen[window] = varlen_plan(self.ranges, self.ancestors, window, self.positions_T.device)
+        return self._varlen[window]
 
     def paths(self, tokens_per_chunk: int) -> Paths:
         """The same for kernels that follow paths; cut once for all layers."""

@@ -1,8 +1,8 @@
 """The experts of gpt-oss, kept in four bits while everything passes through them.
 
 The published bytes (MXFP4: blocks of 32 E2M1 codes with one E8M0 scale) are the parameters of `PackedExperts`, under
-the published names. They are multiplied as they are (`ossia.kernels.product`), get no gradient, and no floating-point
-copy of a matrix outlives the product it is needed for.
+the published names. They are multiplied as they are (`kernels.dispatch.product`), get no gradient, and no
+floating-point copy of a matrix outlives the product it is needed for.
 
 Forward and backward go expert by expert. What is kept between the two is the input; with `gradient_checkpointing` the
 first projection is computed once more, without it its output is kept, too. The second projection never runs twice: the
@@ -22,21 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ossia.kernels.gate import gate, gate_backward, plain_gate
-from ossia.kernels.lowrank import narrow, outer
-from ossia.kernels.product import Into, Packed, Update, product
+from ossia.kernels.dispatch import gate, gate_backward, narrow, outer, product
+from ossia.kernels.reference import GROUP_SIZE, Into, LowRank, Packed, Update
+from ossia.kernels.reference import gate as differentiable
 from ossia.kernels.reference.mxfp4 import fake_quantise
 
 
-class LowRank(NamedTuple):
-    """A LoRA update of every expert's projection: scale * (x A^T) B^T. a_ERI: [E, R, in], b_EOR: [E, out, R]."""
-
-    a_ERI: Tensor
-    b_EOR: Tensor
-    scale: float
-
-
-class Experts(nn.Module):
+class ExpertsBase(nn.Module):
     """What all forms of the experts share: grouping tokens by expert, the gate, biases. Subclasses hold the matrices.
 
     Parameters gate_up_proj_bias [E, 2F] and down_proj_bias [E, D] are here.
@@ -70,7 +62,7 @@ def routes(indices_TK: Tensor, experts: int) -> Iterator[Route]:
             yield Route(expert, places_N, slots_N)
 
 
-class PackedExperts(Experts):
+class PackedExperts(ExpertsBase):
     """Replaces transformers' GptOssExperts on a checkpoint whose experts are MXFP4. Nothing in it is trained."""
 
     gradient_checkpointing = False
@@ -83,10 +75,10 @@ class PackedExperts(Experts):
         def codes(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(shape, dtype=torch.uint8), requires_grad=False)
 
-        self.gate_up_proj_blocks = codes(experts, 2 * inner, hidden // 32, 16)
-        self.gate_up_proj_scales = codes(experts, 2 * inner, hidden // 32)
-        self.down_proj_blocks = codes(experts, hidden, inner // 32, 16)
-        self.down_proj_scales = codes(experts, hidden, inner // 32)
+        self.gate_up_proj_blocks = codes(experts, 2 * inner, hidden // GROUP_SIZE, GROUP_SIZE // 2)
+        self.gate_up_proj_scales = codes(experts, 2 * inner, hidden // GROUP_SIZE)
+        self.down_proj_blocks = codes(experts, hidden, inner // GROUP_SIZE, GROUP_SIZE // 2)
+        self.down_proj_scales = codes(experts, hidden, inner // GROUP_SIZE)
         self.requires_grad_(False)
 
     def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
@@ -133,11 +125,11 @@ class _Projection(NamedTuple):
     def of(expert: int, frozen: Any, a: Tensor | None, b: Tensor | None, scale: float) -> _Projection:
         """`frozen`: blocks, scales and biases of all experts; a, b: their LoRA matrices."""
         blocks, scales, bias = frozen
-        kind = bias.dtype
+        dtype = bias.dtype
         matrix = Packed(blocks[expert], scales[expert])
         if a is None or b is None:
             return _Projection(matrix, bias[expert], None, None, scale)
-        return _Projection(matrix, bias[expert], a[expert].to(kind), b[expert].to(kind), scale)
+        return _Projection(matrix, bias[expert], a[expert].to(dtype), b[expert].to(dtype), scale)
 
     def down(self, x_NI: Tensor) -> Tensor | None:
         """scale * x A^T: what the update's second matrix takes."""
@@ -172,9 +164,9 @@ class _Mixture(torch.autograd.Function):
         frozen: tuple[Tensor, ...],
         settings: _Settings,
     ) -> Tensor:
-        kind = torch.promote_types(x_TD.dtype, torch.float32)
-        total_TD = torch.zeros(x_TD.shape, dtype=kind, device=x_TD.device)
-        factors = weights_TK.detach().flatten().to(kind)
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
+        total_TD = torch.zeros(x_TD.shape, dtype=dtype, device=x_TD.device)
+        factors = weights_TK.detach().flatten().to(dtype)
         keep = settings.keep and any(ctx.needs_input_grad)
         kept_MH = x_TD.new_empty(indices_TK.numel(), frozen[2].shape[-1]) if keep else None
         for expert, places_N, slots_N in routes(indices_TK, len(frozen[0])):
@@ -196,10 +188,10 @@ class _Mixture(torch.autograd.Function):
         x_TD, weights_TK, indices_TK, a1, b1, a2, b2, *rest = ctx.saved_tensors
         *frozen, kept_MH = rest
         settings: _Settings = ctx.settings
-        kind = torch.promote_types(x_TD.dtype, torch.float32)
-        factors = weights_TK.flatten().to(kind)
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
+        factors = weights_TK.flatten().to(dtype)
         dfactors = torch.zeros_like(factors)
-        dx_TD = torch.zeros(x_TD.shape, dtype=kind, device=x_TD.device)
+        dx_TD = torch.zeros(x_TD.shape, dtype=dtype, device=x_TD.device)
         da1, db1, da2, db2 = (None if x is None else torch.zeros_like(x) for x in (a1, b1, a2, b2))
         for expert, places_N, slots_N in routes(indices_TK, len(frozen[0])):
             first = _Projection.of(expert, frozen[:3], a1, b1, settings.scale1)
@@ -214,7 +206,7 @@ class _Mixture(torch.autograd.Function):
             high = second.up(grad_ND)
             change_NF = second.backward(grad_ND, high)
             a_NF, dh, dots_N = gate_backward(h, change_NF, factors_N, settings.alpha, settings.limit)
-            dfactors[slots_N] = dots_N + (grad_ND @ second.bias_O).to(kind)
+            dfactors[slots_N] = dots_N + (grad_ND @ second.bias_O).to(dtype)
             if da2 is not None and db2 is not None and high is not None:
                 weighted = factors_N[:, None].to(x_TD.dtype)
                 da2[expert] = outer(high * weighted, a_NF, False)
@@ -229,7 +221,7 @@ class _Mixture(torch.autograd.Function):
         return dx, dweights, None, da1, db1, da2, db2, None, None
 
 
-class QuantisationAwareExperts(Experts):
+class QuantisationAwareExperts(ExpertsBase):
     """Experts in floating point that are trained as the MXFP4 they will be packed to (straight-through gradients).
 
     For making small models from scratch. Parameters gate_up_proj [E, 2F, D] and down_proj [E, D, F].
@@ -247,7 +239,9 @@ class QuantisationAwareExperts(Experts):
         outputs, slots = [], []
         for expert, places_N, slots_N in routes(router_indices, self.num_experts):
             h = hidden_states[places_N] @ gate_up[expert].T + self.gate_up_proj_bias[expert]
-            outputs.append(plain_gate(h, self.alpha, self.limit) @ down[expert].T + self.down_proj_bias[expert])
+            outputs.append(
+                differentiable.gate(h, self.alpha, self.limit) @ down[expert].T + self.down_proj_bias[expert]
+            )
             slots.append(slots_N)
         # Back to token order; each token adds up its K experts in a fixed order, so the sum is deterministic.
         order = torch.cat(slots)

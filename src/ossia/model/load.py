@@ -17,7 +17,7 @@ from ossia.checkpoint.layout import generation_config_json
 from ossia.checkpoint.locate import locate, tokenizer_folder
 from ossia.checkpoint.reader import CheckpointReader, side_file
 from ossia.errors import UserError
-from ossia.kernels.reference.mxfp4 import check_scales
+from ossia.kernels.reference.mxfp4 import nan_scales
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -83,7 +83,7 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     from ossia.model.modeling import empty, is_packed
 
     on = hardware.device(device).value
-    kind = getattr(torch, hardware.dtype(dtype, on).value)
+    compute_dtype = getattr(torch, hardware.dtype(dtype, on).value)
     reader = CheckpointReader(folder)
     shape = reader.shape()
     if reader.is_original:
@@ -91,8 +91,8 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     else:
         config, generation = GptOssConfig.from_pretrained(str(folder)), None
     reader.check(shape, mxfp4=is_packed(config))
-    model = empty(config, kind)
-    model.load_state_dict(placed(reader, on, kind), strict=True, assign=True)
+    model = empty(config, compute_dtype)
+    model.load_state_dict(placed(reader, on, compute_dtype), strict=True, assign=True)
     model.model.rotary_emb.to(on)
     file = side_file(folder, "generation_config.json")
     if file is not None:
@@ -103,11 +103,11 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     return model.eval()
 
 
-def placed(reader: CheckpointReader, on: str, kind: torch.dtype) -> dict[str, Tensor]:
-    """The checkpoint's tensors on the device `on`, those that are not packed in type `kind`.
+def placed(reader: CheckpointReader, on: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The checkpoint's tensors on the device `on`, those that are not packed in `dtype`.
 
-    On a CPU they stay mapped to the file, unless their type changes. To another device the bytes go as they are stored
-    and their type changes there; the mapped tensor is let go of before the next one is looked at, so that main memory
+    On a CPU they stay mapped to the file, unless their dtype changes. To another device the bytes go as they are stored
+    and their dtype changes there; the mapped tensor is let go of before the next one is looked at, so that main memory
     never holds a second copy.
 
     Raises:
@@ -117,8 +117,19 @@ def placed(reader: CheckpointReader, on: str, kind: torch.dtype) -> dict[str, Te
     for name in reader.names():
         tensor = reader.get(name)
         if name.endswith("_scales"):
-            check_scales(tensor, f"{reader.stored[name].file}: {name}")
+            _check_scales(tensor, f"{reader.stored[name].file}: {name}")
         tensor = tensor.to(on)
-        tensors[name] = tensor if tensor.dtype == torch.uint8 else tensor.to(kind)
+        tensors[name] = tensor if tensor.dtype == torch.uint8 else tensor.to(dtype)
         del tensor
     return tensors
+
+
+def _check_scales(scales: Tensor, where: str) -> None:
+    count = nan_scales(scales)
+    if count:
+        raise UserError(
+            f"{count} of {scales.numel()} MXFP4 scales are NaN",
+            where=where,
+            why="the file is damaged, or was written by a broken conversion",
+            do="download or export the model again",
+        )

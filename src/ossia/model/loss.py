@@ -98,17 +98,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weights_S: Tensor,
         log_count_V: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        kind = torch.promote_types(hidden_SD.dtype, torch.float32)
-        nll_S = torch.empty(len(rows_S), dtype=kind, device=hidden_SD.device)
-        update = None if a_RD is None or b_VR is None else HeadUpdate(a_RD.to(kind), b_VR.to(kind), scale)
+        dtype = torch.promote_types(hidden_SD.dtype, torch.float32)
+        nll_S = torch.empty(len(rows_S), dtype=dtype, device=hidden_SD.device)
+        update = None if a_RD is None or b_VR is None else HeadUpdate(a_RD.to(dtype), b_VR.to(dtype), scale)
         grads = _Gradients.of(ctx.needs_input_grad, hidden_SD, weight_VD, update)
         step = max(1, CHUNK_LOGITS // len(weight_VD))
         for start in range(0, len(rows_S), step):
             part = slice(start, start + step)
             h_CD, rows_C = hidden_SD[part], rows_S[part]
-            logits_CV = (h_CD @ weight_VD.T).to(kind)
+            logits_CV = (h_CD @ weight_VD.T).to(dtype)
             if update is not None:
-                logits_CV.addmm_(h_CD.to(kind) @ update.a_RD.T, update.b_VR.T, alpha=scale)
+                logits_CV.addmm_(h_CD.to(dtype) @ update.a_RD.T, update.b_VR.T, alpha=scale)
             if log_count_V is not None:
                 logits_CV += log_count_V
             chosen_C = logits_CV.gather(1, rows_C[:, None])[:, 0]
@@ -120,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if not any(ctx.needs_input_grad):
                 continue
             grad_CV = odds_CV.mul_((weights_S[part] / sum_C)[:, None])
-            grad_CV[torch.arange(len(rows_C), device=rows_C.device), rows_C] -= weights_S[part].to(kind)
+            grad_CV[torch.arange(len(rows_C), device=rows_C.device), rows_C] -= weights_S[part].to(dtype)
             grads.add(part, h_CD, grad_CV, weight_VD, update)
         ctx.save_for_backward(grads.hidden_SD, grads.weight_VD, grads.a_RD, grads.b_VR)
         ctx.dtypes = [None if source is None else source.dtype for source in (hidden_SD, weight_VD, a_RD, b_VR)]
@@ -131,7 +131,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, *others = ctx.saved_tensors
         scaled = [None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype)]
-        scaled += [None if g is None else (g * grad).to(kind) for g, kind in zip(others, ctx.dtypes[1:], strict=True)]
+        scaled += [None if g is None else (g * grad).to(dtype) for g, dtype in zip(others, ctx.dtypes[1:], strict=True)]
         return (*scaled, None, None, None, None)
 
 
@@ -146,26 +146,26 @@ class _Gradients:
 
     @staticmethod
     def of(needed: tuple[bool, ...], hidden_SD: Tensor, weight_VD: Tensor, update: HeadUpdate | None) -> _Gradients:
-        kind = torch.promote_types(hidden_SD.dtype, torch.float32)
+        dtype = torch.promote_types(hidden_SD.dtype, torch.float32)
         need_hidden, need_weight, need_a, need_b = needed[:4]
         return _Gradients(
             torch.empty_like(hidden_SD) if need_hidden else None,
-            torch.zeros_like(weight_VD, dtype=kind) if need_weight else None,
+            torch.zeros_like(weight_VD, dtype=dtype) if need_weight else None,
             torch.zeros_like(update.a_RD) if update is not None and need_a else None,
             torch.zeros_like(update.b_VR) if update is not None and need_b else None,
         )
 
     def add(self, part: slice, h_CD: Tensor, grad_CV: Tensor, weight_VD: Tensor, update: HeadUpdate | None) -> None:
-        kind = grad_CV.dtype
+        dtype = grad_CV.dtype
         grad_CR = None if update is None else grad_CV @ update.b_VR * update.scale
         if self.hidden_SD is not None:
-            grad_CD = (grad_CV.to(weight_VD.dtype) @ weight_VD).to(kind)
+            grad_CD = (grad_CV.to(weight_VD.dtype) @ weight_VD).to(dtype)
             if update is not None and grad_CR is not None:
                 grad_CD.addmm_(grad_CR, update.a_RD)
             self.hidden_SD[part] = grad_CD.to(self.hidden_SD.dtype)
         if self.weight_VD is not None:
-            self.weight_VD.addmm_(grad_CV.T, h_CD.to(kind))
+            self.weight_VD.addmm_(grad_CV.T, h_CD.to(dtype))
         if self.a_RD is not None and grad_CR is not None:
-            self.a_RD.addmm_(grad_CR.T, h_CD.to(kind))
+            self.a_RD.addmm_(grad_CR.T, h_CD.to(dtype))
         if self.b_VR is not None and update is not None:
-            self.b_VR.addmm_(grad_CV.T, h_CD.to(kind) @ update.a_RD.T, alpha=update.scale)
+            self.b_VR.addmm_(grad_CV.T, h_CD.to(dtype) @ update.a_RD.T, alpha=update.scale)

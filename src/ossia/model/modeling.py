@@ -2,7 +2,7 @@
 
 * the attention implementation "ossia" (`ossia.model.attention`), registered through AttentionInterface;
 * the experts module, which holds the packed MXFP4 bytes when the checkpoint does (`ossia.model.experts`);
-* the layers, which recompute less than transformers' own (`ossia.model.layer`);
+* the layers and norms, which keep and recompute less than transformers' own (`ossia.model.layer`);
 * forward, which takes the flat batch of `ossia.model.batch` and computes the loss in chunks.
 
 Everything else is transformers' own code, so `generate`, Trainer, accelerate, PEFT and other people's trainers work.
@@ -23,9 +23,8 @@ from transformers.utils import ModelOutput
 from ossia.errors import UserError
 from ossia.model import attention, batch
 from ossia.model.experts import PackedExperts
-from ossia.model.layer import DecoderLayer
+from ossia.model.layer import DecoderLayer, RMSNorm
 from ossia.model.loss import Head, HeadUpdate, linear_cross_entropy
-from ossia.model.norm import RMSNorm
 
 attention.register()
 

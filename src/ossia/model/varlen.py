@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ossia.kernels.cuda import flash
+from ossia.kernels import dispatch
+from ossia.kernels.reference.attention import VarlenRows
 from ossia.model.blocks import tail
 
 GATHERED = 1 << 17
@@ -33,14 +34,14 @@ class Ancestors:
     """int64: the flat places of the queries."""
     keys_C: Tensor
     """int64: the flat places of the keys, row after row; a key that several segments share stands there as often."""
-    rows: flash.Rows
+    rows: VarlenRows
 
 
 @dataclass(frozen=True)
-class Plan:
+class VarlenPlan:
     """How a forest is cut into rows, for one kind of layer."""
 
-    rows: flash.Rows
+    rows: VarlenRows
     window: int | None
     places_N: Tensor | None = None
     """int64: the flat places of the rows' tokens. None: they are all tokens in order."""
@@ -49,19 +50,19 @@ class Plan:
     ancestors: tuple[Ancestors, ...] = ()
 
 
-def plan_of(
+def varlen_plan(
     ranges: Sequence[tuple[int, int]],
     ancestors: Sequence[Sequence[tuple[int, int]]],
     window: int | None,
     device: torch.device | str,
-) -> Plan:
+) -> VarlenPlan:
     """Cut segments (see `batch.Segments`) into rows. Positions on a path count up by one."""
     own = [end - start for start, end in ranges]
     if not any(ancestors):
-        return Plan(flash.Rows.of(own, own, device), window)
+        return VarlenPlan(VarlenRows.of(own, own, device), window)
     if window is None:
         calls = tuple(_ancestors(group, device) for group in _groups(ranges, ancestors))
-        return Plan(flash.Rows.of(own, own, device), None, ancestors=calls)
+        return VarlenPlan(VarlenRows.of(own, own, device), None, ancestors=calls)
     places, kept, at = [], [], 0
     for (start, end), before in zip(ranges, ancestors, strict=True):
         repeated = tail(before, window - 1)
@@ -69,8 +70,8 @@ def plan_of(
         kept.append(torch.arange(end - start) + at + len(repeated))
         at += len(repeated) + end - start
     lengths = [len(first) + len(second) for first, second in zip(places[::2], places[1::2], strict=True)]
-    rows = flash.Rows.of(lengths, lengths, device)
-    return Plan(rows, window, torch.cat(places).to(device), torch.cat(kept).to(device))
+    rows = VarlenRows.of(lengths, lengths, device)
+    return VarlenPlan(rows, window, torch.cat(places).to(device), torch.cat(kept).to(device))
 
 
 def _groups(
@@ -95,20 +96,20 @@ def _ancestors(
 ) -> Ancestors:
     queries = [torch.arange(start, end) for (start, end), _ in pairs]
     keys = [torch.cat([torch.arange(start, end) for start, end in before]) for _, before in pairs]
-    rows = flash.Rows.of([len(x) for x in queries], [len(x) for x in keys], device)
+    rows = VarlenRows.of([len(x) for x in queries], [len(x) for x in keys], device)
     return Ancestors(torch.cat(queries).to(device), torch.cat(keys).to(device), rows)
 
 
-class RowAttention(torch.autograd.Function):
-    """q [H, T, D], k and v [K, T, D], sinks [H] -> [T, H, D]."""
+class VarlenAttention(torch.autograd.Function):
+    """Attention of a forest by kernels for rows: q [H, T, D], k and v [K, T, D], sinks [H] -> [T, H, D]."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, plan: Plan, scale: float
+        ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, plan: VarlenPlan, scale: float
     ) -> Tensor:
         q, k, v = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
         rows = (q, k, v) if plan.places_N is None else (q[plan.places_N], k[plan.places_N], v[plan.places_N])
-        out, lse = flash.forward(*rows, plan.rows, causal=True, window=plan.window, scale=scale)
+        out, lse = dispatch.varlen_forward(*rows, plan.rows, causal=True, window=plan.window, scale=scale)
         if plan.kept_T is not None:
             out, lse = out[plan.kept_T], lse[:, plan.kept_T]
         for ancestors in plan.ancestors:
@@ -122,14 +123,14 @@ class RowAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *inputs, sinks_H, out, lse_HT = ctx.saved_tensors
-        plan: Plan = ctx.plan
+        plan: VarlenPlan = ctx.plan
         q, k, v = (x.transpose(0, 1) for x in inputs)
         dq, dk, dv = _own_gradients(grad_THD, q, k, v, out, lse_HT, plan, ctx.scale)
         if plan.ancestors:  # keys that many segments share collect gradients from all of them: sums in float32
             dq, dk, dv = (x.to(lse_HT.dtype) for x in (dq, dk, dv))
         for places in plan.ancestors:
             at, keys = places.queries_M, places.keys_C
-            more = flash.backward(
+            more = dispatch.varlen_backward(
                 grad_THD[at], q[at], k[keys], v[keys], out[at], lse_HT[:, at], places.rows,
                 causal=False, window=None, scale=ctx.scale,
             )  # fmt: skip
@@ -137,8 +138,8 @@ class RowAttention(torch.autograd.Function):
                 grad.index_add_(0, where, part.to(grad.dtype))
         dsinks = None
         if ctx.needs_input_grad[3]:  # a sink takes probability and gives nothing
-            kind = lse_HT.dtype
-            share_HT = (sinks_H.to(kind)[:, None] - lse_HT).exp() * (grad_THD.to(kind) * out.to(kind)).sum(-1).T
+            dtype = lse_HT.dtype
+            share_HT = (sinks_H.to(dtype)[:, None] - lse_HT).exp() * (grad_THD.to(dtype) * out.to(dtype)).sum(-1).T
             dsinks = -share_HT.sum(1).to(sinks_H.dtype)
         grads = (x.to(given.dtype).transpose(0, 1) for x, given in zip((dq, dk, dv), inputs, strict=True))
         return *grads, dsinks, None, None
@@ -149,7 +150,7 @@ def _with_ancestors(
 ) -> tuple[Tensor, Tensor]:
     """Attention to own keys and ancestors from attention to own keys."""
     at, keys = ancestors.queries_M, ancestors.keys_C
-    other, other_lse = flash.forward(
+    other, other_lse = dispatch.varlen_forward(
         q[at], k[keys], v[keys], ancestors.rows, causal=False, window=None, scale=scale
     )  # fmt: skip
     own, own_lse = out_THD[at], lse_HT[:, at]
@@ -160,17 +161,17 @@ def _with_ancestors(
 
 
 def _own_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse_HT: Tensor, plan: Plan, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse_HT: Tensor, plan: VarlenPlan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients through the rows themselves, [T, ...]."""
     places, kept = plan.places_N, plan.kept_T
     if places is None or kept is None:
-        return flash.backward(
+        return dispatch.varlen_backward(
             grad, q, k, v, out, lse_HT, plan.rows, causal=True, window=plan.window, scale=scale
         )  # fmt: skip
     # Repeated queries were thrown away; without a gradient they give none to the keys.
     grad_N = grad.new_zeros(len(places), *grad.shape[1:]).index_copy(0, kept, grad)
-    dq, dk, dv = flash.backward(
+    dq, dk, dv = dispatch.varlen_backward(
         grad_N, q[places], k[places], v[places], out[places], lse_HT[:, places], plan.rows,
         causal=True, window=plan.window, scale=scale,
     )  # fmt: skip

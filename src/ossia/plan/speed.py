@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ossia import hardware
-from ossia.checkpoint.layout import GROUP, Shape
+from ossia.checkpoint.layout import Shape
+from ossia.kernels.reference import GROUP_SIZE, LowRank
 
 REPEATS = 3
 FEW, MANY = 16, 128
@@ -47,8 +48,7 @@ def measure(shape: Shape, device: str, dtype: str) -> Speed:
     """Time one thin expert with LoRA at two loads, one row of attention, and a matrix product. Loads torch."""
     import torch
 
-    kind = getattr(torch, dtype)
-    bench = _Bench(device, kind, torch.Generator().manual_seed(0))
+    bench = _Bench(device, getattr(torch, dtype), torch.Generator().manual_seed(0))
     few, many = bench.expert(shape, FEW), bench.expert(shape, MANY)
     # On a busy machine the smaller load can take longer; a token costs at least nothing.
     per_token = [max(0.0, (b - a) / (MANY - FEW)) for a, b in zip(few, many, strict=True)]
@@ -76,16 +76,16 @@ def matmul(shape: Shape, device: str, dtype: str) -> float:
 @dataclass(frozen=True)
 class _Bench:
     device: str
-    kind: Any
+    dtype: Any
     generator: Any
 
     def expert(self, shape: Shape, count: int) -> tuple[float, float]:
         """Seconds of one expert's forward and backward pass with `count` tokens."""
         import torch
 
-        from ossia.model.experts import LowRank, PackedExperts
+        from ossia.model.experts import PackedExperts
 
-        inner = max(GROUP, shape.intermediate // THINNER // GROUP * GROUP)
+        inner = max(GROUP_SIZE, shape.intermediate // THINNER // GROUP_SIZE * GROUP_SIZE)
         config = SimpleNamespace(
             num_local_experts=1,
             hidden_size=shape.hidden,
@@ -107,7 +107,7 @@ class _Bench:
         gate_up, down = update(shape.hidden, 2 * inner), update(inner, shape.hidden)
         x = self._random(count, shape.hidden)
         chosen = torch.zeros(count, 1, dtype=torch.int64, device=self.device)
-        weights = torch.ones(count, 1, device=self.device, dtype=self.kind)
+        weights = torch.ones(count, 1, device=self.device, dtype=self.dtype)
         times = self._time(lambda: experts.run(x, chosen, weights, gate_up, down))
         scale = shape.intermediate / inner
         return times[0] * scale, times[1] * scale
@@ -121,7 +121,7 @@ class _Bench:
 
         heads = shape.heads // shape.kv_heads
         q, k, v = (self._random(count, LENGTH, shape.head_dim) for count in (heads, 1, 1))
-        sinks = torch.zeros(heads, device=self.device, dtype=self.kind)
+        sinks = torch.zeros(heads, device=self.device, dtype=self.dtype)
         row = Segments(((0, LENGTH),), ((),), torch.arange(LENGTH, device=self.device))
         times = self._time(lambda: attend(q, k, v, sinks, row, scale=shape.head_dim**-0.5, window=None))
         return times[0] / (heads * LENGTH**2), times[1] / (heads * LENGTH**2)
@@ -145,7 +145,7 @@ class _Bench:
     def _random(self, *size: int) -> Any:
         import torch
 
-        return torch.randn(*size, generator=self.generator).to(self.device, self.kind).requires_grad_()
+        return torch.randn(*size, generator=self.generator).to(self.device, self.dtype).requires_grad_()
 
     def _time(self, forward: Callable[[], Any]) -> tuple[float, float]:
         """The least seconds of a forward and of a backward pass, over REPEATS and one before them to warm up.

@@ -29,7 +29,7 @@ from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
 from ossia.generate.engine import Request, Sampling
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
-from ossia.model import attention
+from ossia.kernels.dispatch import attention_described
 from ossia.model.load import load_model, locate
 from ossia.runs import Run, write_atomically
 from ossia.sequences.order import conversations_of, epoch
@@ -184,7 +184,7 @@ def _model(recipe: Recipe, folder: Path, device: str) -> Any:
 
 
 def _attention(model: Any, device: torch.device) -> str:
-    return attention.described(device, model.get_input_embeddings().weight.dtype, model.config.head_dim)
+    return attention_described(device, model.get_input_embeddings().weight.dtype, model.config.head_dim)
 
 
 def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:

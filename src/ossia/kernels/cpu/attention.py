@@ -1,9 +1,10 @@
-"""torch's CPU flash kernel, given the shapes that it is fast with.
+"""Dense attention by torch's CPU flash kernel, given the shapes that it is fast with.
 
 The kernel cuts queries into tiles by their number per head, and makes tiles of 32 where there are few. Query heads that
 share a key head see the same keys, so they are laid end to end as one long head: several times as many queries per tile
 and keys read once. That leaves no room for the kernel's own causal mask. Causal attention goes by blocks of queries
-instead, each first to all keys before the block, without a mask, and then to the block's own keys with one.
+instead, each first to all keys before the block, without a mask, and then to the block's own keys with one. The truth
+is `ossia.kernels.reference.attention`.
 
 Shapes: B rows, H query heads, K key/value heads, G = H / K, Q queries, C keys, D head size.
 """
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ossia.kernels.reference.attention import merged
+
 BLOCK = 256
 """Queries of a causal block."""
 
@@ -22,15 +25,20 @@ _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def forward(
+def serves(device: torch.device) -> bool:
+    """Whether torch's kernel runs there; it takes every dtype and head size."""
+    return device.type == "cpu"
+
+
+def dense_forward(
     q_BHQD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, seen: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """As `ossia.kernels.attention.forward`."""
+    """As the truth."""
     if not causal:
         return _forward(q_BHQD, k_BKCD, v_BKCD, _additive(seen, q_BHQD, k_BKCD), scale)
-    kind = torch.promote_types(q_BHQD.dtype, torch.float32)
+    dtype = torch.promote_types(q_BHQD.dtype, torch.float32)
     out_BHQD = torch.empty_like(q_BHQD, memory_format=torch.contiguous_format)
-    lse_BHQ = q_BHQD.new_empty(q_BHQD.shape[:3], dtype=kind)
+    lse_BHQ = q_BHQD.new_empty(q_BHQD.shape[:3], dtype=dtype)
     for own, mask in _blocks(q_BHQD, k_BKCD):
         q = q_BHQD[:, :, own]
         out, lse = _forward(q, k_BKCD[:, :, own], v_BKCD[:, :, own], mask, scale)
@@ -41,7 +49,7 @@ def forward(
     return out_BHQD, lse_BHQ
 
 
-def backward(
+def dense_backward(
     grad_BHQD: Tensor,
     q_BHQD: Tensor,
     k_BKCD: Tensor,
@@ -52,7 +60,7 @@ def backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `ossia.kernels.attention.backward`."""
+    """As the truth."""
     if not causal:
         mask = _additive(seen, q_BHQD, k_BKCD)
         return _backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, mask, scale)
@@ -66,14 +74,6 @@ def backward(
             dq = dq + _added(part, k_BKCD, v_BKCD, dk_BKCD, dv_BKCD, slice(0, own.start), None, scale)
         dq_BHQD[:, :, own] = dq
     return dq_BHQD, dk_BKCD.to(k_BKCD.dtype), dv_BKCD.to(v_BKCD.dtype)
-
-
-def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """One attention over two sets of keys from the attentions over each, [..., Q, D] and [..., Q]."""
-    total = torch.logaddexp(lse, other_lse)
-    mixed = out.to(lse.dtype) * (lse - total).exp()[..., None]
-    mixed += other.to(lse.dtype) * (other_lse - total).exp()[..., None]
-    return mixed.to(out.dtype), total
 
 
 def _added(

@@ -16,8 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "native"
-SOURCES, LIBRARY = ("mxfp4.c", "product.c", "few.c", "gate.c", "attend.c", "lowrank.c"), FOLDER / "libossia.so"
+NATIVE = Path(__file__).parent / "native"
+SOURCES = ("mxfp4.c", "product.c", "product_few.c", "gate.c", "lowrank.c", "paths.c")
+LIBRARY = NATIVE / "libossia.so"
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-D_GNU_SOURCE")
 
 
@@ -27,7 +28,7 @@ def compiler() -> str | None:
     return next((found for name in (named, "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
 
 
-def build() -> str | None:
+def compile_library() -> str | None:
     """Compile the library. Returns None when it is there, else a sentence that says why not. Never raises."""
     if sys.platform not in ("linux", "darwin"):
         return f"no native kernels on {sys.platform}: plain torch is used"
@@ -35,12 +36,12 @@ def build() -> str | None:
     if cc is None:
         return "no C compiler was found: plain torch is used for four-bit weights, which is slower"
     try:
-        with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
+        with tempfile.TemporaryDirectory(dir=NATIVE) as scratch:
             library = Path(scratch) / LIBRARY.name
             parallel = ("-fopenmp",) if sys.platform == "linux" else ()
             objects = [str(Path(scratch) / f"{name}.o") for name in SOURCES]
             for source, compiled in zip(SOURCES, objects, strict=True):
-                _run(cc, *FLAGS, *parallel, "-c", str(FOLDER / source), "-o", compiled)
+                _run(cc, *FLAGS, *parallel, "-c", str(NATIVE / source), "-o", compiled)
             _run(cc, "-shared", *objects, "-lm", "-o", str(library))
             library.replace(LIBRARY)
     except (OSError, subprocess.SubprocessError) as error:
@@ -54,6 +55,6 @@ def _run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    problem = build()
+    problem = compile_library()
     print(problem or f"built {LIBRARY}")
     sys.exit(1 if problem else 0)

@@ -1,7 +1,6 @@
 """The C library of `native/`, loaded, or the reason why there is none.
 
-Everything in it takes pointers, shapes and nothing of Python or torch. Each function has a plain-torch twin beside the
-Python function that calls it, so Ossia works without; only slower.
+Everything in it takes pointers, shapes and nothing of Python or torch.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from ossia.kernels.cpu.build import LIBRARY
 
 LEVELS = ("portable C", "AVX2", "AVX-512")
-BEST = len(LEVELS) - 1
+BEST_LEVEL = len(LEVELS) - 1
 
 
 class Native(NamedTuple):
@@ -26,11 +25,11 @@ class Native(NamedTuple):
     reason: str
     has_product: bool = False
     """Whether this processor runs the fused products (AVX-512 BF16)."""
-    attention_rows: int = 0
-    """Most rows that the attention kernels take at a time; 0 where this processor does not run them."""
+    paths_rows: int = 0
+    """Most rows that attention along paths takes at a time; 0 where this processor does not run it."""
 
 
-class Product(ctypes.Structure):
+class ProductArguments(ctypes.Structure):
     """The arguments of `ossia_product_bf16`; see native/product.c."""
 
     _fields_ = [
@@ -40,8 +39,8 @@ class Product(ctypes.Structure):
     ]
 
 
-class Attention(ctypes.Structure):
-    """The arguments of `ossia_attention_forward` and `_backward`; see native/attend.c."""
+class PathsArguments(ctypes.Structure):
+    """The arguments of `ossia_paths_forward` and `ossia_paths_backward`; see native/paths.c."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "grad", "out_given", "sinks", "out", "lse")),
@@ -64,10 +63,17 @@ def native() -> Native:
         library = ctypes.CDLL(str(LIBRARY))
         _declare(library)
         level, has_product = library.ossia_mxfp4_level(), bool(library.ossia_product_supported())
-        rows = library.ossia_attention_rows()
+        rows = library.ossia_paths_rows()
     except (OSError, AttributeError) as error:
         return Native(None, f"cannot be loaded ({error}); python -m ossia.kernels.cpu.build  builds it again")
     return Native(library, LEVELS[level] + (" with BF16 products" if has_product else ""), has_product, rows)
+
+
+def loaded() -> ctypes.CDLL:
+    """The C library, for those who know from `native` that there is one."""
+    library = native().library
+    assert library is not None, native().reason
+    return library
 
 
 def _declare(library: ctypes.CDLL) -> None:
@@ -76,24 +82,24 @@ def _declare(library: ctypes.CDLL) -> None:
     signatures: dict[str, tuple[type, ...]] = {
         "ossia_mxfp4_bf16": (pointer, pointer, pointer, number, ctypes.c_int),
         "ossia_mxfp4_f32": (pointer, pointer, pointer, number, ctypes.c_int),
-        "ossia_few_f32": (pointer, number, pointer, pointer, number, number, pointer, ctypes.c_int),
+        "ossia_product_few_f32": (pointer, number, pointer, pointer, number, number, pointer, ctypes.c_int),
         "ossia_gate_bf16": (pointer, pointer, number, number, real, real, ctypes.c_int),
         "ossia_gate_backward_bf16": (*(pointer,) * 5, number, number, real, real, ctypes.c_int),
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
-    for name, given in (("product", Product), ("attention", Attention)):
+    for name, given in (("product", ProductArguments), ("paths", PathsArguments)):
         size = getattr(library, f"ossia_{name}_size")
         size.restype = number
         if size() != ctypes.sizeof(given):
             raise AttributeError(f"its {name} takes other arguments")
-    library.ossia_product_bf16.argtypes = (ctypes.POINTER(Product),)
+    library.ossia_product_bf16.argtypes = (ctypes.POINTER(ProductArguments),)
     library.ossia_narrow_bf16.argtypes = (*(pointer,) * 3, *(number,) * 4, real)
     library.ossia_outer_bf16.argtypes = (*(pointer,) * 3, *(number,) * 4)
-    library.ossia_attention_rows.restype = number
-    for name in ("ossia_attention_forward", "ossia_attention_backward"):
-        getattr(library, name).argtypes = (ctypes.POINTER(Attention),)
+    library.ossia_paths_rows.restype = number
+    for name in ("ossia_paths_forward", "ossia_paths_backward"):
+        getattr(library, name).argtypes = (ctypes.POINTER(PathsArguments),)
 
 
 def _share_openmp() -> None:

@@ -1,4 +1,4 @@
-"""MXFP4, the published models' four-bit format, in plain torch: the truth that every kernel is checked against.
+"""MXFP4, the published models' four-bit format, in plain torch.
 
 Source: OCP Microscaling Formats (MX) specification 1.0. Weights of one row go in groups of 32. Each weight is an E2M1
 code: bit 3 the sign, bits 0 to 2 the index into 0, 0.5, 1, 1.5, 2, 3, 4, 6. Each group has one scale byte s, meaning
@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ossia.checkpoint.layout import GROUP
 from ossia.errors import UserError
+from ossia.kernels.reference import GROUP_SIZE
 
 Rule = Literal["best", "floor", "keep"]
 
@@ -33,16 +33,11 @@ _FEW_SCALES = 24
 """Different scale bytes in a matrix up to which pairs are looked up with their scale: the table fits level 1."""
 
 
-def check_scales(scales: Tensor, where: str) -> None:
-    """Raise UserError when a scale byte is 255, the format's NaN: such a weight poisons every token it meets."""
-    if scales.numel() and int(scales.max()) == NAN_SCALE:  # one pass at the speed of memory; 20b has 600 MB of them
-        count = int((scales == NAN_SCALE).sum())
-        raise UserError(
-            f"{count} of {scales.numel()} MXFP4 scales are NaN",
-            where=where,
-            why="the file is damaged, or was written by a broken conversion",
-            do="download or export the model again",
-        )
+def nan_scales(scales: Tensor) -> int:
+    """Return how many scale bytes are 255, the format's NaN: such a weight poisons every token it meets."""
+    if not scales.numel() or int(scales.max()) < NAN_SCALE:  # one pass at the speed of memory; 20b has 600 MB of them
+        return 0
+    return int((scales == NAN_SCALE).sum())
 
 
 def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -52,24 +47,24 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
     subnormal at s = 0. Values of 2^128 and more become infinite, as in transformers; a group with s = 255 is NaN.
     In float16 the values are rounded from float32.
     """
-    assert blocks.shape == (*scales.shape, GROUP // 2), (blocks.shape, scales.shape)
+    assert blocks.shape == (*scales.shape, GROUP_SIZE // 2), (blocks.shape, scales.shape)
     if dtype == torch.float16:
         return dequantise(blocks, scales, torch.float32).to(dtype)
-    blocks_nb, scales_n = blocks.reshape(-1, GROUP // 2), scales.reshape(-1)
-    out_nw = torch.empty(len(scales_n), GROUP, dtype=dtype, device=blocks.device)
+    blocks_nb, scales_n = blocks.reshape(-1, GROUP_SIZE // 2), scales.reshape(-1)
+    out_nw = torch.empty(len(scales_n), GROUP_SIZE, dtype=dtype, device=blocks.device)
     pairs = _pairs(dtype, blocks.device)
     if len(scales_n) and pairs.dtype != dtype and blocks.device.type == "cpu":
         lowest, highest = int(scales_n.min()), int(scales_n.max())
         if highest - lowest < _FEW_SCALES:
             _look_up(blocks_nb, scales_n, lowest, _scaled_pairs(dtype, lowest), out_nw)
-            return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP)
+            return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP_SIZE)
     powers = _powers(dtype, blocks.device)
     for part in _chunks(scales_n):
         values = out_nw[part]
         words = values.view(-1, *pairs.shape[1:]) if pairs.dtype == dtype else values.view(-1).view(pairs.dtype)
         torch.index_select(pairs, 0, blocks_nb[part].reshape(-1).int(), out=words)
         values.mul_(powers.index_select(0, scales_n[part].int())[:, None])
-    return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP)
+    return out_nw.view(*scales.shape[:-1], scales.shape[-1] * GROUP_SIZE)
 
 
 def _look_up(blocks_nb: Tensor, scales_n: Tensor, lowest: int, table: Tensor, out_nw: Tensor) -> None:
@@ -92,16 +87,16 @@ def quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = N
     * "keep": `base_scales` as they are.
 
     Packing dequantised weights gives the same values back, under "keep" with the scales they had. `base_scales` must
-    have passed `check_scales`. Raises UserError on NaN or infinite weights.
+    hold no NaN (`nan_scales`). Raises UserError on NaN or infinite weights.
     """
     columns = weight.shape[-1]
-    assert columns % GROUP == 0, f"{columns} columns are not a multiple of {GROUP}"
+    assert columns % GROUP_SIZE == 0, f"{columns} columns are not a multiple of {GROUP_SIZE}"
     assert rule != "keep" or base_scales is not None, "rule 'keep' needs base_scales"
     assert rule != "floor" or base_scales is None, "rule 'floor' takes no base_scales"
-    weight_nw = weight.detach().reshape(-1, GROUP)
+    weight_nw = weight.detach().reshape(-1, GROUP_SIZE)
     base_n = None if base_scales is None else base_scales.reshape(-1)
     scales_n = torch.empty(len(weight_nw), dtype=torch.uint8, device=weight.device)
-    blocks_nb = torch.empty(len(weight_nw), GROUP // 2, dtype=torch.uint8, device=weight.device)
+    blocks_nb = torch.empty(len(weight_nw), GROUP_SIZE // 2, dtype=torch.uint8, device=weight.device)
     for part in _chunks(scales_n):
         values = weight_nw[part].float()
         base = None if base_n is None else base_n[part].int() - BIAS
@@ -113,14 +108,14 @@ def quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = N
         code = _encode(values, exponent)
         blocks_nb[part] = code[:, 0::2] | (code[:, 1::2] << 4)
         scales_n[part] = (exponent + BIAS).to(torch.uint8)
-    groups = (*weight.shape[:-1], columns // GROUP)
-    return blocks_nb.view(*groups, GROUP // 2), scales_n.view(groups)
+    groups = (*weight.shape[:-1], columns // GROUP_SIZE)
+    return blocks_nb.view(*groups, GROUP_SIZE // 2), scales_n.view(groups)
 
 
 def fake_quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = None) -> Tensor:
     """The values that `quantise` would store, in weight's dtype and shape; the gradient passes straight through.
 
-    The same function the exporters pack with, so a model trained through it loses nothing when it is exported.
+    A model that is trained through it loses nothing when `quantise` packs it by the same rule.
     """
     result: Tensor = _StraightThrough.apply(weight, rule, base_scales)
     return result
@@ -173,11 +168,7 @@ def _floor_exponent(values_nw: Tensor) -> Tensor:
     """int32 [n]: floor(log2 of each row's largest magnitude) - 2, which takes it to between 4 and 8; -127 for zeros."""
     largest_n = values_nw.abs().amax(dim=1)
     if not bool(torch.isfinite(largest_n).all()):
-        raise UserError(
-            "the weights hold NaN or infinite values and cannot be quantised",
-            why="training diverged, or the merge overflowed",
-            do="use an earlier checkpoint, or a lower learning rate",
-        )
+        raise UserError("the weights hold NaN or infinite values and cannot be quantised")
     exponent_n = torch.frexp(largest_n).exponent - 3
     return exponent_n.masked_fill_(largest_n == 0, -BIAS).clamp_(min=-BIAS)
 

@@ -3,9 +3,10 @@
  *   gate = min(h[2j], limit), up = clamp(h[2j + 1], -limit, limit), s = sigmoid(alpha * gate)
  *   out[j] = (up + 1) * gate * s
  *
- * Arithmetic in float32; results are rounded once. Loops are plain C that the compiler vectorises, once per processor. The truth is ossia.model.experts.swiglu and its gradient by autograd.
+ * Arithmetic in float32; results are rounded once. Loops are plain C that the compiler vectorises, once per processor.
+ * The truth is ossia.kernels.reference.gate.
  */
-#include "codes.h"
+#include "mxfp4.h"
 
 /* To nearest, ties to even; a NaN stays one. */
 ALWAYS uint16_t narrow(float value) {

@@ -2,11 +2,11 @@
  *
  * A general library prepares code for every new shape, and each expert has another number of tokens at every step; for
  * products as small as these that takes several times as long as the product. Sums are float32. The truth is
- * ossia.kernels.lowrank.plain_narrow and plain_outer.
+ * ossia.kernels.reference.lowrank.
  */
 #include <stdlib.h>
 
-#include "pairs.h"
+#include "bf16.h"
 
 #ifdef X86
 enum { ROWS = 8, DEEP = 512 };

@@ -2,11 +2,11 @@
  *
  * A bfloat16 has float32's exponent, so multiplying a code by 2^(s - 127) is adding s - 127 to its exponent field, as
  * long as the result stays a normal number. Scale bytes at the ends of the range go through float arithmetic instead.
- * The truth is ossia.model.mxfp4.dequantise in plain torch; tests compare every code under every scale byte.
+ * The truth is ossia.kernels.reference.mxfp4; tests compare every code under every scale byte.
  *
  * No Python and no torch in here: pointers in, pointers out. Loops are shared among OpenMP threads where there are any.
  */
-#include "codes.h"
+#include "mxfp4.h"
 
 int ossia_mxfp4_level(void) { return best_level(); }
 

@@ -7,11 +7,11 @@
  * out = x W^T (a layer's forward pass) or x W (its backward pass), W [outputs, inputs]; then a low-rank update
  * more_x more_w is added as a few more steps of the same sum, and a bias. Sums are float32.
  *
- * The truth is ossia.kernels.product.plain_product: dequantise, then torch's own product.
+ * The truth is ossia.kernels.reference.product: dequantise, then torch's own product.
  */
 #include <stdlib.h>
 
-#include "codes.h"
+#include "mxfp4.h"
 
 typedef struct {
     const uint16_t *x; /* bfloat16 [rows, inputs], or [rows, outputs] when not transposed */

@@ -1,10 +1,10 @@
 /* What products of bfloat16 share: VDPBF16PS multiplies pairs of neighbours along the sum and adds them in float32.
  *
  * The second operand lies as rows of pairs: [steps / 2][columns][2]. */
-#ifndef OSSIA_PAIRS_H
-#define OSSIA_PAIRS_H
+#ifndef OSSIA_BF16_H
+#define OSSIA_BF16_H
 
-#include "codes.h"
+#include "mxfp4.h"
 
 #ifdef X86
 /* A tile is TALL rows by WIDE columns of sums. */

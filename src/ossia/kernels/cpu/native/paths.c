@@ -10,11 +10,11 @@
  * Sums are float32; probabilities and their gradients are rounded to bfloat16 where they are multiplied. What a query
  * does not see has probability zero and is multiplied all the same: a NaN there reaches the rows of the block.
  *
- * The truth is ossia.kernels.attention.plain_forward and plain_backward, put together by ossia.model.attention.
+ * The truth is ossia.kernels.reference.attention, put together by ossia.model.attention.
  */
 #include <stdlib.h>
 
-#include "pairs.h"
+#include "bf16.h"
 
 typedef struct {
     const uint16_t *q, *k, *v, *grad, *out_given; /* bfloat16; a head's row of 64 is contiguous */
@@ -337,7 +337,7 @@ FUSED static void backward_chunk(const attention *p, int64_t number, int64_t key
 #endif
 
 /* Most rows of a chunk (tokens times query heads of a group), or 0 where this processor cannot run these kernels. */
-int64_t ossia_attention_rows(void) {
+int64_t ossia_paths_rows(void) {
 #ifdef X86
     return has_bf16() ? MOST_ROWS : 0;
 #else
@@ -345,7 +345,7 @@ int64_t ossia_attention_rows(void) {
 #endif
 }
 
-int64_t ossia_attention_size(void) { return sizeof(attention); }
+int64_t ossia_paths_size(void) { return sizeof(attention); }
 
 #ifdef X86
 static void forward_unit(const attention *p, int64_t unit, scratch *s) {
@@ -381,8 +381,8 @@ static int each(const attention *p, int64_t units, void (*work)(const attention 
 }
 #endif
 
-/* Returns 0, or 1 if there was no memory (then nothing is written). Chunks have at most ossia_attention_rows() rows. */
-int ossia_attention_forward(const attention *p) {
+/* Returns 0, or 1 if there was no memory (then nothing is written). Chunks have at most ossia_paths_rows() rows. */
+int ossia_paths_forward(const attention *p) {
 #ifdef X86
     return each(p, p->chunk_count * p->key_heads, forward_unit);
 #else
@@ -392,7 +392,7 @@ int ossia_attention_forward(const attention *p) {
 }
 
 /* The same of the gradients. */
-int ossia_attention_backward(const attention *p) {
+int ossia_paths_backward(const attention *p) {
 #ifdef X86
     return each(p, p->parts * p->key_heads, backward_unit);
 #else

@@ -1,4 +1,4 @@
-"""Attention along paths in C against the float64 form of torch's kernels, which itself is held to the definition."""
+"""Attention along paths in C against the dense form in float64, which itself is held to the definition."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ossia.kernels.cpu import library
-from ossia.kernels.cpu import paths as path_attention
-from ossia.model.attention import attend, described
+from ossia.kernels import dispatch
+from ossia.kernels.cpu import library, paths
+from ossia.model.attention import attend
 from ossia.model.batch import Segments
 
-D, SCALE = path_attention.HEAD, 0.125
+D, SCALE = paths.HEAD_DIM, 0.125
 Forest = list[tuple[int, int, int]]
 """Per segment: length, parent (-1: none), and how many of the parent's tokens are on the path (at least one)."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
-    if not library.native().attention_rows:
+    if not library.native().paths_rows:
         pytest.skip(f"attention along paths: {library.native().reason}")
 
 
@@ -74,7 +74,7 @@ def test_a_forest_within_what_rounding_does(
     truth = results([x.double() for x in inputs], grad, segments, window)
     ours = results(inputs, grad, segments, window)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(path_attention, "tokens_per_chunk", lambda *_: 0)
+        patch.setattr(paths, "serves", lambda *_: False)
         torchs = results(inputs, grad, segments, window)
     for name, true, mine, other in zip(("out", "dq", "dk", "dv", "dsinks"), truth, ours, torchs, strict=True):
         size = true.norm() + 1e-6
@@ -138,29 +138,34 @@ def test_what_is_not_a_number_stays_visible_and_in_its_path() -> None:
 
 
 def test_other_types_and_sizes_are_left_to_torch() -> None:
-    q, k = torch.randn(8, 3, D), torch.randn(2, 3, D)
-    assert path_attention.tokens_per_chunk(q.bfloat16(), k.bfloat16()) == library.native().attention_rows // 4
-    assert path_attention.tokens_per_chunk(q, k) == 0
-    assert path_attention.tokens_per_chunk(q.bfloat16()[..., :32], k.bfloat16()[..., :32]) == 0
+    cpu, rows = torch.device("cpu"), library.native().paths_rows
+    assert paths.tokens_per_chunk(4) == rows // 4
+    assert paths.serves(cpu, torch.bfloat16, D, 4) and paths.serves(cpu, torch.bfloat16, D, rows)
+    assert not paths.serves(cpu, torch.bfloat16, D, rows + 1)
+    assert not paths.serves(cpu, torch.float32, D, 4)
+    assert not paths.serves(cpu, torch.bfloat16, 32, 4)
+    assert not paths.serves(torch.device("meta"), torch.bfloat16, D, 4)
 
 
 def test_what_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert "follows paths in C" in described(cpu, torch.bfloat16, D)
-    assert "here: float32, heads of 64" in described(cpu, torch.float32, D)
+    assert "follows paths in C" in dispatch.attention_described(cpu, torch.bfloat16, D)
+    assert "here: float32, heads of 64" in dispatch.attention_described(cpu, torch.float32, D)
     monkeypatch.setattr(library, "native", lambda: library.Native(None, "not built"))
-    monkeypatch.setattr(path_attention, "native", library.native)
-    monkeypatch.setattr("ossia.model.attention.native", library.native)
-    assert "not built" in described(cpu, torch.bfloat16, D)
+    monkeypatch.setattr(paths, "native", library.native)
+    monkeypatch.setattr(dispatch, "native", library.native)
+    assert "not built" in dispatch.attention_described(cpu, torch.bfloat16, D)
 
 
 def test_what_does_not_fit_together_never_reaches_c() -> None:
     segments = laid_out([(9, -1, 0)])
     (q, k, v, sinks), _ = drawn((8, 2), 9, 4)
-    for bad in ((q, k, v[:, :5], sinks), (q, k, v.float(), sinks), (q, k, v, sinks[:3]), (q[:, :5], k, v, sinks)):
+    for bad in (
+        (q, k, v[:, :5], sinks), (q, k, v.float(), sinks), (q, k, v, sinks[:3]), (q[:, :5], k, v, sinks),
+        (q[:7], k, v, sinks[:7]),
+    ):  # fmt: skip
         with pytest.raises(AssertionError):
             attend(*bad, segments, scale=SCALE, window=None)  # type: ignore[arg-type]
-    assert path_attention.tokens_per_chunk(q[:7], k) == 0
 
 
 def test_a_second_derivative_is_refused() -> None:

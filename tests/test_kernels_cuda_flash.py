@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from flash_fakes import Flash
 from ossia.adapters import apply as lora
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.kernels.cuda import flash
-from ossia.model import varlen as model_rows
+from ossia.kernels.reference.attention import VarlenRows
+from ossia.model import varlen
 from ossia.model.attention import attend
 from ossia.model.batch import Segments, from_branches, from_rows
 from ossia.model.load import load_model
@@ -35,11 +35,11 @@ def forgotten() -> Iterator[None]:
     flash._verdict.cache_clear()
 
 
-def install(monkeypatch: pytest.MonkeyPatch, fake: Flash, types: tuple[torch.dtype, ...] = flash.TYPES) -> Flash:
+def install(monkeypatch: pytest.MonkeyPatch, fake: Flash, dtypes: tuple[torch.dtype, ...] = flash.DTYPES) -> Flash:
     monkeypatch.setattr(flash, "_FORWARD", fake.forward)
     monkeypatch.setattr(flash, "_BACKWARD", fake.backward)
     monkeypatch.setattr(flash, "_DEVICES", ("cuda", "cpu"))
-    monkeypatch.setattr(flash, "TYPES", types)
+    monkeypatch.setattr(flash, "DTYPES", dtypes)
     return fake
 
 
@@ -56,13 +56,12 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Flash:
 
 def test_the_real_operators_take_these_calls() -> None:
     """On the meta device torch binds the call to the schema and gives the results' shapes: log-sum-exp [H, T]."""
-    rows = flash.Rows.of([5, 70], [5, 70], CPU)
+    rows = VarlenRows.of([5, 70], [5, 70], "meta")
     q, k = (torch.empty(75, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (8, 2))
-    rows = flash.Rows(rows.queries.to("meta"), rows.keys.to("meta"), rows.longest_queries, rows.longest_keys)
     for causal, window in ((True, None), (True, 128), (False, None)):
-        out, lse = flash.forward(q, k, k, rows, causal=causal, window=window, scale=0.125)
+        out, lse = flash.varlen_forward(q, k, k, rows, causal=causal, window=window, scale=0.125)
         assert out.shape == q.shape and lse.shape == (8, 75) and lse.dtype == torch.float32
-        grads = flash.backward(q, q, k, k, out, lse, rows, causal=causal, window=window, scale=0.125)
+        grads = flash.varlen_backward(q, q, k, k, out, lse, rows, causal=causal, window=window, scale=0.125)
         assert [grad.shape for grad in grads] == [q.shape, k.shape, k.shape]
 
 
@@ -80,7 +79,7 @@ def test_a_forest_attends_like_the_dense_definition(
     forest: list[tuple[int | None, int]], window: int | None, seed: int, gathered: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_rows, "GATHERED", gathered)
+        patch.setattr(varlen, "GATHERED", gathered)
         fake = install(patch, Flash(), (torch.float64,))
         patch.setattr(flash, "_verdict", lambda *_: None)
         # Head size 8, in float64 within 1e-12, with the gradients of q, k, v and sinks.
@@ -99,7 +98,7 @@ def test_rows_without_ancestors_go_through_uncopied(exact: Flash) -> None:
         call = exact.calls[-1]
         assert call["query"].data_ptr() == q.data_ptr() and call["key"].data_ptr() == k.data_ptr()
         assert call.get("window_size_left") == (None if window is None else 3)
-    assert segments.rows(4) is segments.rows(4)
+    assert segments.varlen(4) is segments.varlen(4)
 
 
 def test_a_whole_model_gives_the_same_loss_and_gradients(tmp_path: Path, exact: Flash) -> None:
@@ -131,15 +130,15 @@ def test_a_whole_model_gives_the_same_loss_and_gradients(tmp_path: Path, exact: 
 # The trial at first use
 
 
-@pytest.mark.parametrize("dtype", flash.TYPES)
+@pytest.mark.parametrize("dtype", flash.DTYPES)
 def test_good_kernels_pass_the_trial_once(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     fake = install(monkeypatch, Flash())
     state = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert flash.usable(CPU, dtype, 64)
+        assert flash.serves(CPU, dtype, 64)
         tried = len(fake.calls)
-        assert flash.usable(CPU, dtype, 64)
+        assert flash.serves(CPU, dtype, 64)
     assert tried == len(fake.calls) == 6  # forward and backward of three kinds of rows
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -148,11 +147,11 @@ def test_good_kernels_pass_the_trial_once(monkeypatch: pytest.MonkeyPatch, dtype
 def test_wrong_kernels_are_found_out(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     """A window that is off by one key, other heads' keys, a backward pass that ignores the given log-sum-exp."""
     fake = install(monkeypatch, Flash(wrong))
-    for dtype in flash.TYPES:
+    for dtype in flash.DTYPES:
         with pytest.warns(RuntimeWarning, match=r"takes the plain form, which is slower: .* rows is off by"):
-            assert not flash.usable(CPU, dtype, 64)
+            assert not flash.serves(CPU, dtype, 64)
     tried = len(fake.calls)
-    assert not flash.usable(CPU, torch.bfloat16, 64)  # no second warning, no second trial
+    assert not flash.serves(CPU, torch.bfloat16, 64)  # no second warning, no second trial
     assert len(fake.calls) == tried
 
 
@@ -164,14 +163,14 @@ def test_kernels_that_raise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(flash, "_FORWARD", refuse)
     with pytest.warns(RuntimeWarning, match=r"\(RuntimeError: FlashAttention only supports Ampere GPUs or newer\.\)"):
-        assert not flash.usable(CPU, torch.bfloat16, 64)
+        assert not flash.serves(CPU, torch.bfloat16, 64)
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(flash, "_FORWARD", full)
     with pytest.raises(torch.OutOfMemoryError):
-        flash.usable(CPU, torch.float16, 64)
+        flash.serves(CPU, torch.float16, 64)
 
 
 def test_attention_falls_back_to_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,19 +187,19 @@ def test_attention_falls_back_to_the_plain_form(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_the_kernels_are_not_made_for_is_never_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, Flash())
-    assert not flash.usable(CPU, torch.float32, 64)
-    assert not flash.usable(CPU, torch.bfloat16, 20)
-    assert not flash.usable(CPU, torch.bfloat16, 512)
-    assert not flash.usable(torch.device("meta"), torch.bfloat16, 64)
+    assert not flash.serves(CPU, torch.float32, 64)
+    assert not flash.serves(CPU, torch.bfloat16, 20)
+    assert not flash.serves(CPU, torch.bfloat16, 512)
+    assert not flash.serves(torch.device("meta"), torch.bfloat16, 64)
     assert not fake.calls
     monkeypatch.undo()
-    assert not flash.usable(CPU, torch.bfloat16, 64)  # a CPU has its own kernel
+    assert not flash.serves(CPU, torch.bfloat16, 64)  # a CPU has its own kernel
 
 
 def test_the_bound_of_the_trial_is_near_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the bound would still pass good kernels, and the least of the wrong ones is far beyond it."""
     install(monkeypatch, Flash())
-    for dtype in flash.TYPES:
+    for dtype in flash.DTYPES:
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(flash, "ROUNDINGS", flash.ROUNDINGS / 2)
             assert not list(flash._differences(CPU, dtype, 64))
@@ -208,22 +207,3 @@ def test_the_bound_of_the_trial_is_near_the_rounding(monkeypatch: pytest.MonkeyP
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(flash, "ROUNDINGS", flash.ROUNDINGS * 2)
         assert list(flash._differences(CPU, torch.bfloat16, 64))
-
-
-def test_the_plain_form_of_the_trial_is_the_definition() -> None:
-    """In float64 terms: rows of the trial against one dense softmax with autograd."""
-    generator = torch.Generator().manual_seed(2)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    q, k, v = random(9, 4, 8), random(9, 2, 8), random(9, 2, 8)
-    out, lse = flash._plain(q, k, v, [4, 5], [4, 5], True, 3, 0.3)
-    for rows in (slice(0, 4), slice(4, 9)):
-        keys, values = (x[rows].repeat_interleave(2, 1) for x in (k, v))
-        distance = torch.arange(rows.stop - rows.start)
-        distance = distance[:, None] - distance
-        logits = torch.einsum("qhd,chd->hqc", q[rows], keys) * 0.3
-        logits = logits.masked_fill((distance < 0) | (distance >= 3), -torch.inf)
-        torch.testing.assert_close(lse[:, rows], logits.logsumexp(-1))
-        torch.testing.assert_close(out[rows], torch.einsum("hqc,chd->qhd", logits.softmax(-1), values))

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ossia.kernels.cpu import library
-from ossia.kernels.gate import gate, gate_backward, plain_gate, plain_gate_backward
-from ossia.kernels.product import Into, Packed, Update, few, plain_product, product
+from ossia.kernels.cpu.gate import gate, gate_backward
+from ossia.kernels.cpu.product import product, product_few
+from ossia.kernels.reference import Into, Packed, Update
+from ossia.kernels.reference import gate as reference_gate
+from ossia.kernels.reference import product as reference_product
 from ossia.kernels.reference.mxfp4 import dequantise
 
 ALPHA, LIMIT = 1.702, 7.0
@@ -23,7 +26,7 @@ def built() -> None:
         pytest.skip(f"native kernels: {library.native().reason}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fused() -> None:
     if not library.native().has_product:
         pytest.skip("this processor has no AVX-512 BF16")
@@ -63,10 +66,16 @@ def test_every_code_under_every_scale_comes_through(fused: None, transposed: boo
     st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_fused_products_of_all_shapes(
-    rows: int, outputs: int, inputs: int, rank: int, transposed: bool, biased: bool, summed: bool, seed: int
+    fused: None,
+    rows: int,
+    outputs: int,
+    inputs: int,
+    rank: int,
+    transposed: bool,
+    biased: bool,
+    summed: bool,
+    seed: int,
 ) -> None:
-    if not library.native().has_product:
-        return
     packed = matrix(32 * outputs, 32 * inputs, seed)
     generator = torch.Generator().manual_seed(seed)
     depth, columns = (32 * inputs, 32 * outputs) if transposed else (32 * outputs, 32 * inputs)
@@ -76,7 +85,7 @@ def test_fused_products_of_all_shapes(
     high = torch.randn((columns, rank) if transposed else (rank, columns), generator=generator).to(BF16)
     update = Update(low, high) if rank else None
     wide = Packed(packed.blocks, packed.scales)
-    truth = plain_product(
+    truth = reference_product.product(
         x.double(), wide, transposed, bias=None if bias is None else bias.double(),
         update=None if update is None else Update(low.double(), high.double()),
     )  # fmt: skip
@@ -97,7 +106,7 @@ def test_many_rows_and_a_deep_sum(fused: None) -> None:
     packed = matrix(1024, 1056, 0)
     for transposed in (True, False):
         x = torch.randn(1100, 1056 if transposed else 1024, generator=torch.Generator().manual_seed(1)).to(BF16)
-        got, truth = product(x, packed, transposed), plain_product(x.double(), packed, transposed)
+        got, truth = product(x, packed, transposed), reference_product.product(x.double(), packed, transposed)
         assert got is not None and truth is not None and error(got, truth) < 4e-3
 
 
@@ -107,9 +116,9 @@ def test_a_few_float32_rows(level: int, rows: int) -> None:
     packed = matrix(96, 160, 3, scales=(0, 240))
     packed.scales[0] = 127
     x = torch.randn(rows, 160, generator=torch.Generator().manual_seed(2))
-    truth = plain_product(x.double(), packed, True)
+    truth = reference_product.product(x.double(), packed, True)
     assert truth is not None
-    got = few(x, packed, level)
+    got = product_few(x, packed, level)
     assert (
         (got.double() - truth).abs() <= 1e-5 * (x.abs().double() @ dequantise(*packed, torch.float64).abs().T)
     ).all()
@@ -126,7 +135,7 @@ def gate_inputs(rows: int, inner: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_gate_and_its_gradient(level: int) -> None:
     h, grad, factors = gate_inputs(7, 51)
     wide, factors_wide = h.double().requires_grad_(), factors.double().requires_grad_()
-    truth = plain_gate(wide, ALPHA, LIMIT)
+    truth = reference_gate.gate(wide, ALPHA, LIMIT)
     (truth * grad.double() * factors_wide[:, None]).sum().backward()
     assert wide.grad is not None and factors_wide.grad is not None
     ok = torch.isfinite(truth)
@@ -136,16 +145,6 @@ def test_the_gate_and_its_gradient(level: int) -> None:
     assert torch.allclose(out.double(), truth.detach(), rtol=rounding, atol=1e-30)
     assert torch.allclose(dh.double(), wide.grad, rtol=rounding, atol=1e-6)
     assert torch.allclose(dots.double(), factors_wide.grad, rtol=1e-4, atol=1e-4)
-
-
-def test_the_plain_gate_gradient_is_that_of_autograd() -> None:
-    h, grad, factors = (x.double() for x in gate_inputs(5, 33))
-    wide, factors_wide = h.clone().requires_grad_(), factors.clone().requires_grad_()
-    (plain_gate(wide, ALPHA, LIMIT) * grad * factors_wide[:, None]).sum().backward()
-    out, dh, dots = plain_gate_backward(h, grad, factors, ALPHA, LIMIT)
-    torch.testing.assert_close(out, plain_gate(h, ALPHA, LIMIT))
-    torch.testing.assert_close(dh, wide.grad)
-    torch.testing.assert_close(dots, factors_wide.grad)
 
 
 @pytest.mark.parametrize("level", range(len(library.LEVELS)))

@@ -1,9 +1,9 @@
 /* Products of a few float32 rows with a matrix in MXFP4: the steps of decoding on processors without bfloat16.
  *
  * out [rows, outputs] = x [rows, inputs] W^T. Each group of weights is decoded once and used for all rows as it comes,
- * so a step reads four bits a weight and not thirty-two. The truth is dequantising and torch's product.
+ * so a step reads four bits a weight and not thirty-two. The truth is ossia.kernels.reference.product.
  */
-#include "codes.h"
+#include "mxfp4.h"
 
 enum { ROWS = 8, GROUP = 32 };
 
@@ -49,7 +49,7 @@ __attribute__((target("avx2,fma"))) static void avx2(const float *x, int64_t row
 #endif
 
 /* rows is at most 8. `level` caps the instructions that are used (for tests). */
-void ossia_few_f32(const float *x, int64_t rows, const uint8_t *blocks, const uint8_t *scales, int64_t outputs,
+void ossia_product_few_f32(const float *x, int64_t rows, const uint8_t *blocks, const uint8_t *scales, int64_t outputs,
                    int64_t inputs, float *out, int level) {
     const version one = level >= 1 && best_level() >= 1 ? avx2 : portable;
 #pragma omp parallel for schedule(static)

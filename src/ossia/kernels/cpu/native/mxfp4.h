@@ -1,6 +1,6 @@
 /* What the kernels share: the codes of MXFP4 (OCP Microscaling Formats 1.0), alone and by the group of 32. */
-#ifndef OSSIA_CODES_H
-#define OSSIA_CODES_H
+#ifndef OSSIA_MXFP4_H
+#define OSSIA_MXFP4_H
 
 #include <math.h>
 #include <stdint.h>

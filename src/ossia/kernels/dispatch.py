@@ -1,0 +1,207 @@
+"""Which backend computes: the functions that the rest of Ossia calls, each handed to one that serves.
+
+`ossia.kernels.reference` says what each function computes, and serves where no other backend does. A backend that costs
+something to import is to be imported in the function that finds its device.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ossia.kernels.cpu import attention as cpu_attention
+from ossia.kernels.cpu import gate as cpu_gate
+from ossia.kernels.cpu import lowrank as cpu_lowrank
+from ossia.kernels.cpu import mxfp4 as cpu_mxfp4
+from ossia.kernels.cpu import paths as cpu_paths
+from ossia.kernels.cpu import product as cpu_product
+from ossia.kernels.cpu.library import native
+from ossia.kernels.cuda import flash
+from ossia.kernels.reference import Into, Packed, Update
+from ossia.kernels.reference import attention as reference_attention
+from ossia.kernels.reference import gate as reference_gate
+from ossia.kernels.reference import lowrank as reference_lowrank
+from ossia.kernels.reference import mxfp4 as reference_mxfp4
+from ossia.kernels.reference import product as reference_product
+from ossia.kernels.reference.attention import Paths, VarlenRows
+
+# Experts
+
+
+def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return the values of packed weights, [..., rows, 32 * G] in `dtype`; see `reference.mxfp4.dequantise`."""
+    if cpu_mxfp4.serves(blocks.device, dtype):
+        return cpu_mxfp4.dequantise(blocks, scales, dtype)
+    return reference_mxfp4.dequantise(blocks, scales, dtype)
+
+
+def dequantise_to_scratch(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same, maybe in memory that the next call overwrites: for a matrix that is multiplied and forgotten."""
+    if cpu_mxfp4.serves(blocks.device, dtype):
+        return cpu_mxfp4.dequantise_to_scratch(blocks, scales, dtype)
+    return reference_mxfp4.dequantise(blocks, scales, dtype)
+
+
+def product(
+    x: Tensor,
+    matrix: Packed,
+    transposed: bool,
+    *,
+    bias: Tensor | None = None,
+    update: Update | None = None,
+    into: Into | None = None,
+) -> Tensor | None:
+    """Return x W^T + bias + update or x W + update, or add it up; see `reference.product.product`."""
+    if cpu_product.serves(x, transposed):
+        return cpu_product.product(x, matrix, transposed, bias=bias, update=update, into=into)
+    w_OI = dequantise_to_scratch(*matrix, x.dtype)
+    return reference_product.dense_product(x, w_OI, transposed, bias=bias, update=update, into=into)
+
+
+def gate(h_N2F: Tensor, alpha: float, limit: float) -> Tensor:
+    """Return gpt-oss's SwiGLU, [N, F]; see `reference.gate.gate`. Not differentiable."""
+    if cpu_gate.serves(h_N2F):
+        return cpu_gate.gate(h_N2F, alpha, limit)
+    return reference_gate.gate(h_N2F, alpha, limit)
+
+
+def gate_backward(
+    h_N2F: Tensor, grad_NF: Tensor, factors_N: Tensor, alpha: float, limit: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gate's output and two gradients; see `reference.gate.gate_backward`. `h_N2F` may be overwritten."""
+    if cpu_gate.serves(h_N2F):
+        return cpu_gate.gate_backward(h_N2F, grad_NF, factors_N, alpha, limit)
+    return reference_gate.gate_backward(h_N2F, grad_NF, factors_N, alpha, limit)
+
+
+# LoRA
+
+
+def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:
+    """Return scale * x w, [N, R]; see `reference.lowrank.narrow`."""
+    if cpu_lowrank.serves_narrow(x_ND, w):
+        return cpu_lowrank.narrow(x_ND, w, transposed, scale)
+    return reference_lowrank.narrow(x_ND, w, transposed, scale)
+
+
+def outer(a_NR: Tensor, b_NW: Tensor, transposed: bool) -> Tensor:
+    """Return a^T b or its transpose, in float32 or the inputs' dtype; see `reference.lowrank.outer`."""
+    if cpu_lowrank.serves_outer(a_NR, b_NW):
+        return cpu_lowrank.outer(a_NR, b_NW, transposed)
+    return reference_lowrank.outer(a_NR, b_NW, transposed)
+
+
+# Attention
+
+Form = Literal["varlen", "paths", "dense"]
+"""How a forest of segments reaches the kernels.
+
+varlen: as rows of different lengths laid end to end (`varlen_forward`, `varlen_backward`).
+paths:  as it is, all segments in one call (`paths_forward`, `paths_backward`).
+dense:  in batches of rows of one length, with a mask (`dense_forward`, `dense_backward`). It serves everywhere.
+"""
+
+
+def attention_form(device: torch.device, dtype: torch.dtype, head_dim: int, group: int = 1) -> Form:
+    """Return the best form there is. `group`: query heads to a key head."""
+    if flash.serves(device, dtype, head_dim):
+        return "varlen"
+    if cpu_paths.serves(device, dtype, head_dim, group):
+        return "paths"
+    return "dense"
+
+
+def attention_described(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return which form attention takes in training, and why, in words for people."""
+    name, form = str(dtype).removeprefix("torch."), attention_form(device, dtype, head_dim)
+    if form == "varlen":
+        return f"attention goes through torch's flash kernels, all branches at once ({name} on {device})"
+    if device.type != "cpu":
+        needs = "bfloat16 or float16 and compute capability 8.0"
+        return f"attention is plain torch in chunks of queries ({name} on {device}; torch's flash kernels need {needs})"
+    if form == "paths":
+        return f"attention follows paths in C, all branches at once ({name}, {native().reason})"
+    needs = f"bfloat16, heads of {cpu_paths.HEAD_DIM} and AVX-512 BF16"
+    here = f"{name}, heads of {head_dim}, {native().reason}"
+    return f"attention goes through torch's CPU kernel, a branch at a time (the one in C needs {needs}; here: {here})"
+
+
+def tokens_per_chunk(group: int) -> int:
+    """Return how many tokens `Paths` is to put in a chunk when `group` query heads share a key head."""
+    return cpu_paths.tokens_per_chunk(group)
+
+
+def dense_forward(
+    q_BHQD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, seen: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return (output [B, H, Q, D], log-sum-exp [B, H, Q]); see `reference.attention.dense_forward`."""
+    if cpu_attention.serves(q_BHQD.device):
+        return cpu_attention.dense_forward(q_BHQD, k_BKCD, v_BKCD, seen, causal, scale)
+    return reference_attention.dense_forward(q_BHQD, k_BKCD, v_BKCD, seen, causal, scale)
+
+
+def dense_backward(
+    grad_BHQD: Tensor,
+    q_BHQD: Tensor,
+    k_BKCD: Tensor,
+    v_BKCD: Tensor,
+    out_BHQD: Tensor,
+    lse_BHQ: Tensor,
+    seen: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v; see `reference.attention.dense_backward`."""
+    if cpu_attention.serves(q_BHQD.device):
+        return cpu_attention.dense_backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, seen, causal, scale)
+    return reference_attention.dense_backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, seen, causal, scale)
+
+
+def varlen_forward(
+    q_THD: Tensor, k_CKD: Tensor, v_CKD: Tensor, rows: VarlenRows, *, causal: bool, window: int | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return (output [T, H, D], log-sum-exp [H, T]); see `reference.attention.varlen_forward`."""
+    return flash.varlen_forward(q_THD, k_CKD, v_CKD, rows, causal=causal, window=window, scale=scale)
+
+
+def varlen_backward(
+    grad_THD: Tensor,
+    q_THD: Tensor,
+    k_CKD: Tensor,
+    v_CKD: Tensor,
+    out_THD: Tensor,
+    lse_HT: Tensor,
+    rows: VarlenRows,
+    *,
+    causal: bool,
+    window: int | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v; see `reference.attention.varlen_backward`."""
+    return flash.varlen_backward(
+        grad_THD, q_THD, k_CKD, v_CKD, out_THD, lse_HT, rows, causal=causal, window=window, scale=scale
+    )
+
+
+def paths_forward(
+    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, paths: Paths, window: int | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return (output [T, H, D], log-sum-exp with the sink [H, T] in float32)."""
+    return cpu_paths.paths_forward(q_HTD, k_KTD, v_KTD, sinks_H, paths, window, scale)
+
+
+def paths_backward(
+    grad_HTD: Tensor,
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    out_HTD: Tensor,
+    lse_HT: Tensor,
+    paths: Paths,
+    window: int | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v from what `paths_forward` returned."""
+    return cpu_paths.paths_backward(grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD, lse_HT, paths, window, scale)
