@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ossia.adapters.read import Adapter, Delta
 from ossia.checkpoint.layout import TensorSpec, tensors
-from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter
+from ossia.checkpoint.reader import CheckpointReader
+from ossia.checkpoint.writer import CheckpointWriter
 from ossia.export.survival import Survival, total
 from ossia.kernels.reference import mxfp4
 

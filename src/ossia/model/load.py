@@ -83,7 +83,7 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     from ossia.model.modeling import empty, is_packed
 
     on = hardware.device(device).value
-    kind = getattr(torch, hardware.dtype(dtype, on).value)
+    torch_dtype = getattr(torch, hardware.dtype(dtype, on).value)
     reader = CheckpointReader(folder)
     shape = reader.shape()
     if reader.is_original:
@@ -91,8 +91,8 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     else:
         config, generation = GptOssConfig.from_pretrained(str(folder)), None
     reader.check(shape, mxfp4=is_packed(config))
-    model = empty(config, kind)
-    model.load_state_dict(placed(reader, on, kind), strict=True, assign=True)
+    model = empty(config, torch_dtype)
+    model.load_state_dict(placed(reader, on, torch_dtype), strict=True, assign=True)
     model.model.rotary_emb.to(on)
     file = side_file(folder, "generation_config.json")
     if file is not None:
@@ -103,8 +103,8 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     return model.eval()
 
 
-def placed(reader: CheckpointReader, on: str, kind: torch.dtype) -> dict[str, Tensor]:
-    """The checkpoint's tensors on the device `on`, those that are not packed in type `kind`.
+def placed(reader: CheckpointReader, on: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The checkpoint's tensors on the device `on`, those that are not packed in `dtype`.
 
     On a CPU they stay mapped to the file, unless their type changes. To another device the bytes go as they are stored
     and their type changes there; the mapped tensor is let go of before the next one is looked at, so that main memory
@@ -119,6 +119,6 @@ def placed(reader: CheckpointReader, on: str, kind: torch.dtype) -> dict[str, Te
         if name.endswith("_scales"):
             check_scales(tensor, f"{reader.stored[name].file}: {name}")
         tensor = tensor.to(on)
-        tensors[name] = tensor if tensor.dtype == torch.uint8 else tensor.to(kind)
+        tensors[name] = tensor if tensor.dtype == torch.uint8 else tensor.to(dtype)
         del tensor
     return tensors

@@ -23,13 +23,13 @@ from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
 from ossia.adapters import apply as lora
-from ossia.checkpoint.locate import tokenizer_folder
+from ossia.checkpoint.locate import locate, tokenizer_folder
 from ossia.checkpoint.reader import weights_digest
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model import attention
-from ossia.model.load import load_model, locate
+from ossia.model.load import load_model
 from ossia.runs import Run, write_atomically
 from ossia.sequences.order import conversations_of, epoch
 from ossia.sequences.weighting import weighted
