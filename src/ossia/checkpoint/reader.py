@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ossia import files
 from ossia.checkpoint import original
 from ossia.checkpoint.layout import DTYPE_BYTES, Shape, TensorSpec, config_json, tensors
-from ossia.errors import DoesNotFitError, UserError
+from ossia.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -281,7 +282,7 @@ class CheckpointWriter:
         if len(self._shards) > 1:
             total = sum(spec.bytes for spec in self._specs.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(self._shard_of.items()))}
-            write_json(self.folder / INDEX, index)
+            files.write_json(self.folder / INDEX, index)
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def __enter__(self) -> CheckpointWriter:
@@ -311,7 +312,7 @@ class CheckpointWriter:
         for shard, group in self._shards.items():
             if self._is_planned(self.folder / shard) or self._is_planned(self._partial / shard):
                 self._left.update((spec.name, 0) for spec in group)
-        check_disk(self.folder, sum(self._left.values()), "the checkpoint")
+        files.check_disk(self.folder, sum(self._left.values()), "the checkpoint")
 
     def _is_planned(self, file: Path) -> bool:
         """Whether this is a shard with the planned header and size, and so, being renamed last, a complete one."""
@@ -340,16 +341,7 @@ class CheckpointWriter:
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
     """Raise DoesNotFitError unless the disk that holds `folder` has room for `needed` more bytes."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise DoesNotFitError(
-            f"{what} needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
-            where=str(folder),
-            do="free some space, or choose a folder on another disk",
-        )
+    files.check_disk(folder, needed, what)
 
 
 def weights_digest(folder: Path) -> str:
@@ -370,16 +362,14 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     present = {name: file for name in SIDE_FILES if (file := side_file(source, name))}
     for name, file in present.items():
-        shutil.copyfile(file, target / f"{name}.tmp")
-        (target / f"{name}.tmp").replace(target / name)
+        with files.atomic_file(target / name) as temporary:
+            shutil.copyfile(file, temporary)
     return list(present)
 
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON atomically, indented as the hub's files are."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    files.write_json(file, content)
 
 
 def read_json(file: Path) -> dict[str, Any]:
