@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ossia import files
 from ossia.checkpoint.layout import Shape, tensors
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import write_side_files
 from ossia.checkpoint.writer import CheckpointWriter
 from ossia.errors import UserError
-from ossia.harmony.tokenizer.files import cache_folder
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 IDS = "vocabulary_ids"
@@ -54,25 +53,18 @@ def expand_compact(file: Path) -> Path:
         UserError: the file is not one of these.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    folder = cache_folder() / "models" / f"{file.stem}-{digest}"
+    folder = files.cache_folder() / "models" / f"{file.stem}-{digest}"
     if (folder / "config.json").is_file():
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # incomplete
     kept, config = _read(file)
     shape = Shape.from_config(config, where=str(file))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as parent:
-        made = Path(parent) / "checkpoint"
+    with files.atomic_folder(folder, replace=False) as made:
         with CheckpointWriter(made, tensors(shape)) as writer:
             for spec in tensors(shape):
                 tensor = kept[spec.name]
                 writer.add(spec.name, _full(tensor, kept[IDS], shape.vocabulary) if spec.name in _TABLES else tensor)
         write_side_files(made, shape)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster
-            if not (folder / "config.json").is_file():
-                raise
     return folder
 
 

@@ -21,15 +21,13 @@ from ossia.checkpoint.reader import (
     INDEX,
     SIDE_FILES,
     CheckpointReader,
-    check_disk,
     not_mxfp4,
     read_json,
     read_shape,
-    write_json,
 )
 from ossia.checkpoint.writer import ByteProgress
 from ossia.errors import DoesNotFitError, OssiaError, UserError
-from ossia.harmony.tokenizer.files import cache_folder
+from ossia.files import cache_folder, check_disk, write_json
 
 ALIASES = {
     "gpt-oss-20b": "openai/gpt-oss-20b",

@@ -17,9 +17,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ossia import files
 from ossia.checkpoint import original
 from ossia.checkpoint.layout import DTYPE_BYTES, TORCH_DTYPES, Shape, TensorSpec, config_json, tensors
-from ossia.errors import DoesNotFitError, UserError
+from ossia.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -212,20 +213,6 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
     return found
 
 
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise DoesNotFitError unless the disk that holds `folder` has room for `needed` more bytes."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise DoesNotFitError(
-            f"{what} needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free",
-            where=str(folder),
-            do="free some space, or choose a folder on another disk",
-        )
-
-
 def weights_digest(folder: Path) -> str:
     """Return a hash that changes when a checkpoint's weights do: of each file's size, first and last megabyte."""
     digest = hashlib.sha256()
@@ -244,16 +231,9 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     present = {name: file for name in SIDE_FILES if (file := side_file(source, name))}
     for name, file in present.items():
-        shutil.copyfile(file, target / f"{name}.tmp")
-        (target / f"{name}.tmp").replace(target / name)
+        with files.atomic_file(target / name) as temporary:
+            shutil.copyfile(file, temporary)
     return list(present)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON atomically, indented as the hub's files are."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:

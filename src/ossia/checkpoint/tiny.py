@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ossia.checkpoint.layout import Shape, TensorSpec, config_json, generation_config_json, tensors
-from ossia.checkpoint.reader import write_json
 from ossia.checkpoint.writer import CheckpointWriter
 from ossia.errors import UserError
+from ossia.files import write_json
 from ossia.kernels.reference.mxfp4 import quantise
 
 #: The full vocabulary, grouped queries, a window, sinks, eight experts of which four work; no matrix is square.

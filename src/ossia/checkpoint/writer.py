@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ossia.checkpoint.layout import TORCH_DTYPES, TensorSpec
-from ossia.checkpoint.reader import INDEX, SINGLE, check_disk, write_json
+from ossia.checkpoint.reader import INDEX, SINGLE
 from ossia.errors import UserError
+from ossia.files import check_disk, write_json
 
 if TYPE_CHECKING:
     import torch

@@ -16,12 +16,13 @@ from ossia.adapters import read as adapters
 from ossia.adapters.read import Adapter
 from ossia.checkpoint import layout
 from ossia.checkpoint.locate import locate
-from ossia.checkpoint.reader import CheckpointReader, check_disk, copy_side_files, write_json
+from ossia.checkpoint.reader import CheckpointReader, copy_side_files
 from ossia.errors import UserError
 from ossia.events import Exported
 from ossia.export import Experts, Target, card, folder, merge, survival, verify
 from ossia.export.merge import Advance, Merged
 from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE, Source
+from ossia.files import check_disk, write_json
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 

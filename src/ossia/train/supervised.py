@@ -27,10 +27,11 @@ from ossia.checkpoint.locate import locate, tokenizer_folder
 from ossia.checkpoint.reader import weights_digest
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
+from ossia.files import write_json
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model import attention
 from ossia.model.load import load_model
-from ossia.runs import Run, write_atomically
+from ossia.runs import Run
 from ossia.sequences.order import conversations_of, epoch
 from ossia.sequences.weighting import weighted
 from ossia.train import checkpoints, optimizers, routing
@@ -352,4 +353,4 @@ def _check_record(run: Run, name: str, now: str, what: str) -> None:
         if run.steps():
             raise OssiaError(f"the run has checkpoints but no record of its {name}", where=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({**record, name: now}, indent=2))
+        write_json(path, {**record, name: now})
