@@ -16,7 +16,7 @@ from ossia.errors import OssiaError, UserError
 REPORT = "report.json"
 
 
-def check(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> None:
+def check_destination(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> None:
     """Raise UserError unless `out` may become an export: it is new, empty, or an earlier export to be replaced."""
     here = out.resolve()
     for source in sources:
@@ -38,7 +38,7 @@ def check(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> None:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[Path]:
+def export_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `out` when the block ends well, and is removed when it does not.
 
     Raises:

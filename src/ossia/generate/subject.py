@@ -54,7 +54,7 @@ class Subject:
         from ossia.model import load
 
         section = self.recipe.model
-        model = load.load_model(load.locate(section.path), dtype=section.dtype, device=section.device)
+        model = load.load_model(locate.locate(section.path), dtype=section.dtype, device=section.device)
         if self.checkpoint is None:
             return model
         from ossia.adapters import apply as lora
