@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
 
-from ossia import hardware, runs
+from ossia import files, hardware, runs
 
 NAMES = {"startup": False, "harmony": False, "kernels": False, "train_step": True, "trees": True}
 """Benchmark -> whether it can run on a GPU."""
@@ -35,9 +34,8 @@ def main() -> None:
         }
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"{name}{'-cuda' if wanted.cuda else ''}.json"
-        text = json.dumps({"benchmark": name, "machine": machine, **result}, indent=2, ensure_ascii=False)
-        runs.write_atomically(file, text + "\n")
-        print(text)
+        files.write_json(file, {"benchmark": name, "machine": machine, **result})
+        print(file.read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ossia.files import cache_folder
 from ossia.harmony.builtin import BROWSER, PYTHON
 from ossia.harmony.conversation import (
     JSON_CONTENT,
@@ -22,7 +23,7 @@ from ossia.harmony.conversation import (
     ToolNamespace,
 )
 from ossia.harmony.render import prologue, response_formats_section
-from ossia.harmony.tokenizer.files import cache_folder, read_ranks
+from ossia.harmony.tokenizer.files import read_ranks
 
 WORDS = [
     "the", "weather", "in", "Paris", "is", "4.5", "naïve", "日本語", "👩‍🚀", "\n\n", "  ", "\t", '{"a": 1}', "``",

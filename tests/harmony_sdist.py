@@ -17,7 +17,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from ossia.harmony.tokenizer.files import cache_folder
+from ossia.files import cache_folder
 
 NAME = "openai_harmony-0.0.8"
 SHA256 = "6e43f98e6c242fa2de6f8ea12eab24af63fa2ed3e89c06341fb9d92632c5cbdf"

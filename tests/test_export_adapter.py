@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from export_samples import ATTENTION, EXPERTS, make_base, peft_model, stock_adapter, stock_model
 from ossia.adapters import read as adapters
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
 from ossia.checkpoint.layout import Shape
 from ossia.checkpoint.tiny import MICRO
 from ossia.errors import UserError
-from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE
 
 
 @pytest.fixture(scope="module")

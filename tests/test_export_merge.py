@@ -16,13 +16,17 @@ from transformers import GptOssForCausalLM
 from export_samples import ATTENTION, EXPERTS, PROMPT, float_weights, logits, make_base, stock_adapter, stock_model
 from lora_samples import TARGETS, adapted, relative
 from ossia.adapters import apply as lora
+from ossia.adapters.config import WEIGHTS_FILE
+from ossia.adapters.read import Delta
+from ossia.adapters.read import read as read_adapter
 from ossia.checkpoint import layout
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import MICRO
 from ossia.errors import OssiaError, UserError
-from ossia.export import job, merge, survival, verify
+from ossia.export import ProgressFactory, job, rounding, verify
 from ossia.export.job import Export
-from ossia.export.source import WEIGHTS_FILE, resolve
+from ossia.export.merged import MergedModel
+from ossia.export.source import find_source
 from ossia.model.load import load_model
 
 LARGE, SMALL = 2**-2, 2**-8
@@ -35,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(base: Path, adapter: Path, out: Path, **settings: Any) -> Export:
-    return job.export(resolve(str(adapter), str(base)), "hf", out, **settings)
+    return job.export(find_source(str(adapter), str(base)), "hf", out, **settings)
 
 
 def raw(folder: Path) -> dict[str, bytes]:
@@ -105,6 +109,66 @@ def test_what_the_adapter_does_not_touch_keeps_its_bytes(base: Path, tmp_path: P
     assert all(after[name] != before[name] for name in before if name.endswith("q_proj.weight"))
 
 
+class Collected:
+    """A writer that knows nothing of files: it puts the parts of every tensor together in memory."""
+
+    def __init__(self, model: MergedModel) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.copied: set[str] = set()
+        self.survival: list[rounding.Survival] = []
+        self.most_rows = 0
+        for tensor in model:
+            parts: list[list[torch.Tensor]] = [[] for _ in tensor.specs]
+            for first, values in tensor.parts:
+                for spec, so_far, value in zip(tensor.specs, parts, values, strict=True):
+                    assert first == sum(map(len, so_far)), spec.name
+                    so_far.append(value)
+                    self.most_rows = max(self.most_rows, len(value))
+            for spec, so_far in zip(tensor.specs, parts, strict=True):
+                self.tensors[spec.name] = torch.cat(so_far)
+                assert self.tensors[spec.name].shape == spec.shape
+                self.copied |= {spec.name} if tensor.copied else set()
+            self.survival += [tensor.survival] if tensor.survival else []
+
+
+@pytest.mark.parametrize("experts", ["mxfp4", "bf16"])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_any_writer_gets_what_the_checkpoint_holds(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experts: Any
+) -> None:
+    stock_adapter(base, tmp_path / "adapter", ["q_proj", "lm_head", "mlp.router.weight", EXPERTS[1]])
+    done = export(base, tmp_path / "adapter", tmp_path / "out", experts=experts)
+    source, packed = CheckpointReader(base), experts == "mxfp4"
+    monkeypatch.setattr("ossia.export.merged._AT_A_TIME", 7 * MICRO.hidden)
+    found = Collected(MergedModel(source, read_adapter(tmp_path / "adapter", MICRO), packed))
+    assert found.most_rows < MICRO.vocabulary
+    assert list(found.tensors) == [spec.name for spec in layout.tensors(MICRO, packed)]
+    stored = CheckpointReader(tmp_path / "out")
+    for name, tensor in found.tensors.items():
+        assert tensor.dtype == stored.get(name).dtype
+        assert torch.equal(tensor, stored.get(name)), name
+    for survival, told in zip(found.survival, done.report["update"]["tensors"], strict=True):
+        # Parts of another size are added up in another order.
+        assert survival.name == told.pop("name")
+        assert survival.to_json() == pytest.approx(told, rel=1e-5)
+    assert len(found.copied) == done.report["verified"]["bytes"]["identical_to_source"]
+    assert all(torch.equal(found.tensors[name], source.get(name)) for name in found.copied)
+    assert not any(name.endswith(("q_proj.weight", "lm_head.weight")) for name in found.copied)
+
+
+def test_a_writer_that_rounds_by_itself_gets_the_float32_sums(base: Path, tmp_path: Path) -> None:
+    stock_adapter(base, tmp_path / "adapter", ["q_proj", EXPERTS[0]])
+    source, adapter = CheckpointReader(base), read_adapter(tmp_path / "adapter", MICRO)
+    rounded = Collected(MergedModel(source, adapter, packed=False))
+    exact = Collected(MergedModel(source, adapter, packed=False, dtype=torch.float32))
+    assert exact.copied == rounded.copied
+    for name, tensor in exact.tensors.items():
+        assert tensor.dtype == (torch.bfloat16 if name in exact.copied else torch.float32)
+        assert torch.equal(tensor.to(torch.bfloat16), rounded.tensors[name]), name
+    pairs = zip(exact.survival, rounded.survival, strict=True)
+    assert all(ours.error < 1e-4 < 1e-3 < theirs.error for ours, theirs in pairs)
+
+
 def test_attention_only_keeps_the_experts_bytes_without_asking(base: Path, tmp_path: Path) -> None:
     tuned = stock_adapter(base, tmp_path / "adapter", ATTENTION)
     done = export(base, tmp_path / "adapter", tmp_path / "out")
@@ -134,7 +198,7 @@ def test_attention_only_keeps_the_experts_bytes_without_asking(base: Path, tmp_p
 def test_router_embeddings_and_head_are_pefts_merge_rounded_once(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str], changed: set[str], at_a_time: int
 ) -> None:
-    monkeypatch.setattr(merge, "_AT_A_TIME", at_a_time)
+    monkeypatch.setattr("ossia.export.merged._AT_A_TIME", at_a_time)
     tuned = stock_adapter(
         base, tmp_path / "adapter", targets, 2**-4, rank_pattern={"router.weight": 2}, alpha_pattern={}
     )
@@ -156,7 +220,7 @@ def test_router_embeddings_and_head_are_pefts_merge_rounded_once(
     compared = done.report["verified"]["logits"]
     assert compared["mean_kl"] < 0.05 * compared["effect_kl"]
     assert done.warnings == []
-    parts = {part for part in merge.PARTS if done.report["update"][part]["rho"] > 0}
+    parts = {part for part in rounding.PARTS if done.report["update"][part]["rho"] > 0}
     assert len(parts) == len(changed)
 
 
@@ -242,14 +306,14 @@ def test_a_large_update_stays_in_four_bits(base: Path, tmp_path: Path) -> None:
     stock_adapter(base, tmp_path / "adapter", EXPERTS, LARGE)
     done = export(base, tmp_path / "adapter", tmp_path / "out")
     assert done.report["experts"]["layout"] == "mxfp4"
-    assert survival.KEEP_BETWEEN[0] < done.report["update"]["experts"]["keep"] < survival.KEEP_BETWEEN[1]
-    assert done.report["update"]["experts"]["error"] < survival.MOST_ERROR
+    assert rounding.KEEP_BETWEEN[0] < done.report["update"]["experts"]["keep"] < rounding.KEEP_BETWEEN[1]
+    assert done.report["update"]["experts"]["error"] < rounding.MOST_ERROR
 
 
 def test_a_sample_that_was_too_kind_is_overruled(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Automatic choice: when the experts that were measured beforehand hold and the whole does not, it starts again."""
     stock_adapter(base, tmp_path / "adapter", EXPERTS, SMALL)
-    monkeypatch.setattr(job.merge, "sample", lambda *_, **__: [])
+    monkeypatch.setattr(rounding, "sample", lambda *_, **__: [])
     done = export(base, tmp_path / "adapter", tmp_path / "out")
     assert done.report["experts"]["layout"] == "bf16"
     assert not CheckpointReader(tmp_path / "out").is_mxfp4
@@ -311,8 +375,8 @@ def test_a_merged_model_that_speaks_otherwise_is_reported(
 ) -> None:
     """The comparison of logits sees a wrong merge: here every update with its sign turned."""
     stock_adapter(base, tmp_path / "adapter", ATTENTION, 2**-3)
-    matrix = job.adapters.Delta.matrix
-    monkeypatch.setattr(job.adapters.Delta, "matrix", lambda *arguments, **settings: -matrix(*arguments, **settings))
+    matrix = Delta.matrix
+    monkeypatch.setattr(Delta, "matrix", lambda *arguments, **settings: -matrix(*arguments, **settings))
     done = export(base, tmp_path / "adapter", tmp_path / "out")
     assert any("differs from the tuned one" in warning for warning in done.warnings)
 
@@ -347,7 +411,7 @@ def test_progress_adds_up_to_the_bytes_of_the_model(base: Path, tmp_path: Path) 
 
         yield advance
 
-    progress: job.Progress = show
+    progress: ProgressFactory = show
     assert isinstance(show("", 0), AbstractContextManager)
     told.clear()
     export(base, tmp_path / "adapter", tmp_path / "out", progress=progress)

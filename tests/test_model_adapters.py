@@ -139,13 +139,13 @@ def test_damaged_files_are_refused(base: Path, tmp_path: Path) -> None:
 def test_experts_in_floating_point_take_the_same_adapters(base: Path, tmp_path: Path) -> None:
     """A base that was exported as bfloat16: PEFT's own layers hold the experts' updates."""
     from ossia.export import job
-    from ossia.export.source import resolve
+    from ossia.export.source import find_source
 
     zero, full = tmp_path / "zero", tmp_path / "full"
     zero.mkdir()
     full.mkdir()
     lora.save(lora.attach(base_model(base)), zero)
-    job.export(resolve(str(zero), str(base)), "hf", tmp_path / "bf16", experts="bf16")
+    job.export(find_source(str(zero), str(base)), "hf", tmp_path / "bf16", experts="bf16")
     model = adapted(base, TARGETS)
     lora.save(model, full)
     back = lora.load(base_model(tmp_path / "bf16"), full)

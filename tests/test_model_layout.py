@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ossia.checkpoint import layout
-from ossia.checkpoint import reader as checkpoint
 from ossia.checkpoint.layout import Shape
-from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter, copy_side_files
+from ossia.checkpoint.reader import INDEX, CheckpointReader, copy_side_files
 from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
+from ossia.checkpoint.writer import CheckpointWriter
 from ossia.errors import DoesNotFitError, UserError
 
 PUBLISHED = [
@@ -126,7 +126,7 @@ def test_written_files_are_what_safetensors_reads(micro: Path) -> None:
 
     reader = CheckpointReader(micro)
     reader.check()
-    index = json.loads((micro / checkpoint.INDEX).read_text())
+    index = json.loads((micro / INDEX).read_text())
     assert index["metadata"]["total_size"] == layout.bytes_of(MICRO) == reader.bytes
     files = sorted(file.name for file in micro.glob("*.safetensors"))
     assert sorted(set(index["weight_map"].values())) == files
@@ -197,9 +197,9 @@ def damage(micro: Path, how: str) -> None:
         config = json.loads((micro / "config.json").read_text())
         (micro / "config.json").write_text(json.dumps(config | {"vocab_size": 600}))
     elif how == "index":
-        (micro / checkpoint.INDEX).write_text("{}")
+        (micro / INDEX).write_text("{}")
     elif how == "index json":
-        (micro / checkpoint.INDEX).write_text("{")
+        (micro / INDEX).write_text("{")
     elif how == "nothing":
         for file in micro.glob("*.safetensors*"):
             file.unlink()

@@ -46,11 +46,11 @@ def test_the_name_map_is_that_of_a_table_made_by_hand() -> None:
 
 def test_the_published_original_config_is_the_20b() -> None:
     assert original.is_config(CONFIG_20B)
-    assert original.shape_of(CONFIG_20B, "config.json") == Shape.GPT_OSS_20B
+    assert original.shape_from_config(CONFIG_20B, "config.json") == Shape.GPT_OSS_20B
     assert layout.original_config_json(Shape.GPT_OSS_20B) == CONFIG_20B
     assert not original.is_config(layout.config_json(Shape.GPT_OSS_20B))
     with pytest.raises(UserError, match=r"c\.json: the key 'rope_theta' is missing"):
-        original.shape_of({key: value for key, value in CONFIG_20B.items() if key != "rope_theta"}, "c.json")
+        original.shape_from_config({key: value for key, value in CONFIG_20B.items() if key != "rope_theta"}, "c.json")
 
 
 def test_both_layouts_give_the_same_model_bit_for_bit(published: Path, theirs: Path) -> None:
@@ -209,9 +209,9 @@ def test_on_a_cpu_nothing_is_copied(published: Path) -> None:
     assert sizes == {(published / "model.safetensors").stat().st_size}
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_to_a_device_tensors_go_one_at_a_time(
-    published: Path, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    published: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device stands for a GPU: of the tensors in main memory at most one is alive at any time."""
     reader = CheckpointReader(published)
@@ -226,12 +226,12 @@ def test_to_a_device_tensors_go_one_at_a_time(
         return tensor
 
     monkeypatch.setattr(reader, "get", counting)
-    tensors = placed(reader, "meta", kind)
+    tensors = placed(reader, "meta", dtype)
     assert most == 1
     assert len(alive) == len(tensors) == len(list(layout.tensors(MICRO)))
     for spec in layout.tensors(MICRO):
         assert tensors[spec.name].device.type == "meta"
-        assert tensors[spec.name].dtype == (torch.uint8 if spec.dtype == "U8" else kind)
+        assert tensors[spec.name].dtype == (torch.uint8 if spec.dtype == "U8" else dtype)
     gc.collect()
     assert not any(held() is not None for held in alive)
 

@@ -240,12 +240,3 @@ def test_checkpoints() -> None:
     for text in ('{"step": 99}', "{", "{}"):
         (run.checkpoints / runs.BEST).write_text(text)
         assert run.best_checkpoint() == run.checkpoint(20)
-
-
-def test_atomic_write_leaves_the_old_text_when_it_fails(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    runs.write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        runs.write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.glob(".a.txt*")) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ossia.checkpoint.compact import compress, expand
+from ossia.checkpoint.compact import compress, expand_compact
 from ossia.checkpoint.layout import Shape
 from ossia.checkpoint.locate import locate
 from ossia.checkpoint.tiny import MICRO, random_weights, write_tiny
@@ -91,7 +91,7 @@ def test_a_compact_file_gives_the_checkpoint_back_bit_for_bit(
     compress(tmp_path / "m", file)
     assert file.stat().st_size < 200_000
     monkeypatch.setattr("ossia.harmony.tokenizer.vocabulary.offline_tokenizer_folder", lambda: tokenizer_folder)
-    folder = expand(file)
+    folder = expand_compact(file)
     assert folder.is_relative_to(tmp_path / "cache")
 
     def digests(where: Path) -> dict[str, str]:

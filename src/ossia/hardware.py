@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from ossia import files
 from ossia.errors import UserError
 
 T = TypeVar("T")
@@ -74,10 +75,7 @@ def total_memory() -> int:
 
 def disk(folder: Path) -> Answer[int]:
     """Bytes free where `folder` is or will be."""
-    here = folder.absolute()
-    while not here.exists():
-        here = here.parent
-    return Answer(shutil.disk_usage(here).free, f"free at {here}")
+    return Answer(files.free_bytes(folder), f"free at {files.nearest_existing(folder)}")
 
 
 def gpus() -> Answer[list[Gpu]]:

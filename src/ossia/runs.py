@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ossia import events, recipes
+from ossia import events, files, recipes
 from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
 
@@ -105,7 +105,8 @@ class Run:
         last = next((event for event in reversed(history) if isinstance(event, ends)), None)
         status = last.status if isinstance(last, events.Finished) else "no events"
         if isinstance(last, events.Started | events.Resumed):
-            status = "running" if started and _is_alive(started[-1]) else "interrupted"
+            running = bool(started) and files.is_alive(started[-1].pid, since=started[-1].time + 60)
+            status = "running" if running else "interrupted"
         return Summary(
             id=self.id,
             path=str(self.path),
@@ -138,8 +139,8 @@ def create(recipe: Recipe, command: str) -> Run:
         raise UserError(
             f"the run folder cannot be made ({error.strerror})", where=str(path), do="set OSSIA_RUNS to another folder"
         ) from None
-    write_atomically(path / "recipe.yaml", recipes.dump(recipe))
-    write_atomically(path / "environment.json", json.dumps(environment(command), indent=2))
+    files.write_atomically(path / "recipe.yaml", recipes.dump(recipe))
+    files.write_json(path / "environment.json", environment(command))
     return Run(path)
 
 
@@ -191,16 +192,6 @@ def environment(command: str) -> dict[str, object]:
         "processors": os.cpu_count(),
         "versions": versions,
     }
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader or a crash sees the old or the new content, never a part. Text becomes UTF-8."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _folders() -> list[Path]:
@@ -258,16 +249,3 @@ def _stamp(folder: Path) -> str:
         return "none"
     stat = path.stat()
     return f"{stat.st_size}:{stat.st_mtime_ns}"
-
-
-def _is_alive(started: events.Started) -> bool:
-    """Whether the process that wrote this event still runs; a later process with the same number does not count."""
-    import psutil
-
-    try:
-        process = psutil.Process(started.pid)
-        return process.create_time() <= started.time + 60 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True

@@ -29,7 +29,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ossia.adapters.config import CONFIG_FILE, configuration, in_memory, read_config, write_config
+from ossia.adapters.config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    configuration,
+    in_memory,
+    read_config,
+    write_config,
+)
 from ossia.adapters.layers import ADAPTER, ExpertsLora
 from ossia.config import LoraSection
 from ossia.errors import UserError
@@ -40,7 +47,6 @@ __all__ = [
     "CONFIG_FILE", "WEIGHTS_FILE", "attach", "load", "load_weights", "save", "trainable_parameters",
 ]  # fmt: skip
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 _OF_EXPERTS = re.compile(r"\.lora_(gate_up|down)_[AB]\b")
 _BASE_COPY = re.compile(r"base_model\.model\.(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 

@@ -18,7 +18,7 @@ from ossia.adapters.layers import LAYERS, PROJECTIONS, MemoryConfig
 from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 VOCABULARY: dict[LoraTarget, str] = {"embeddings": "embed_tokens", "head": "lm_head"}
 PARAMETERS: dict[str, LoraTarget] = {

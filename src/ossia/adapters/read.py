@@ -32,10 +32,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
 from ossia.checkpoint.layout import Shape, expert_matrices, tensors
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.errors import UserError
-from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])(?:\.default)?\.weight|embedding_([AB])(?:\.default)?)")
 #: Stock PEFT writes embeddings and head beside a LoRA on them.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ossia import files
 from ossia.checkpoint.layout import Shape, tensors
-from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter
+from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import write_side_files
+from ossia.checkpoint.writer import CheckpointWriter
 from ossia.errors import UserError
-from ossia.harmony.tokenizer.files import cache_folder
 
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 IDS = "vocabulary_ids"
 """int32 [U]: the token of each row; the last row of embedding and head, number U, is that of all other tokens."""
 
@@ -34,11 +34,11 @@ def compress(folder: Path, file: Path) -> None:
     """Write the checkpoint of a folder into one file. The rows that equal the last one are kept once."""
     reader = CheckpointReader(folder)
     kept = {name: reader.get(name) for name in reader.names()}
-    own = torch.zeros(len(kept[VOCABULARY[0]]), dtype=torch.bool)
-    for name in VOCABULARY:
+    own = torch.zeros(len(kept[_TABLES[0]]), dtype=torch.bool)
+    for name in _TABLES:
         own |= (kept[name] != kept[name][-1]).any(1)
     ids = own.nonzero()[:, 0]
-    for name in VOCABULARY:
+    for name in _TABLES:
         kept[name] = torch.cat([kept[name][ids], kept[name][-1:]])
     kept[IDS] = ids.to(torch.int32)
     save_file(
@@ -46,32 +46,25 @@ def compress(folder: Path, file: Path) -> None:
     )
 
 
-def expand(file: Path) -> Path:
+def expand_compact(file: Path) -> Path:
     """Return the folder of the checkpoint in a file made by `compress`; it is kept per user and made only once.
 
     Raises:
         UserError: the file is not one of these.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    folder = cache_folder() / "models" / f"{file.stem}-{digest}"
+    folder = files.cache_folder() / "models" / f"{file.stem}-{digest}"
     if (folder / "config.json").is_file():
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # incomplete
     kept, config = _read(file)
     shape = Shape.from_config(config, where=str(file))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as parent:
-        made = Path(parent) / "checkpoint"
+    with files.atomic_folder(folder, replace=False) as made:
         with CheckpointWriter(made, tensors(shape)) as writer:
             for spec in tensors(shape):
                 tensor = kept[spec.name]
-                writer.add(spec.name, _full(tensor, kept[IDS], shape.vocabulary) if spec.name in VOCABULARY else tensor)
+                writer.add(spec.name, _full(tensor, kept[IDS], shape.vocabulary) if spec.name in _TABLES else tensor)
         write_side_files(made, shape)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            made.rename(folder)
-        except OSError:  # another process was faster
-            if not (folder / "config.json").is_file():
-                raise
     return folder
 
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -22,14 +21,13 @@ from ossia.checkpoint.reader import (
     INDEX,
     SIDE_FILES,
     CheckpointReader,
-    check_disk,
     not_mxfp4,
     read_json,
     read_shape,
-    write_json,
 )
+from ossia.checkpoint.writer import ByteProgress
 from ossia.errors import DoesNotFitError, OssiaError, UserError
-from ossia.harmony.tokenizer.files import cache_folder
+from ossia.files import cache_folder, check_disk, write_json
 
 ALIASES = {
     "gpt-oss-20b": "openai/gpt-oss-20b",
@@ -43,9 +41,6 @@ _RECORD = ".hub.json"
 _ATTEMPTS = 5
 _PAUSE_SECONDS = 1.0
 _WORKERS = 4
-
-#: Called with (bytes here, bytes in total, file name), from one thread at a time.
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def fetch(
     token: str | None = None,
     offline: bool | None = None,
     endpoint: str | None = None,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
 ) -> Path:
     """Bring a model here, continuing an earlier attempt, and return its checked folder.
 
@@ -105,7 +100,7 @@ def fetch(
         token: by default $HF_TOKEN or the one that `hf auth login` saved. gpt-oss itself needs none.
         offline: use only what is here; by default as $HF_HUB_OFFLINE says.
         endpoint: of the hub; by default $HF_ENDPOINT or huggingface.co.
-        progress: told about received bytes.
+        progress: told about received bytes, from one thread at a time.
 
     Raises:
         UserError: unknown model, no access, offline and not here, or the model is not gpt-oss in MXFP4.
@@ -176,7 +171,7 @@ class _Download:
         folder: Path,
         token: str | None,
         endpoint: str | None,
-        progress: Progress | None,
+        progress: ByteProgress | None,
     ) -> None:
         self.repo, self.commit, self.folder = repo, commit, folder
         self.token, self.endpoint, self.progress = token, endpoint, progress

@@ -23,12 +23,14 @@ from typing import Any, ClassVar, Literal
 from ossia.errors import UserError
 from ossia.kernels.reference import GROUP_SIZE
 
-Kind = Literal[
+TensorKind = Literal[
     "embedding", "head", "norm", "attention", "sinks", "router", "expert_bias", "blocks", "scales", "experts"
 ]
 
 #: Bytes of one element, by the dtype names that safetensors files use.
 DTYPE_BYTES: dict[str, int] = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+#: What torch calls those dtypes.
+TORCH_DTYPES = {"U8": "uint8", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TensorSpec:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    kind: Kind
+    kind: TensorKind
 
     @property
     def bytes(self) -> int:
@@ -261,12 +263,12 @@ def expert_matrices(shape: Shape) -> tuple[tuple[str, int, int], ...]:
     return ("gate_up_proj", 2 * shape.intermediate, shape.hidden), ("down_proj", shape.hidden, shape.intermediate)
 
 
-def bytes_of(shape: Shape, *kinds: Kind, mxfp4: bool = True) -> int:
+def bytes_of(shape: Shape, *kinds: TensorKind, mxfp4: bool = True) -> int:
     """Bytes of the tensors of these kinds, or of all of them when none is named."""
     return sum(spec.bytes for spec in tensors(shape, mxfp4) if not kinds or spec.kind in kinds)
 
 
-def parameters_of(shape: Shape, *kinds: Kind) -> int:
+def parameters_of(shape: Shape, *kinds: TensorKind) -> int:
     """Parameters in the tensors of these kinds, or in all of them: 20.9 B for the 20b, 116.8 B for the 120b."""
     return sum(spec.parameters for spec in tensors(shape) if not kinds or spec.kind in kinds)
 

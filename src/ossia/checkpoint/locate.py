@@ -27,9 +27,9 @@ def locate(path: str | Path) -> Path:
     if found is not None:
         return found
     if folder.is_file():
-        from ossia.checkpoint.compact import expand
+        from ossia.checkpoint.compact import expand_compact
 
-        return expand(folder)
+        return expand_compact(folder)
     from ossia.checkpoint import hub
 
     fetched = hub.local(str(path))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ossia.checkpoint.layout import Shape, TensorSpec, original_config_json, original_names, tensors
@@ -19,7 +18,7 @@ from ossia.errors import UserError
 if TYPE_CHECKING:
     from ossia.checkpoint.reader import Stored
 
-FOLDER = "original"
+SUBFOLDER = "original"
 
 #: Key of the reference's configuration -> the figure it gives.
 _KEYS = {
@@ -52,7 +51,7 @@ def holds(names: Mapping[str, Any]) -> bool:
     return any(name.startswith("block.") for name in names)
 
 
-def shape_of(config: Mapping[str, Any], where: str) -> Shape:
+def shape_from_config(config: Mapping[str, Any], where: str) -> Shape:
     """The architecture's figures from the reference's config.json.
 
     What it leaves out is fixed in the reference's code: the norm's epsilon 1e-5, frequencies that are not truncated,
@@ -76,7 +75,7 @@ def specs(shape: Shape) -> Iterator[TensorSpec]:
         yield TensorSpec(name, (rows, *first.shape[1:]), first.dtype, first.kind)
 
 
-def published(stored: Mapping[str, Stored], shape: Shape) -> dict[str, Stored]:
+def as_published(stored: Mapping[str, Stored], shape: Shape) -> dict[str, Stored]:
     """The same bytes under the published names, in the order of the forward pass. `stored` must match `specs`."""
     ours = {spec.name: spec for spec in tensors(shape)}
     found = {}
@@ -89,17 +88,3 @@ def published(stored: Mapping[str, Stored], shape: Shape) -> dict[str, Stored]:
             start = end
         assert start == whole.end, f"{name} is longer than its parts"
     return {name: found[name] for name in ours}
-
-
-def with_weights(folder: Path, weights: tuple[str, ...]) -> Path | None:
-    """The folder to read of a repository: itself, or its `original/` when there are no weights beside its own config.
-
-    None when neither has a config.json.
-
-    Args:
-        weights: names of files of which one is in a folder with published weights.
-    """
-    below = folder / FOLDER
-    if not any((folder / name).is_file() for name in weights) and (below / "config.json").is_file():
-        return below
-    return folder if (folder / "config.json").is_file() else None

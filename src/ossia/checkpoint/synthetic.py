@@ -8,7 +8,7 @@ stopped and gives the same files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
@@ -16,21 +16,19 @@ import torch
 from torch import Tensor
 
 from ossia.checkpoint.layout import DTYPE_BYTES, Shape, TensorSpec, bytes_of, tensors
-from ossia.checkpoint.reader import CheckpointWriter
 from ossia.checkpoint.tiny import write_side_files
+from ossia.checkpoint.writer import ByteProgress, CheckpointWriter
 
 #: Scale bytes, both ends included: 2^-9 to 2^-3 times a code's 0 to 6.
 SCALES = (118, 124)
 _PART_BYTES = 16 * 2**20
-
-Progress = Callable[[int, int, str], None]
 
 
 def write_synthetic(
     folder: Path | str,
     shape: Shape = Shape.GPT_OSS_20B,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     tokenizer_folder: Path | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> Path:

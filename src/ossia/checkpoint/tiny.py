@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ossia.checkpoint.layout import Shape, TensorSpec, config_json, generation_config_json, tensors
-from ossia.checkpoint.reader import CheckpointWriter, write_json
+from ossia.checkpoint.writer import CheckpointWriter
 from ossia.errors import UserError
+from ossia.files import write_json
 from ossia.kernels.reference.mxfp4 import quantise
 
 #: The full vocabulary, grouped queries, a window, sinks, eight experts of which four work; no matrix is square.
@@ -57,7 +58,7 @@ def write_tiny(
     folder = Path(folder)
     given = dict(weights) if weights is not None else random_weights(shape, seed)
     with CheckpointWriter(folder, tensors(shape), max_shard_bytes) as writer:
-        for name, tensor in pack(shape, given):
+        for name, tensor in pack_weights(shape, given):
             writer.add(name, tensor)
     write_side_files(folder, shape, tokenizer_folder)
     return folder
@@ -104,7 +105,7 @@ def _deviation(spec: TensorSpec) -> float:
     return float(spec.shape[1] ** -0.5) if spec.name.endswith("weight") else 0.1
 
 
-def pack(shape: Shape, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def pack_weights(shape: Shape, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Turn transformers' float weights into the published layout: experts MXFP4 (outputs x inputs), the rest bfloat16.
 
     Raises UserError when a weight is missing, left over or misshapen.

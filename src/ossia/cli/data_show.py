@@ -74,7 +74,7 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
     from ossia.data.page import MARK, page
     from ossia.data.tree_page import tree_page
     from ossia.errors import UserError
-    from ossia.runs import write_atomically
+    from ossia.files import write_atomically
 
     if path.is_file() and MARK not in path.read_bytes()[:1000].decode("utf-8", "replace"):
         raise UserError("the file exists already and is no page of ours", where=str(path), do="choose another name")

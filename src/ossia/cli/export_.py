@@ -9,20 +9,27 @@ import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
-from ossia.export import Experts, Target
+from ossia.export import ExpertsFormat
+from ossia.export.targets import DEFAULT, all_targets, find_target
 
 app = verb("Merge the adapter and write a checkpoint that others load.")
+
+_TARGETS = all_targets().values()
 
 
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="A run (folder, id, part of the id, or `last`), or an adapter folder.")],
     to: Annotated[
-        Target, typer.Option(help="hf: a checkpoint with the adapter merged in. adapter: the adapter and a card.")
-    ] = "hf",
+        str,
+        typer.Option(
+            metavar=f"<{'|'.join(target.name for target in _TARGETS)}>",
+            help=" ".join(f"{target.name}: {target.help}." for target in _TARGETS),
+        ),
+    ] = DEFAULT,
     out: Annotated[Path | None, typer.Option(help="New folder to write. Default: in the run's exports.")] = None,
     experts: Annotated[
-        Experts,
+        ExpertsFormat,
         typer.Option(help="Experts of the merged model. auto: four bits where they hold the fine-tune, else bf16."),
     ] = "auto",
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the best one.")] = None,
@@ -31,10 +38,11 @@ def export(
     json: output.Json = False,
 ) -> None:
     """Write a tuned model for other programs, verify it, and say what became of the fine-tune."""
-    from ossia.export import source
+    target = find_target(to)
     from ossia.export.job import export as run_export
+    from ossia.export.source import find_source
 
-    found = source.resolve(run, model, checkpoint)
+    found = find_source(run, model, checkpoint)
     done = run_export(found, to, out, experts=experts, overwrite=overwrite, progress=output.progress)
     for warning in done.warnings:
         output.err().print(f"warning: {warning}", markup=False)
@@ -43,7 +51,7 @@ def export(
     else:
         for label, text in _facts(done.path, done.report):
             output.out().print(f"{label:<20} {text}", markup=False)
-    if to == "hf":
+    if target.is_model:
         output.next_step(f"ossia chat {done.path}")
     elif found.run is not None:
         output.next_step(f"ossia chat {found.run.id}")
@@ -51,7 +59,7 @@ def export(
 
 def _facts(path: Path, report: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("written", str(path)), ("base", report["base"])]
-    if report["target"] == "adapter":
+    if "verified" not in report:
         return [*rows, ("files", ", ".join(report["sha256"]))]
     experts, update, verified = report["experts"], report["update"], report["verified"]
     rows.append(("experts", f"{experts['layout']}: {experts['reason']}"))

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ossia import events, recipes, runs
+from ossia import events, files, recipes, runs
 from ossia.checkpoint.layout import Shape, bytes_of
-from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, check_disk, with_weights
+from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, with_weights
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError, did_you_mean
-from ossia.harmony.tokenizer.files import cache_folder
 from ossia.plan import Examples, Found, Machine, Plan, estimate, find_model
 from ossia.plan.machine import Disk
 from ossia.plan.model import PUBLISHED
@@ -232,7 +231,7 @@ def require_memory(plan: Plan) -> None:
 
 def scratch_folder() -> Path:
     """Where checkpoints and runs of rehearsals lie by default."""
-    return cache_folder() / "rehearsal"
+    return files.cache_folder() / "rehearsal"
 
 
 def is_here(folder: Path, shape: Shape) -> bool:
@@ -248,8 +247,8 @@ def is_here(folder: Path, shape: Shape) -> bool:
             raise UserError("the folder holds another model", where=str(folder), do="choose another --folder")
         reader.check(shape)
         return True
-    ours = (".partial", INDEX, SINGLE, "config.json.tmp")
-    others = [file.name for file in _listed(folder) if file.name not in ours and not file.match("model-*.safetensors")]
+    names, patterns = (".partial", INDEX, SINGLE), ("model-*.safetensors", files.TEMPORARY)
+    others = [file.name for file in _listed(folder) if file.name not in names and not any(map(file.match, patterns))]
     if others:
         raise UserError(
             f"the folder holds other files ({others[0]})", where=str(folder), do="name a new or an empty --folder"
@@ -280,10 +279,10 @@ def adapter_bytes(plan: Plan) -> int:
 def require_disk(folder: Path, missing: int, adapter: int) -> None:
     """Raise DoesNotFitError unless the model, and for a while an adapter's checkpoint, have room where they go."""
     if Disk.of(folder).volume == Disk.of(scratch_folder()).volume:
-        check_disk(folder, missing + adapter, "the model with a checkpoint of its adapter")
+        files.check_disk(folder, missing + adapter, "the model with a checkpoint of its adapter")
         return
-    check_disk(folder, missing, "the model")
-    check_disk(scratch_folder(), adapter, "the checkpoint of the adapter")
+    files.check_disk(folder, missing, "the model")
+    files.check_disk(scratch_folder(), adapter, "the checkpoint of the adapter")
 
 
 def write(folder: Path, shape: Shape, report: Report) -> None:
@@ -313,7 +312,7 @@ def scratch_run(recipe: Recipe) -> Iterator[runs.Run]:
     shutil.rmtree(run.path, ignore_errors=True)  # of a killed process with our number
     run.path.mkdir()
     try:
-        runs.write_atomically(run.path / "recipe.yaml", recipes.dump(recipe))
+        files.write_atomically(run.path / "recipe.yaml", recipes.dump(recipe))
         yield run
     finally:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -321,11 +320,9 @@ def scratch_run(recipe: Recipe) -> Iterator[runs.Run]:
 
 def _remove_dead(home: Path) -> None:
     """Remove the runs of rehearsals that were killed."""
-    import psutil
-
     for path in home.glob("run-*"):
         number = path.name.removeprefix("run-")
-        if number.isdigit() and not psutil.pid_exists(int(number)):
+        if number.isdecimal() and not files.is_alive(int(number)):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from ossia.data.settings import DataSettings
 from ossia.data.shard import Shard, unpack
 from ossia.data.sources import Chunk
-from ossia.harmony.tokenizer.files import cache_folder
-from ossia.runs import write_atomically
+from ossia.files import cache_folder, write_atomically
 
 MOST_BYTES = 4 << 30
 """Beyond this the chunks that were not used for longest are removed."""

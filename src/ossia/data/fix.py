@@ -24,9 +24,9 @@ from ossia.data.repairs import IN_PLACE, STRUCTURAL, without_trailing_commas
 from ossia.data.settings import DataSettings
 from ossia.data.sources import Row, Sources, read_rows, sources_of
 from ossia.errors import UserError
+from ossia.files import write_atomically
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
-from ossia.runs import write_atomically
 
 FIXES = {**IN_PLACE, **STRUCTURAL}
 """Code of a problem -> what mends it."""

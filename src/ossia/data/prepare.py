@@ -15,8 +15,8 @@ from ossia.data.rendered import Example, Rendered
 from ossia.data.settings import DataSettings
 from ossia.data.sources import Source
 from ossia.errors import UserError
+from ossia.files import cache_folder
 from ossia.harmony.problem import Problem
-from ossia.harmony.tokenizer.files import cache_folder
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SHOWN = 5

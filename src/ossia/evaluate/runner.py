@@ -7,7 +7,6 @@ file is written after each such round: a stopped evaluation leaves a fair, paire
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 import time
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ossia import events, runs
+from ossia import events, files, runs
 from ossia.config import EvalSection
 from ossia.errors import UserError
 from ossia.evaluate.language import code
@@ -182,7 +181,7 @@ def save(report: Report, vocabulary: Vocabulary) -> None:
         "summary": report.summary().to_json(),
         "questions": [_question_json(question, report, vocabulary) for question in report.asked],
     }
-    runs.write_atomically(report.path, json.dumps(value, ensure_ascii=False, indent=1))
+    files.write_json(report.path, value)
 
 
 def _question_json(question: Question, report: Report, vocabulary: Vocabulary) -> dict[str, Any]:

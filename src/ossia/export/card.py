@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ossia.config import LoraSection, sources
-from ossia.export.source import Source
+from ossia.export.source import ExportSource
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -35,7 +35,7 @@ model = PeftModel.from_pretrained(base, "{name}")
 PEFT adapts experts in floating point, 16 bits a weight; Ossia puts the adapter on the four-bit weights themselves."""
 
 
-def write(source: Source, name: str, *, merged: bool, experts: str = "") -> str:
+def model_card(source: ExportSource, name: str, *, merged: bool, experts: str = "") -> str:
     """Return the card's text. `name` is the export's folder name; `experts` says what became of the experts."""
     lines = [*_front_matter(source, merged), "", f"# {name}", ""]
     kind = "merged into its base" if merged else "as a LoRA adapter in PEFT's layout"
@@ -54,7 +54,7 @@ def write(source: Source, name: str, *, merged: bool, experts: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _front_matter(source: Source, merged: bool) -> list[str]:
+def _front_matter(source: ExportSource, merged: bool) -> list[str]:
     """The hub's metadata (huggingface.co/docs/hub/model-cards). A local base has no address and is left out."""
     lines = ["---", f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
     if _is_hub_id(source.base):
@@ -65,7 +65,7 @@ def _front_matter(source: Source, merged: bool) -> list[str]:
     return [*lines, "tags:", "- gpt-oss", "- lora", "- ossia", "---"]
 
 
-def _training(source: Source) -> list[str]:
+def _training(source: ExportSource) -> list[str]:
     recipe = source.recipe()
     if recipe is None:
         return []

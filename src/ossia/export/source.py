@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ossia import events, runs
+from ossia.adapters.config import CONFIG_FILE
 from ossia.config import Recipe
 from ossia.errors import UserError
 
-#: The two files of an adapter in PEFT's layout.
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """adapter: folder in PEFT's layout. base: folder or hub id of the model it was trained on."""
 
     adapter: Path
@@ -42,7 +40,7 @@ class Source:
         return self.run.path / "exports" / f"{self.adapter.name}-{target}"
 
 
-def resolve(reference: str, model: str | None = None, step: int | None = None) -> Source:
+def find_source(reference: str, model: str | None = None, step: int | None = None) -> ExportSource:
     """Find the adapter and its base: of a run (its best checkpoint, or that of `step`) or of an adapter folder.
 
     Raises:
@@ -52,7 +50,7 @@ def resolve(reference: str, model: str | None = None, step: int | None = None) -
     if (folder / CONFIG_FILE).is_file():
         if step is not None:
             raise UserError("--checkpoint belongs to a run, and this is an adapter folder", where=reference)
-        return Source(folder, model or _base(folder))
+        return ExportSource(folder, model or _base(folder))
     run = runs.find(reference)
     if step is None:
         checkpoint = run.best_checkpoint()
@@ -63,7 +61,7 @@ def resolve(reference: str, model: str | None = None, step: int | None = None) -
             raise UserError(f"there is no checkpoint of step {step}", where=str(run.path), why=f"there are: {steps}")
     if not (checkpoint / CONFIG_FILE).is_file():
         raise UserError("the checkpoint holds no adapter", where=str(checkpoint), do="export another --checkpoint STEP")
-    return Source(checkpoint, model or run.recipe().model.path, run)
+    return ExportSource(checkpoint, model or run.recipe().model.path, run)
 
 
 def _base(folder: Path) -> str:

@@ -20,7 +20,9 @@ from ossia import hardware
 from ossia.checkpoint import layout
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.errors import OssiaError, UserError
-from ossia.export.merge import Advance, Merged, digest
+from ossia.export import UnitsDone
+from ossia.export.writers import WrittenTensors
+from ossia.export.writers.safetensors import digest
 
 _QUESTIONS = (
     "What is the capital of Australia?",
@@ -30,9 +32,12 @@ _QUESTIONS = (
 _PROMPT = "<|start|>user<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>"
 #: Share of the memory that the comparison of logits may take.
 _MEMORY_SHARE = 0.7
+#: The merged model says something else when its distance to the tuned one is more than this share of what the tuning
+#: changed, and more than rounding to bfloat16 does to a model.
+_SHARE_LOST, _ROUNDING_KL = 0.1, 1e-3
 
 
-def check_bytes(folder: Path, merged: Merged, *, packed: bool, advance: Advance) -> dict[str, Any]:
+def check_bytes(folder: Path, written: WrittenTensors, *, packed: bool, advance: UnitsDone) -> dict[str, Any]:
     """Open the export again and compare every tensor's bytes.
 
     Raises:
@@ -42,7 +47,7 @@ def check_bytes(folder: Path, merged: Merged, *, packed: bool, advance: Advance)
     reader.check(mxfp4=packed)
     for name in reader.names():
         tensor = reader.get(name)
-        if digest(tensor) != merged.digests[name]:
+        if digest(tensor) != written.digests[name]:
             raise OssiaError(
                 f"tensor {name} does not read back as it was written",
                 where=str(folder),
@@ -50,7 +55,7 @@ def check_bytes(folder: Path, merged: Merged, *, packed: bool, advance: Advance)
                 do="export again, to another disk",
             )
         advance(tensor.numel() * tensor.element_size())
-    return {"tensors": len(reader.names()), "identical_to_source": len(merged.copied)}
+    return {"tensors": len(reader.names()), "identical_to_source": len(written.copied)}
 
 
 def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
@@ -82,6 +87,17 @@ def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
         "max_kl": float(kl.max()),
         "top1": float((tuned.argmax(-1) == merged.argmax(-1)).float().mean()),
     }
+
+
+def warnings(logits: dict[str, Any]) -> list[str]:
+    """A sentence if the merged model says something else than the tuned one. `logits`: from `compare_logits`."""
+    lost = logits.get("mean_kl", 0.0)
+    if lost <= max(_ROUNDING_KL, _SHARE_LOST * logits.get("effect_kl", 0.0)):
+        return []
+    return [
+        f"the merged model differs from the tuned one by {lost:.2g} nats per token; the tuning itself changed "
+        f"{logits['effect_kl']:.2g}"
+    ]
 
 
 def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 
 from ossia.checkpoint.layout import Shape, expert_matrices
-from ossia.checkpoint.reader import read_header
+from ossia.checkpoint.reader import stored_tensors
 from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
 from ossia.plan.model import Found
@@ -76,4 +76,4 @@ def _header(folder: Path) -> dict[str, tuple[int, ...]]:
         json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"lora.start_from holds no adapter in PEFT's layout ({error})", where=str(folder)) from None
-    return {name: tensor.shape for name, tensor in read_header(folder / "adapter_model.safetensors").items()}
+    return {name: tensor.shape for name, tensor in stored_tensors(folder / "adapter_model.safetensors").items()}

@@ -13,9 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from ossia import hardware, recipes, runs
+from ossia import files, hardware, recipes, runs
 from ossia.errors import OssiaError
-from ossia.harmony.tokenizer.files import cache_folder
 from ossia.plan.estimate import estimate
 from ossia.plan.machine import Machine
 from ossia.plan.model import PUBLISHED, find_model
@@ -133,13 +132,10 @@ def _gpus() -> Iterator[Check]:
 
 
 def _disks() -> Iterator[Check]:
-    for name, folder, variable in (("runs", runs.root(), "OSSIA_RUNS"), ("cache", cache_folder(), "OSSIA_CACHE")):
+    for name, folder, variable in (("runs", runs.root(), "OSSIA_RUNS"), ("cache", files.cache_folder(), "OSSIA_CACHE")):
         free = hardware.disk(folder)
-        here = folder.absolute()
-        while not here.exists():
-            here = here.parent
         found = f"{folder}: {free.value / 1e9:.1f} GB free"
-        if not os.access(here, os.W_OK):
+        if not os.access(files.nearest_existing(folder), os.W_OK):
             yield Check(f"{name} folder", "fail", f"{folder} cannot be written", f"set {variable} to another folder")
         elif free.value < DISK_WANTED:
             yield Check(f"{name} folder", "warn", found, f"free some space, or set {variable} to another disk")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ossia import hardware, runs
+from ossia import files, hardware, runs
 from ossia.config import ModelSection
-from ossia.harmony.tokenizer.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,7 @@ class Disk:
 
     @staticmethod
     def of(folder: Path) -> Disk:
-        here = folder.absolute()
-        while not here.exists():
-            here = here.parent
-        return Disk(str(folder), hardware.disk(folder).value, here.stat().st_dev)
+        return Disk(str(folder), files.free_bytes(folder), files.nearest_existing(folder).stat().st_dev)
 
 
 @dataclass(frozen=True)
@@ -57,5 +53,5 @@ class Machine:
             memory.value,
             memory.reason,
             Disk.of(runs.root()),
-            Disk.of(cache_folder()),
+            Disk.of(files.cache_folder()),
         )

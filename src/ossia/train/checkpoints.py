@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 from ossia.adapters import apply as lora
 from ossia.errors import OssiaError, UserError
-from ossia.runs import BEST, Run, write_atomically
+from ossia.files import atomic_folder, write_json
+from ossia.runs import BEST, Run
 
 PARTIAL = ".partial"
 
@@ -32,18 +33,15 @@ def writing(run: Run, step: int) -> Iterator[Path]:
     final, partial = run.checkpoint(step), partial_folder(run, step)
     try:
         _remove_partial(run)
-        partial.mkdir(parents=True)
-        yield partial
-        if final.exists():  # a resumed run repeats a step it had already saved
-            shutil.rmtree(final)
-        partial.rename(final)
+        # A resumed run repeats a step that it had already saved.
+        with atomic_folder(final, partial=partial):
+            yield partial
     except (
         OSError,
         RuntimeError,
         SafetensorError,
     ) as error:  # on a full disk torch.save and safetensors raise their own
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        shutil.rmtree(partial, ignore_errors=True)
         raise OssiaError(
             f"the checkpoint of step {step} could not be written ({why})",
             where=str(final),
@@ -97,7 +95,7 @@ def _is_json(path: Path) -> bool:
 
 def remember_best(run: Run, step: int, loss: float) -> None:
     """Name the checkpoint with the lowest validation loss."""
-    write_atomically(run.checkpoints / BEST, json.dumps({"step": step, "validation_loss": loss}))
+    write_json(run.checkpoints / BEST, {"step": step, "validation_loss": loss})
 
 
 def prune(run: Run, keep: int) -> None:

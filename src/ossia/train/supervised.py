@@ -23,15 +23,16 @@ from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
 from ossia.adapters import apply as lora
-from ossia.checkpoint.locate import tokenizer_folder
+from ossia.checkpoint.locate import locate, tokenizer_folder
 from ossia.checkpoint.reader import weights_digest
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
+from ossia.files import write_json
 from ossia.generate.engine import Request, Sampling
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.kernels.dispatch import attention_described
-from ossia.model.load import load_model, locate
-from ossia.runs import Run, write_atomically
+from ossia.model.load import load_model
+from ossia.runs import Run
 from ossia.sequences.order import conversations_of, epoch
 from ossia.sequences.weighting import weighted
 from ossia.train import checkpoints, optimizers, routing
@@ -353,4 +354,4 @@ def _check_record(run: Run, name: str, now: str, what: str) -> None:
         if run.steps():
             raise OssiaError(f"the run has checkpoints but no record of its {name}", where=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({**record, name: now}, indent=2))
+        write_json(path, {**record, name: now})

@@ -13,13 +13,10 @@ import gzip
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
-import sys
-import tempfile
 from pathlib import Path
 
 from ossia.errors import OssiaError, UserError
+from ossia.files import atomic_file, cache_folder
 
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
@@ -62,19 +59,10 @@ WORD_PATTERN = "|".join(
 )
 
 
-def cache_folder() -> Path:
-    """Where Ossia keeps what it can rebuild: $OSSIA_CACHE, else `ossia` in the user's cache folder."""
-    if chosen := os.environ.get("OSSIA_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "ossia" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ossia"
-
-
 def offline_tokenizer_folder() -> Path:
     """A folder with the four published tokenizer files, built on first use (a few seconds) and kept per user.
 
-    Two processes may build at the same time: each writes to a folder of its own and moves identical files into place.
+    Two processes may build at the same time: each writes files of its own, moves them into place, and they are equal.
 
     Raises:
         UserError: `bpe-openai` is not installed, or its ranks are not those of o200k_base.
@@ -97,21 +85,17 @@ def offline_tokenizer_folder() -> Path:
 
 
 def _build(folder: Path, missing: list[str]) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix="building-", dir=folder))
-    try:
-        for name in missing:
-            _write_file(name, scratch / name)
+    for name in missing:
+        with atomic_file(folder / name) as temporary:
+            _write_file(name, temporary)
             expected = PUBLISHED_FILES[name][1]
-            built = hashlib.sha256((scratch / name).read_bytes()).hexdigest()
+            built = hashlib.sha256(temporary.read_bytes()).hexdigest()
             if built != expected:
                 raise OssiaError(
                     f"The rebuilt {name} differs from the published one (SHA-256 {built[:12]}, not {expected[:12]})",
                     why="another version of the `tokenizers` package may write the file differently",
                     do="give Ossia a checkpoint folder that has a tokenizer.json",
                 )
-            (scratch / name).replace(folder / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_ranks() -> dict[bytes, int]:
