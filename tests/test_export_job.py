@@ -17,12 +17,13 @@ from peft import PeftModel
 
 from export_samples import ATTENTION, EXPERTS, logits, make_base, stock_adapter, stock_model
 from ossia import events, runs
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.cli import app
 from ossia.config import LoraSection, ModelSection, Recipe
 from ossia.errors import DoesNotFitError, OssiaError, UserError
 from ossia.export import folder, job
-from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE, resolve
+from ossia.export.source import resolve
 
 KILLED_HALF_WAY = """
 import os, signal, sys

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ossia import hardware
-from ossia.adapters import read as adapters
-from ossia.adapters.read import Adapter
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
+from ossia.adapters.read import Adapter, read_adapter
 from ossia.checkpoint import layout
 from ossia.checkpoint.reader import CheckpointReader, check_disk, copy_side_files, write_json
 from ossia.errors import UserError
 from ossia.events import Exported
 from ossia.export import Experts, Target, card, folder, merge, survival, verify
 from ossia.export.merge import Advance, Merged
-from ossia.export.source import CONFIG_FILE, WEIGHTS_FILE, Source
+from ossia.export.source import Source
 from ossia.model.load import locate
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
@@ -82,8 +82,8 @@ def export(
     folder.check(out, overwrite=overwrite, sources=(base, source.adapter))
     reader = CheckpointReader(base)
     reader.check(mxfp4=reader.is_mxfp4)
-    adapter = adapters.read(source.adapter, reader.shape())
-    adapter.check_copies(reader)
+    adapter = read_adapter(source.adapter, reader.shape())
+    adapter.check_copies(reader.get)
     with folder.writing(out) as partial:
         if target == "hf":
             device = hardware.device().value

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ossia.adapters.read import Adapter, Delta
+from ossia.adapters.read import Adapter, LoraDelta
 from ossia.checkpoint.layout import TensorSpec, tensors
 from ossia.checkpoint.reader import CheckpointReader, CheckpointWriter
 from ossia.export.survival import Survival, total
@@ -116,7 +116,7 @@ class _Tensor:
         self.merged.digests[name] = digest(tensor)
         self.merged.copied.add(name)
 
-    def _matrix(self, name: str, delta: Delta) -> None:
+    def _matrix(self, name: str, delta: LoraDelta) -> None:
         if delta.is_zero():
             self._copy(name)
             return
@@ -142,13 +142,13 @@ class _Tensor:
                 sha256.update(as_bytes(stored))
         self.merged.digests.update((name, sha256.hexdigest()) for name, sha256 in zip(names, hashes, strict=True))
 
-    def _packed(self, delta: Delta) -> Iterator[tuple[Tensor, Tensor]]:
+    def _packed(self, delta: LoraDelta) -> Iterator[tuple[Tensor, Tensor]]:
         survival = Survival(delta.name)
         for expert in range(len(delta.a)):
             yield _requantised(self.source, delta, expert, self.device, survival)
         self.merged.survival.append(survival)
 
-    def _floats(self, name: str, delta: Delta | None) -> Iterator[tuple[Tensor]]:
+    def _floats(self, name: str, delta: LoraDelta | None) -> Iterator[tuple[Tensor]]:
         """bfloat16 [inputs, outputs] of each expert, as transformers has it."""
         survival = Survival(name)
         for expert in range(self.source.shape().experts):
@@ -174,7 +174,7 @@ def _expert(source: CheckpointReader, name: str, expert: int, device: str) -> Te
 
 
 def _requantised(
-    source: CheckpointReader, delta: Delta, expert: int, device: str, survival: Survival
+    source: CheckpointReader, delta: LoraDelta, expert: int, device: str, survival: Survival
 ) -> tuple[Tensor, Tensor]:
     """Blocks and scales of one merged expert. One without an update keeps its bytes, the signs of zeros included."""
     blocks, scales = source.get(f"{delta.name}_blocks")[expert], source.get(f"{delta.name}_scales")[expert]

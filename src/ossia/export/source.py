@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ossia import events, runs
+from ossia.adapters.config import CONFIG_FILE, read_config
 from ossia.config import Recipe
 from ossia.errors import UserError
-
-#: The two files of an adapter in PEFT's layout.
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,7 @@ def resolve(reference: str, model: str | None = None, step: int | None = None) -
 
 
 def _base(folder: Path) -> str:
-    try:
-        base = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
+    base = read_config(folder).base_model
     if not base:
         raise UserError("the adapter does not say which model it belongs to", where=str(folder), do="add --model BASE")
-    return str(base)
+    return base

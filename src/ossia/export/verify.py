@@ -85,10 +85,10 @@ def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
 
 
 def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: str) -> tuple[Tensor, Tensor]:
-    from ossia.adapters import apply as lora
+    from ossia.adapters.apply import load_adapter
     from ossia.model.load import load_model
 
-    model = lora.load(load_model(base, dtype="float32", device=device), adapter).eval()
+    model = load_adapter(load_model(base, dtype="float32", device=device), adapter).eval()
     tuned = _log_probabilities(model, prompts, device)
     with model.disable_adapter():
         untuned = _log_probabilities(model, prompts, device)
