@@ -32,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = lora.attach(load_model(folder, dtype="float32", device="cpu"), rank=RANK, expert_rank=EXPERT_RANK)
+    model = lora.attach_adapter(load_model(folder, dtype="float32", device="cpu"), rank=RANK, expert_rank=EXPERT_RANK)
     for _, parameter in lora.trainable_parameters(model):
         nn.init.normal_(parameter, std=0.05)
     path = tmp_path_factory.mktemp("adapter")
-    lora.save(model, path)
+    lora.save_adapter(model, path)
     return path
 
 
@@ -124,7 +124,7 @@ def test_gradients_are_as_close_to_float32_as_those_of_transformers(folder: Path
     other = stock(folder, adapter, torch.bfloat16)
     with routing(other, choices, replay=True):
         peer = gradients(other, theirs(other))
-    mine = lora.load(load_model(folder, dtype="bfloat16", device="cpu"), adapter, trainable=True).train()
+    mine = lora.load_adapter(load_model(folder, dtype="bfloat16", device="cpu"), adapter, trainable=True).train()
     with routing(mine, choices, replay=True):
         ours = gradients(mine, mine(**rows).loss)
     assert ours.keys() == truth.keys() == peer.keys() and len(truth) == SHAPE.layers * 12

@@ -69,9 +69,9 @@ class Subject:
         model = load.load_model(locate.locate(section.path), dtype=section.dtype, device=section.device)
         if self.adapter is None:
             return model
-        from ossia.adapters import apply as lora
+        from ossia.adapters.apply import load_adapter
 
-        return lora.load(model, self.adapter).eval()
+        return load_adapter(model, self.adapter).eval()
 
     def engine(self, *, batch_size: int = 16) -> Engine:
         """Load the model and return the engine that answers with it; `batch_size`: most requests answered together.
