@@ -274,7 +274,8 @@ def test_one_factory_opens_runs_checkpoints_adapters_and_models(
     assert list(off[0].ids) == base
     with pytest.raises(UserError, match="no checkpoints"):
         subjects.open_subject(str(alone), checkpoint=10)
-    (alone / "adapter_config.json").write_text("{}")
+    config = json.loads((alone / "adapter_config.json").read_text())
+    (alone / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(UserError, match=r"(?s)which model.*model\.path"):
         subjects.open_subject(str(alone))
     named = subjects.open_subject(str(alone), overrides=[f"model.path={model_folder}"])

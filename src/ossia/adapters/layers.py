@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
 from ossia.adapters.config import EXPERT_PROJECTIONS, AdapterConfig
-from ossia.kernels.lowrank import narrow, outer
+from ossia.kernels.dispatch import narrow, outer
 from ossia.kernels.reference import LowRank
 
 ADAPTER = "default"

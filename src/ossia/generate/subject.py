@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ossia import recipes, runs
+from ossia.adapters.config import CONFIG_FILE, read_config
 from ossia.checkpoint import locate
 from ossia.checkpoint.reader import with_weights
 from ossia.config import Recipe, SamplingSection
@@ -21,8 +22,6 @@ from ossia.generate.engine import Engine, Request, Sampling
 from ossia.harmony.conversation import SystemSettings
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.recipes import examples
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def open_subject(reference: str, *, checkpoint: int | None = None, overrides: It
         _refuse_step(checkpoint, "a model folder", reference)
         return Subject(_defaults(reference, overrides))
     folder = Path(reference)
-    if (folder / ADAPTER_CONFIG).is_file():
+    if (folder / CONFIG_FILE).is_file():
         _refuse_step(checkpoint, "the folder of an adapter", reference)
         run = runs.Run(folder.resolve().parent.parent)
         if folder.resolve().parent.name == "checkpoints" and (run.path / "recipe.yaml").is_file():
@@ -141,15 +140,12 @@ def _defaults(model: str | None, overrides: Iterable[str]) -> Recipe:
 
 def _base_of(adapter: Path) -> str:
     """The model that an adapter says it was trained on."""
-    try:
-        found = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        found = None
-    if not found:
+    base = read_config(adapter).base_model
+    if not base:
         raise UserError(
             "the adapter does not say which model it belongs to", where=str(adapter), do="--set model.path=MODEL"
         )
-    return str(found)
+    return base
 
 
 def _is_model(reference: str) -> bool:
