@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ossia.config import Effort
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
-    Effort,
     Message,
     SystemSettings,
     ToolDescription,

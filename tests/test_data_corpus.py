@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ossia.data import DataSettings, Rendered, compile_sources
+from ossia.config import DataSection, Effort
+from ossia.data import Rendered, compile_sources
 from ossia.data.compile import _facts
 from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
 from ossia.data.examples import render
@@ -17,7 +18,7 @@ from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.sequences.savings import estimated, steps_of, within_steps
 from ossia.sequences.tree import grow
 
-ROOMY = DataSettings(max_tokens=100_000)
+ROOMY = DataSection(max_tokens=100_000)
 WORDS = [
     f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "pu", "ra", "si", "to") for b in ("ban", "dal", "fer", "gim", "hos")
 ]
@@ -28,7 +29,7 @@ def vocabulary(tokenizer_folder: Path) -> Vocabulary:
     return Vocabulary.load(tokenizer_folder)
 
 
-def made(vocabulary: Vocabulary, place: str, *messages: c.Message, effort: c.Effort = "medium") -> Rendered:
+def made(vocabulary: Vocabulary, place: str, *messages: c.Message, effort: Effort = "medium") -> Rendered:
     conversation = c.Conversation(messages, c.SystemSettings(effort=effort), "Always the same instructions. " * 20)
     rendered = render(c.Conversation(**{**fields(conversation), "source": place}), vocabulary, ROOMY)
     rendered.facts = _facts(conversation, rendered)
@@ -101,7 +102,7 @@ def test_leaks_name_both_rows(vocabulary: Vocabulary) -> None:
 
 
 def test_effort_labels_that_the_thoughts_contradict(vocabulary: Vocabulary) -> None:
-    def row(place: str, effort: c.Effort, length: int) -> Rendered:
+    def row(place: str, effort: Effort, length: int) -> Rendered:
         return made(vocabulary, place, c.user(place), c.thought("word " * length), c.answer("a"), effort=effort)
 
     rows = [row("d:1", "low", 1500), row("d:2", "high", 3), row("d:3", "low", 20), row("d:4", "high", 2000)]

@@ -13,6 +13,7 @@ import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
+from ossia.config import EFFORTS, Effort
 from ossia.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,14 +34,6 @@ COMMANDS = {
     "/help": "this list",
     "/quit": "leave (or Ctrl-D)",
 }
-
-
-class Effort(StrEnum):
-    """How long to think."""
-
-    low = "low"
-    medium = "medium"
-    high = "high"
 
 
 class Against(StrEnum):
@@ -79,7 +72,7 @@ def chat(
     for session in sessions.values():
         session.set_instructions(system)
         if effort is not None:
-            session.set_effort(effort.value)
+            session.set_effort(effort)
     seed = secrets.randbits(31) if seed is None else seed
     sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     if question is not None:
@@ -139,9 +132,9 @@ def _command(line: str, sessions: dict[str, Session]) -> None:
         for session in sessions.values():
             session.set_instructions(rest or None)
         remarks.print("instructions set" if rest else "no instructions")
-    elif word == "/effort" and rest in list(Effort):
+    elif word == "/effort" and rest in EFFORTS:
         for session in sessions.values():
-            session.set_effort(Effort(rest).value)
+            session.set_effort(rest)
         remarks.print(f"effort {rest}")
     elif word == "/effort":
         remarks.print("/effort low, /effort medium or /effort high")

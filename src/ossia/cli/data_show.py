@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ossia.cli import output
 
 if TYPE_CHECKING:
+    from ossia.config import DataSection
     from ossia.data.compile import Compiling
     from ossia.data.rendered import Example
-    from ossia.data.settings import DataSettings
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
-def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings: DataSettings) -> None:
+def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings: DataSection) -> None:
     """Draw every example in the terminal, or as plain text where there is none; of a pair, the rejected one too."""
     from ossia.data.examples import rejected_example
     from ossia.harmony.preview import preview

@@ -35,7 +35,6 @@ def evaluate(
     Writes questions, answers and verdicts to the run's folder evals/. Ctrl-C keeps what has been answered.
     """
     from ossia.data import load_conversations
-    from ossia.data.prepare import settings_of
     from ossia.errors import UserError
     from ossia.evaluate import report as figures
     from ossia.evaluate import runner
@@ -46,7 +45,7 @@ def evaluate(
     files = data or subject.recipe.eval.data
     if not files:
         raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
-    loaded = load_conversations(files, settings_of(subject.recipe.data))
+    loaded = load_conversations(files, subject.recipe.data)
     if loaded.errors:
         output.err().print(
             f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them", markup=False

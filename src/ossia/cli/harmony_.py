@@ -15,7 +15,8 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.harmony.conversation import Conversation, Effort, SystemSettings
+    from ossia.config import Effort
+    from ossia.harmony.conversation import Conversation, SystemSettings
     from ossia.harmony.problem import Problem
 
 app = verb("Turn chat messages into Harmony tokens and tokens into messages.", no_args_is_help=True)
@@ -182,8 +183,8 @@ def _effort(request: Mapping[str, Any], where: str) -> Effort | None:
 
 
 def _checked_effort(value: Any, place: str) -> Effort:
+    from ossia.config import EFFORTS
     from ossia.errors import UserError
-    from ossia.harmony.request import EFFORTS
 
     for effort in EFFORTS:
         if value == effort:

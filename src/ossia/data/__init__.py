@@ -21,19 +21,15 @@ from ossia.data.compile import Compiled, compile_sources
 from ossia.data.examples import examples_of, turns_of
 from ossia.data.load import Loaded, load_conversations
 from ossia.data.rendered import Example, Rendered
-from ossia.data.settings import DataSettings
-from ossia.data.sources import Source
 from ossia.data.stats import Statistics, statistics
 from ossia.harmony.problem import Problem
 
 __all__ = [
     "Compiled",
-    "DataSettings",
     "Example",
     "Loaded",
     "Problem",
     "Rendered",
-    "Source",
     "Statistics",
     "compile_sources",
     "examples_of",

@@ -12,15 +12,16 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
-from ossia.data.settings import DataSettings
+from ossia.config import DataSection
 from ossia.data.shard import Shard, unpack
 from ossia.data.sources import Chunk
 from ossia.harmony.tokenizer.files import cache_folder
 from ossia.runs import write_atomically
 
+_WITHOUT_EFFECT = {"train", "validation", "validation_share", "strict", "cache"}
+"""Settings that decide which rows are compiled and what becomes of them then, but not what a row compiles to."""
 MOST_BYTES = 4 << 30
 """Beyond this the chunks that were not used for longest are removed."""
 
@@ -28,8 +29,8 @@ MOST_BYTES = 4 << 30
 class Cache:
     """Packed shards by chunk, for one way of compiling."""
 
-    def __init__(self, settings: DataSettings, vocabulary_digest: str, folder: Path | None = None) -> None:
-        choices = json.dumps(asdict(settings), sort_keys=True, default=str)
+    def __init__(self, settings: DataSection, vocabulary_digest: str, folder: Path | None = None) -> None:
+        choices = json.dumps(settings.model_dump(exclude=_WITHOUT_EFFECT), sort_keys=True)
         self._salt = hashlib.blake2b(f"{choices}|{vocabulary_digest}|{compiler_digest()}".encode()).digest()
         self._folder = folder or cache_folder() / "compiled"
 

@@ -22,8 +22,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ossia.config import DataSection
 from ossia.data.examples import kinds_of, turns_of
-from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
@@ -36,7 +36,7 @@ _FOREIGN = re.compile(
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def check_conversation(conversation: Conversation, settings: DataSettings = DEFAULTS) -> list[Problem]:
+def check_conversation(conversation: Conversation, settings: DataSection = DataSection()) -> list[Problem]:
     """Problems of one converted row, without their file and line (see `place`)."""
     messages = conversation.messages
     kinds = kinds_of(messages)

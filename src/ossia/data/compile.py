@@ -22,14 +22,14 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
+from ossia.config import DataSection, DataSource, Sources, sources_of
 from ossia.data.cache import Cache
 from ossia.data.checks import Duplicates, place
 from ossia.data.examples import render
 from ossia.data.load import Found, failed, raise_if_strict, read_row
 from ossia.data.rendered import Example, Rendered
-from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.data.shard import Shard, bare, pack, unpack
-from ossia.data.sources import CHUNK_BYTES, Chunk, Row, Source, Sources, read_chunks, sources_of, total_bytes
+from ossia.data.sources import CHUNK_BYTES, Chunk, Row, read_chunks, settings_for, total_bytes
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -70,7 +70,7 @@ class Compiling(NamedTuple):
 def compile_sources(
     sources: Sources,
     vocabulary: Vocabulary,
-    settings: DataSettings = DEFAULTS,
+    settings: DataSection = DataSection(),
     *,
     workers: int = 1,
     cache: bool = True,
@@ -91,7 +91,7 @@ def compile_sources(
     drawn: list[Rendered] = []
     for source in sources_of(sources):
         before = len(compiled.conversations)
-        own = source.settings(settings)
+        own = settings_for(source, settings)
         store = Cache(own, vocabulary.digest) if cache else None
         shards = _shards(source, vocabulary, own, workers, store, progress)
         try:
@@ -112,7 +112,7 @@ def compile_sources(
     return compiled
 
 
-def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Compiling:
+def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSection) -> Compiling:
     """Check and render one row."""
     problems, conversation, format = read_row(row, settings)
     if conversation is None:
@@ -133,10 +133,10 @@ def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Com
 
 
 def compile_rows(
-    source: Source, vocabulary: Vocabulary, settings: DataSettings, only: int | None = None
+    source: DataSource, vocabulary: Vocabulary, settings: DataSection, only: int | None = None
 ) -> Iterator[Compiling]:
     """Compile a source row by row, in this process, as the rows are asked for: to look at some, or at line `only`."""
-    own = source.settings(settings)
+    own = settings_for(source, settings)
     for chunk in read_chunks(source):
         for _, row in chunk.rows(only) if only is None or only in chunk.numbers else ():
             yield compile_row(row, vocabulary, own)
@@ -147,7 +147,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSettings) -> Shard:
+def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSection) -> Shard:
     """Compile the rows of a chunk."""
     shard, formats = Shard(), Counter[str]()
     for index, row in chunk.rows():
@@ -178,7 +178,7 @@ def _facts(conversation: Conversation, made: Rendered) -> dict[str, object]:
     return facts
 
 
-def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: DataSettings) -> None:
+def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: DataSection) -> None:
     """Add a shard to what was compiled before it."""
     compiled.rows += shard.rows
     compiled.formats.update(shard.formats)
@@ -214,9 +214,9 @@ def _weighted(conversations: list[Rendered], weight: float, rng: random.Random) 
 
 
 def _shards(
-    source: Source,
+    source: DataSource,
     vocabulary: Vocabulary,
-    settings: DataSettings,
+    settings: DataSection,
     workers: int,
     cache: Cache | None,
     progress: Progress | None,
@@ -249,7 +249,7 @@ class _Pool:
     are started once there was.
     """
 
-    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSettings, at_once: bool) -> None:
+    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSection, at_once: bool) -> None:
         self._here = (vocabulary, settings)
         self._workers, self._seen = workers, SMALL + 1 if at_once else 0
         self.ahead = 0
@@ -285,10 +285,10 @@ class _Pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker: tuple[Vocabulary, DataSettings] | None = None
+_worker: tuple[Vocabulary, DataSection] | None = None
 
 
-def _start_worker(folder: str, settings: DataSettings) -> None:
+def _start_worker(folder: str, settings: DataSection) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     threading.Thread(target=_end_with_parent, daemon=True).start()

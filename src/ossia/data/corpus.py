@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ossia.config import EFFORTS
 from ossia.data.checks import place
 from ossia.data.rendered import LASTING, Rendered
 from ossia.harmony.problem import Problem
@@ -82,7 +83,7 @@ def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:
         elif effort == "high" and mean <= SHORT_FOR_HIGH:
             what = f"effort high, but only {mean:,.0f} tokens of thought a turn"
             problems.append(_warning("effort-length", what, conversation, "label it low or medium"))
-    ordered = [(effort, statistics.median(lengths[effort])) for effort in ("low", "medium", "high") if lengths[effort]]
+    ordered = [(effort, statistics.median(lengths[effort])) for effort in EFFORTS if lengths[effort]]
     for (less, short), (more, long) in itertools.pairwise(ordered):
         if short > long:
             what = (

@@ -18,8 +18,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from ossia.config import DataSection
 from ossia.data.rendered import ASSISTANT, LASTING, Example, Rendered, Target, context, kind_of
-from ossia.data.settings import DEFAULTS, DataSettings
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem, Report
 from ossia.harmony.render import message_parts, prologue
@@ -57,7 +57,7 @@ def kinds_of(messages: Sequence[Message]) -> str:
 def render(
     conversation: Conversation,
     vocabulary: Vocabulary,
-    settings: DataSettings = DEFAULTS,
+    settings: DataSection = DataSection(),
     report: Report | None = None,
 ) -> Rendered:
     """Render a conversation once and choose its training examples.
@@ -86,7 +86,7 @@ def render(
 def examples_of(
     conversation: Conversation,
     vocabulary: Vocabulary,
-    settings: DataSettings = DEFAULTS,
+    settings: DataSection = DataSection(),
     report: Report | None = None,
 ) -> list[Example]:
     """The training examples of a conversation, in order of its turns; see `render`."""
@@ -94,7 +94,7 @@ def examples_of(
 
 
 def rejected_example(
-    conversation: Conversation, vocabulary: Vocabulary, settings: DataSettings = DEFAULTS
+    conversation: Conversation, vocabulary: Vocabulary, settings: DataSection = DataSection()
 ) -> Example | None:
     """Of a preference pair: the example of the rejected turn in the place of the preferred one. None if it is no pair.
 
@@ -106,13 +106,13 @@ def rejected_example(
     other = dataclasses.replace(
         conversation, messages=conversation.messages[:start] + conversation.rejected, rejected=()
     )
-    examples = examples_of(other, vocabulary, dataclasses.replace(settings, turns="last"))
+    examples = examples_of(other, vocabulary, settings.model_copy(update={"turns": "last"}))
     return examples[-1] if examples else None
 
 
-def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSettings) -> Rendered:
+def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSection) -> Rendered:
     made = Rendered("", kinds_of(messages))
-    tokens, bounds, order, factors = made.tokens, made.bounds, settings.order, settings.channel_weights
+    tokens, bounds, order, factors = made.tokens, made.bounds, settings.header_order, settings.channel_weights
     for message, kind in zip(messages, made.kinds, strict=True):
         start, header, content, end = message_parts(message, vocabulary, order)
         tokens.extend(start)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ossia.config import DataSection, Sources, sources_of
 from ossia.data.checks import Duplicates, check_conversation, place, without_dangling_calls
 from ossia.data.formats import read
-from ossia.data.settings import DEFAULTS, DataSettings
-from ossia.data.sources import Row, Sources, read_chunks, sources_of
+from ossia.data.sources import Row, read_chunks, settings_for
 from ossia.errors import UserError
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
@@ -39,7 +39,7 @@ class Loaded(Found):
     conversations: list[Conversation] = field(default_factory=list)
 
 
-def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> Loaded:
+def load_conversations(sources: Sources, settings: DataSection = DataSection()) -> Loaded:
     """Read files, folders and hub data sets (see `read_rows`) into conversations.
 
     A row with an error is left out and the rest goes on, unless `settings.strict`.
@@ -49,7 +49,7 @@ def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> L
     """
     loaded, duplicates = Loaded(), Duplicates()
     for source in sources_of(sources):
-        own, usable = source.settings(settings), 0
+        own, usable = settings_for(source, settings), 0
         for row in (row for chunk in read_chunks(source) for _, row in chunk.rows()):
             if source.limit is not None and usable == source.limit:
                 break
@@ -67,7 +67,7 @@ def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> L
     return loaded
 
 
-def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
+def read_row(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation | None, str]:
     """The problems of a row with their places, its conversation if none of them is an error, and its format.
 
     Whatever is in the row, it never stops the rows after it.
@@ -78,7 +78,7 @@ def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversat
         return failed(row, error), None, ""
 
 
-def _read(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
+def _read(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation | None, str]:
     if row.value is None:
         code = "not-an-object" if "not a JSON object" in row.error else "not-json"
         code = "too-deep" if "nested too deeply" in row.error else code
@@ -105,7 +105,7 @@ def failed(row: Row, error: Exception) -> list[Problem]:
     return [place(Problem("error", code, what, do), row.where)]
 
 
-def raise_if_strict(problems: list[Problem], settings: DataSettings) -> None:
+def raise_if_strict(problems: list[Problem], settings: DataSection) -> None:
     """Raise the first error among the problems of a row, if the settings demand it."""
     if settings.strict:
         for problem in problems:

@@ -9,11 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from ossia.config import DataSection, DataSource, sources
+from ossia.config import DataSection, DataSource, sources_of
 from ossia.data.compile import Compiled, Progress, compile_sources
 from ossia.data.rendered import Example, Rendered
-from ossia.data.settings import DataSettings
-from ossia.data.sources import Source
 from ossia.errors import UserError
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.files import cache_folder
@@ -47,28 +45,6 @@ class Prepared:
                 yield f"and {count - SHOWN} more of {code}: ossia data check"
 
 
-def settings_of(section: DataSection) -> DataSettings:
-    """The recipe's choices in the form that the compiler takes."""
-    return DataSettings(
-        format=section.format,
-        columns=section.columns,
-        turns=section.turns,
-        max_tokens=section.max_tokens,
-        effort=section.effort,
-        date=section.date,
-        identity=section.identity,
-        builtin_tools=tuple(section.builtin_tools),
-        channel_weights=section.channel_weights,
-        order=section.header_order,
-        strict=section.strict,
-    )
-
-
-def sources_of_section(named: list[str | DataSource]) -> list[Source]:
-    """The recipe's data sets in the form that the compiler takes."""
-    return [Source(s.path, s.format, s.split, s.columns, s.limit, s.weight) for s in sources(named)]
-
-
 def prepare(
     section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: Progress | None = None
 ) -> Prepared:
@@ -86,12 +62,11 @@ def prepare(
         raise UserError(
             "the recipe names no training data", where="data.train", do="--set data.train=conversations.jsonl"
         )
-    settings = settings_of(section)
 
     def compiled(named: list[str | DataSource]) -> Compiled:
         with _one_of_many(section):
             return compile_sources(
-                sources_of_section(named), vocabulary, settings,
+                named, vocabulary, section,
                 workers=workers, cache=section.cache, seed=seed, progress=progress,
             )  # fmt: skip
 
@@ -112,7 +87,7 @@ def prepare(
         first = next((problem for problem in prepared.problems), None)
         raise UserError(
             "no row can be trained on",
-            where=first.where if first else ", ".join(source.path for source in sources(section.train)),
+            where=first.where if first else ", ".join(source.path for source in sources_of(section.train)),
             why=first.what if first else "the files are empty",
             do="ossia data check  lists what is wrong with every row",
         )

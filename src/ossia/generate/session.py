@@ -10,8 +10,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ossia.config import Effort
 from ossia.generate.engine import Engine, Finish, Sampling
-from ossia.harmony.conversation import Conversation, Effort, Message, SystemSettings, user
+from ossia.harmony.conversation import Conversation, Message, SystemSettings, user
 from ossia.harmony.parse import Delta, ParsedMessage, Parser
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import Vocabulary

@@ -39,7 +39,7 @@ class Subject:
     def system(self) -> SystemSettings:
         """The system message of the recipe."""
         data = self.recipe.data
-        return SystemSettings(identity=data.identity, date=data.date, effort=data.effort)
+        return SystemSettings(data.identity, data.knowledge_cutoff, data.date, data.effort)
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer of the base model. Raises UserError if there is no such model."""

@@ -17,13 +17,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ossia.config import CHANNELS, DEFAULT_IDENTITY, DEFAULT_KNOWLEDGE_CUTOFF, Effort
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-Effort = Literal["low", "medium", "high"]
 
 ROLES: tuple[Role, ...] = ("system", "developer", "user", "assistant", "tool")
-CHANNELS = ("analysis", "commentary", "final")
-DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
-DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
 JSON_CONTENT = "<|constrain|>json"
 
 

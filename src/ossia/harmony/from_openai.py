@@ -22,13 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ossia.config import CHANNELS, Effort
 from ossia.errors import UserError, did_you_mean
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
-    CHANNELS,
     DEFAULT_SYSTEM,
     Conversation,
-    Effort,
     Message,
     Role,
     SystemSettings,

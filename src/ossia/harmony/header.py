@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import get_args
 
-from ossia.harmony.conversation import CHANNELS, ROLES, Role
+from ossia.config import CHANNELS, BuiltinTool
+from ossia.harmony.conversation import ROLES, Role
 
 CONTENT_TYPES = ("json", "code", "text", "plain", "yaml", "xml", "markdown")
-_BUILT_INS = ("python", "browser", "container")
+_BUILT_INS = (*get_args(BuiltinTool), "container")
 
 _NAMES = "|".join(CHANNELS)
 _REPEATED_ROLE = re.compile(rf"^(?:\s*assistant(?=assistant|{_NAMES}|to=|\s|\Z))+")

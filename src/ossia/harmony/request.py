@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ossia.harmony.conversation import Effort, ResponseFormat, ToolDescription
+from ossia.config import EFFORTS, Effort
+from ossia.harmony.conversation import ResponseFormat, ToolDescription
 from ossia.harmony.problem import Problem, Report, raise_errors
 
-EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
 _EFFORT_KEYS = ("reasoning:", "reasoning effort:")
 _NOT_IN_NAMES = re.compile(r"[\s<>\x00-\x1f\x7f]+")
 _UNCONSTRAINED = ("text", "json_object")  # no schema: nothing to announce

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from ossia.config import HeaderOrder
 from ossia.harmony.conversation import Conversation, without_old_thoughts
-from ossia.harmony.render import HeaderOrder, prologue, render_messages, render_prompt
+from ossia.harmony.render import prologue, render_messages, render_prompt
 from ossia.harmony.to_openai import Chat, chat_form, conversation_from_chat_form
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ossia.config import DEFAULT_IDENTITY, DEFAULT_KNOWLEDGE_CUTOFF
 from ossia.harmony.builtin import BUILTIN_TOOLS
 from ossia.harmony.conversation import (
-    DEFAULT_IDENTITY,
-    DEFAULT_KNOWLEDGE_CUTOFF,
     JSON_CONTENT,
     Conversation,
     Message,

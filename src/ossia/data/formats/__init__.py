@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ossia.config import DataSection, Format
 from ossia.data.formats import glaive, harmony_text, hermes, messages, preference, responses, traces, turns, xlam
 from ossia.data.formats.reading import Misfit, Reading, RowFormat
 from ossia.data.formats.roles import plain_tools
@@ -39,9 +40,8 @@ from ossia.data.formats.row import (
     under_column_names,
 )
 from ossia.data.formats.think import with_thoughts
-from ossia.data.settings import DEFAULTS, DataSettings, Format
 from ossia.errors import UserError
-from ossia.harmony.conversation import Conversation, Message
+from ossia.harmony.conversation import Conversation, Message, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
 from ossia.harmony.problem import Problem, Report, raise_errors
 
@@ -60,7 +60,7 @@ ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the fir
 _BY_NAME = {format.name: format for format in ORDER}
 
 
-def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
+def detect(row: Mapping[str, Any], settings: DataSection = DataSection()) -> Format:
     """The format of a row: what the settings fix, else what its keys (after `settings.columns`) look like.
 
     Raises:
@@ -84,14 +84,14 @@ def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
 
 
 def to_conversation(
-    row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
+    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: Report = raise_errors
 ) -> Conversation:
     """Make a conversation of a row: `read` without the format."""
     return read(row, settings, source, report)[0]
 
 
 def read(
-    row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
+    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: Report = raise_errors
 ) -> tuple[Conversation, str]:
     """Make a conversation of a row; also gives its format, "" if the columns of the settings are not those of the row.
 
@@ -118,7 +118,7 @@ def read(
 
 
 def _read(
-    row: Mapping[str, Any], format: RowFormat, settings: DataSettings, source: str, report: Report
+    row: Mapping[str, Any], format: RowFormat, settings: DataSection, source: str, report: Report
 ) -> Conversation:
     row = renamed(row, settings.columns)
     reading = format.read(row, report)
@@ -137,12 +137,17 @@ def _read(
 _Convert = Callable[[list[Any], list[str], bool], Conversation]
 
 
-def _converter(reading: Reading, of_row: RowSettings, settings: DataSettings, report: Report) -> _Convert:
+def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, report: Report) -> _Convert:
     """Makes conversations of lists of messages: (messages, places, whether problems are reported).
 
     A problem is reported once, however often the same messages are converted.
     """
-    system = settings.system(identity=of_row.identity, date=of_row.date)
+    system = SystemSettings(
+        identity=of_row.identity or settings.identity,
+        knowledge_cutoff=settings.knowledge_cutoff,
+        date=settings.date if of_row.date is None else of_row.date,
+        effort=settings.effort,
+    )
     builtin = [*settings.builtin_tools, *of_row.builtin_tools]
     told: set[Problem] = set()
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ossia.config import Format
 from ossia.data.formats.loose import loads
 from ossia.data.formats.roles import as_chat
-from ossia.data.settings import Format
 from ossia.harmony.conversation import Message
 from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
 from ossia.harmony.problem import Report

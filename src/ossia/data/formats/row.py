@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ossia.config import EFFORTS, Effort
 from ossia.data.formats.reading import SYSTEM_KEYS, Reading, Row, is_thought
-from ossia.harmony.conversation import Effort
 from ossia.harmony.from_openai import THOUGHT_KEYS
 from ossia.harmony.problem import Problem, Report
-from ossia.harmony.request import EFFORTS
 
 NEVER_EXTRA = frozenset({"chat_template_kwargs", "parallel_tool_calls"})
 
