@@ -20,6 +20,7 @@ from ossia.data import Rendered, compile_sources, examples_of, load_conversation
 from ossia.data import cache as cache_module
 from ossia.data import compile as compile_module
 from ossia.data.cache import Cache
+from ossia.data.kinds import MessageKind
 from ossia.data.prepare import prepare, split
 from ossia.data.rendered import Target
 from ossia.data.shard import Shard, pack, unpack
@@ -230,7 +231,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, vocabulary: Vo
 
 
 def test_shards_survive_packing(vocabulary: Vocabulary) -> None:
-    made = Rendered("x:1", "uaf", labels=["user", "analysis", "final"], weights=[0.0, 0.5, 1.0], facts={"a": [1]})
+    kinds = "".join((MessageKind.USER, MessageKind.THOUGHT, MessageKind.ANSWER))
+    made = Rendered("x:1", kinds, labels=["user", "analysis", "final"], weights=[0.0, 0.5, 1.0], facts={"a": [1]})
     made.tokens.extend([1, 2, 3]), made.bounds.extend(range(12)), made.targets.append(Target(0, 1, 3))
     shard = Shard(3, {"openai": 1}, [(1, made)], [(2, Problem("error", "code", "what", "do", "path"))])
     back = unpack(pack(shard), "new.jsonl", [10, 20, 30])

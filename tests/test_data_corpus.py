@@ -12,6 +12,7 @@ from ossia.data import Rendered, compile_sources
 from ossia.data.compile import _facts
 from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
 from ossia.data.examples import render
+from ossia.data.kinds import MessageKind
 from ossia.data.stats import languages, statistics
 from ossia.harmony import conversation as c
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -48,7 +49,7 @@ def runs(conversation: Rendered) -> set[tuple[int, ...]]:
     """The judge's own five-token runs of what is said after the developer message."""
     tokens: list[int] = []
     for index, kind in enumerate(conversation.kinds):
-        if kind != "s":
+        if kind != MessageKind.LASTING:
             tokens += conversation.tokens[conversation.bounds[4 * index + 1] : conversation.bounds[4 * index + 2]]
     return {tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)}
 

@@ -12,7 +12,8 @@ import fuzz_examples
 import harmony_samples as samples
 from ossia.config import CHANNELS, DataSection
 from ossia.data import Example, examples_of, statistics
-from ossia.data.examples import kinds_of, rejected_example, render, turns_of
+from ossia.data.examples import rejected_example, render
+from ossia.data.kinds import kinds_of, turns_of
 from ossia.harmony import conversation as c
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary

@@ -18,7 +18,8 @@ No torch in here.
 from __future__ import annotations
 
 from ossia.data.compile import Compiled, compile_sources
-from ossia.data.examples import examples_of, turns_of
+from ossia.data.examples import examples_of
+from ossia.data.kinds import turns_of
 from ossia.data.load import Loaded, load_conversations
 from ossia.data.rendered import Example, Rendered
 from ossia.data.stats import Statistics, statistics

@@ -19,39 +19,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from ossia.config import DataSection
-from ossia.data.rendered import ASSISTANT, LASTING, Example, Rendered, Target, context, kind_of
+from ossia.data.kinds import ASSISTANT, TAKES_FLOOR, MessageKind, context, kinds_of, turns_of
+from ossia.data.rendered import Example, Rendered, Target
 from ossia.harmony.conversation import Conversation, Message
 from ossia.harmony.problem import Problem, Report
 from ossia.harmony.render import message_parts, prologue
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
-
-_SPEAKS = "usU"
-"""Kinds by which somebody other than the model and its tools takes the floor."""
-
-
-def turns_of(kinds: str) -> list[tuple[int, int]]:
-    """The assistant's turns as message ranges (start, stop), from the kinds of a conversation's messages.
-
-    A turn ends with its answer, or where somebody other than assistant and tools speaks.
-    """
-    turns: list[tuple[int, int]] = []
-    start = -1
-    for index, kind in enumerate(kinds):
-        if kind in _SPEAKS:
-            if start >= 0:
-                turns.append((start, index))
-            start = -1
-            continue
-        start = index if start < 0 else start
-        if kind in "fF":
-            turns.append((start, index + 1))
-            start = -1
-    return turns if start < 0 else [*turns, (start, len(kinds))]
-
-
-def kinds_of(messages: Sequence[Message]) -> str:
-    """The letters of the messages' kinds, see `ossia.data.rendered`."""
-    return "".join(map(kind_of, messages))
 
 
 def render(
@@ -148,7 +121,7 @@ def _fit(made: Rendered, target: Target, most: int) -> tuple[Target, int]:
     for index in members:
         while number + 1 < len(begins) and index >= begins[number + 1]:
             number += 1
-        if index >= begins[0] and made.kinds[index] != LASTING:
+        if index >= begins[0] and made.kinds[index] != MessageKind.LASTING:
             weights[number] += made.length(index)
     dropped = 0
     while total > most and dropped < len(begins) - 1:
@@ -164,9 +137,9 @@ def _rounds(kinds: str, members: Sequence[int]) -> list[int]:
     for index in members:
         kind = kinds[index]
         if not begins:
-            if kind != LASTING:
+            if kind != MessageKind.LASTING:
                 begins.append(index)
-        elif kind in _SPEAKS and before not in _SPEAKS:
+        elif kind in TAKES_FLOOR and before not in TAKES_FLOOR:
             begins.append(index)
         before = kind
     return begins or [len(kinds)]

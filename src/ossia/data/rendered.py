@@ -13,17 +13,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from ossia.harmony.conversation import Message
+from ossia.data.kinds import ENDS_TURN, GOES_ON, context
 from ossia.harmony.tokenizer.vocabulary import RETURN
-
-LASTING, USER, TOOL, THOUGHT, PREAMBLE, ANSWER, CALL = "sutapfc"
-"""Kinds of messages, one letter each. LASTING: system and developer messages, which stay when old turns go."""
-FORGOTTEN = "UTaA"
-"""Kinds on channel analysis, in capitals where the channel is not the kind's own: gone once an answer is given."""
-ASSISTANT = "apfFcA"
-"""Kinds that the model writes. F: an answer with a recipient; A: a call on channel analysis."""
-GOES_ON = "apf"
-"""Kinds that the model closes with `<|end|>`, after which it writes the next `<|start|>assistant` itself."""
 
 
 class Run(NamedTuple):
@@ -42,7 +33,7 @@ class Rendered:
     source: str
     """Where it came from, as in `data.jsonl:17`."""
     kinds: str = ""
-    """One letter per message."""
+    """One letter per message, see `ossia.data.kinds`."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
     """All messages back to back as they stand in a context."""
     bounds: array[int] = field(default_factory=lambda: array("i"))
@@ -128,7 +119,7 @@ class Example:
     @property
     def ends_with_return(self) -> bool:
         """Whether the last token is `<|return|>`, as the model samples it, in place of the `<|end|>` of a context."""
-        return self.conversation.kinds[self.target.stop - 1] in "fF"
+        return self.conversation.kinds[self.target.stop - 1] in ENDS_TURN
 
     def __len__(self) -> int:
         return sum(map(self.conversation.length, self.messages))
@@ -156,30 +147,3 @@ class Example:
     def trained_tokens(self) -> int:
         """Tokens with a weight above 0."""
         return sum(run.stop - run.start for run in self.runs() if run.weight > 0)
-
-
-def kind_of(message: Message) -> str:
-    """The letter of a message's kind."""
-    role, hidden = message.role, message.channel == "analysis"
-    if role == "assistant":
-        if message.channel == "final":
-            return ANSWER if message.recipient is None else "F"
-        if message.recipient is not None:
-            return "A" if hidden else CALL
-        return THOUGHT if hidden else PREAMBLE
-    if role == "tool":
-        return "T" if hidden else TOOL
-    if hidden:
-        return "U"
-    return USER if role == "user" else LASTING
-
-
-def context(kinds: str, stop: int, cut: int = 0) -> list[int]:
-    """Indices of the messages before `stop` that the model still sees: no thoughts from before the last answer.
-
-    This is `ossia.harmony.without_old_thoughts` on kinds. Of the messages before `cut` only the lasting ones stay.
-    """
-    last = max(kinds.rfind("f", 0, stop), kinds.rfind("F", 0, stop))
-    if cut:
-        return [i for i in range(stop) if (kinds[i] not in FORGOTTEN or i > last) and (i >= cut or kinds[i] == LASTING)]
-    return [i for i in range(stop) if i > last or kinds[i] not in FORGOTTEN]

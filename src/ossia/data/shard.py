@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ossia.data.rendered import ASSISTANT, Rendered, Target
+from ossia.data.kinds import ASSISTANT
+from ossia.data.rendered import Rendered, Target
 from ossia.harmony.problem import Problem
 
 _PROBLEM = ("level", "code", "what", "do", "path")
