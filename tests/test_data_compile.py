@@ -21,9 +21,9 @@ from ossia.data import cache as cache_module
 from ossia.data import compile as compile_module
 from ossia.data.cache import Cache
 from ossia.data.kinds import MessageKind
-from ossia.data.prepare import prepare, split
-from ossia.data.rendered import Target
-from ossia.data.shard import Shard, pack, unpack
+from ossia.data.prepare import hold_back, prepare
+from ossia.data.rendered import TargetTurn
+from ossia.data.shard import Shard, pack_shard, unpack_shard
 from ossia.data.sources import read_chunks, read_rows
 from ossia.errors import UserError
 from ossia.harmony.problem import Problem
@@ -233,9 +233,9 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, vocabulary: Vo
 def test_shards_survive_packing(vocabulary: Vocabulary) -> None:
     kinds = "".join((MessageKind.USER, MessageKind.THOUGHT, MessageKind.ANSWER))
     made = Rendered("x:1", kinds, labels=["user", "analysis", "final"], weights=[0.0, 0.5, 1.0], facts={"a": [1]})
-    made.tokens.extend([1, 2, 3]), made.bounds.extend(range(12)), made.targets.append(Target(0, 1, 3))
+    made.tokens.extend([1, 2, 3]), made.bounds.extend(range(12)), made.targets.append(TargetTurn(0, 1, 3))
     shard = Shard(3, {"openai": 1}, [(1, made)], [(2, Problem("error", "code", "what", "do", "path"))])
-    back = unpack(pack(shard), "new.jsonl", [10, 20, 30])
+    back = unpack_shard(pack_shard(shard), "new.jsonl", [10, 20, 30])
     ((index, again),) = back.conversations
     assert (index, again.source) == (1, "new.jsonl:20") and again.weights == made.weights
     assert (again.tokens, again.bounds, again.targets, again.facts) == (
@@ -311,5 +311,5 @@ def test_a_recipe_mixes_data_sets(tmp_path: Path, vocabulary: Vocabulary) -> Non
 
 def test_repeats_stay_on_one_side_of_the_split() -> None:
     conversations = [Rendered(f"d:{n}") for n in range(20)]
-    rest, held = split([c for c in conversations for _ in range(3)], 0.25, seed=0)
+    rest, held = hold_back([c for c in conversations for _ in range(3)], 0.25, seed=0)
     assert len(held) == 5 and len(rest) == 45 and not {c.source for c in rest} & {c.source for c in held}

@@ -11,9 +11,9 @@ from ossia.config import DataSection, Effort
 from ossia.data import Rendered, compile_sources
 from ossia.data.compile import _facts
 from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
-from ossia.data.examples import render
+from ossia.data.examples import compile_conversation
 from ossia.data.kinds import MessageKind
-from ossia.data.stats import languages, statistics
+from ossia.data.stats import detect_languages, statistics
 from ossia.harmony import conversation as c
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.sequences.savings import estimated, steps_of, within_steps
@@ -32,7 +32,7 @@ def vocabulary(tokenizer_folder: Path) -> Vocabulary:
 
 def made(vocabulary: Vocabulary, place: str, *messages: c.Message, effort: Effort = "medium") -> Rendered:
     conversation = c.Conversation(messages, c.SystemSettings(effort=effort), "Always the same instructions. " * 20)
-    rendered = render(c.Conversation(**{**fields(conversation), "source": place}), vocabulary, ROOMY)
+    rendered = compile_conversation(c.Conversation(**{**fields(conversation), "source": place}), vocabulary, ROOMY)
     rendered.facts = _facts(conversation, rendered)
     return rendered
 
@@ -174,7 +174,7 @@ def test_languages_are_told(vocabulary: Vocabulary) -> None:
     french = "Je pense que la réponse dépend de la distance entre les deux villes."
     said = (c.user("Where is the station, please?"), c.thought(french), c.answer("Là-bas, à gauche de la mairie."))
     rows = [made(vocabulary, f"d:{n}", *said) for n in range(3)]
-    assert languages(rows, vocabulary) == {"user": {"en": 3}, "analysis": {"fr": 3}, "final": {"fr": 3}}
+    assert detect_languages(rows, vocabulary) == {"user": {"en": 3}, "analysis": {"fr": 3}, "final": {"fr": 3}}
 
 
 def test_statistics_tell_tools_efforts_and_labels(tmp_path: Path, vocabulary: Vocabulary) -> None:

@@ -12,7 +12,7 @@ import fuzz_examples
 import harmony_samples as samples
 from ossia.config import CHANNELS, DataSection
 from ossia.data import Example, examples_of, statistics
-from ossia.data.examples import rejected_example, render
+from ossia.data.examples import compile_conversation, rejected_example
 from ossia.data.kinds import kinds_of, turns_of
 from ossia.harmony import conversation as c
 from ossia.harmony.problem import Problem
@@ -165,7 +165,7 @@ def test_the_question_is_never_dropped(vocabulary: Vocabulary) -> None:
 def test_statistics_add_up(vocabulary: Vocabulary) -> None:
     rng = random.Random(33)
     conversations = [replace(samples.conversation(rng), source=f"d:{i}") for i in range(40)]
-    made = [render(conversation, vocabulary, ROOMY) for conversation in conversations]
+    made = [compile_conversation(conversation, vocabulary, ROOMY) for conversation in conversations]
     examples = [example for conversation in made for example in conversation.examples]
     found = statistics(made, limit=300, at=[100, 300])
     assert found.examples == len(examples) and sum(k * n for k, n in found.turns.items()) == len(examples)

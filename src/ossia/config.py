@@ -40,7 +40,7 @@ HeaderOrder = Literal["channel-first", "recipient-first"]
 DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
 DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
 
-Paths = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+PathList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """Files, folders or ids; a single one may be given without brackets."""
 
 
@@ -333,7 +333,7 @@ class TrainSection(Section):
 class EvalSection(Section):
     """How `ossia eval` measures the tuned model against its base."""
 
-    data: Paths = []
+    data: PathList = []
     """Held-out files, in the same formats as the training data."""
 
     limit: Annotated[int, Field(ge=1)] | None = None

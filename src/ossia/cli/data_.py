@@ -157,7 +157,7 @@ def stats(
 ) -> None:
     """Count tokens: lengths, trained share, channels, turns, tools, languages, and what tree training saves."""
     from ossia.data import statistics
-    from ossia.data.stats import LIMITS, languages
+    from ossia.data.stats import LIMITS, detect_languages
     from ossia.errors import UserError
 
     asked = _opened(files, set_, model)
@@ -173,7 +173,7 @@ def stats(
     with output.progress("counting", len(compiled.conversations)) as advance:
         steps = (asked.examples_per_step, asked.seed)
         counted = statistics(compiled.conversations, limit, limits, advance, steps)
-    spoken = languages(compiled.conversations, asked.vocabulary)
+    spoken = detect_languages(compiled.conversations, asked.vocabulary)
     if json:
         shares = {"trained_share": counted.trained_share, "saved_share": counted.saved_share}
         given = {"limit": limit, "examples_per_step": asked.examples_per_step}

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ossia.config import DataSection
-from ossia.data.shard import Shard, unpack
+from ossia.data.shard import Shard, unpack_shard
 from ossia.data.sources import Chunk
 from ossia.harmony.tokenizer.files import cache_folder
 from ossia.runs import write_atomically
@@ -38,7 +38,7 @@ class Cache:
         """The shard of a chunk; None if it is not there or damaged."""
         path = self._path(chunk)
         try:
-            shard = unpack(path.read_bytes(), chunk.file, chunk.numbers)
+            shard = unpack_shard(path.read_bytes(), chunk.file, chunk.numbers)
             os.utime(path)
         except (OSError, ValueError, KeyError, TypeError):
             return None

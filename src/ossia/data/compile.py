@@ -25,10 +25,10 @@ from typing import NamedTuple
 from ossia.config import DataSection, DataSource, Sources, sources_of
 from ossia.data.cache import Cache
 from ossia.data.checks import Duplicates, place
-from ossia.data.examples import render
-from ossia.data.load import Found, failed, raise_if_strict, read_row
+from ossia.data.examples import compile_conversation
+from ossia.data.load import Findings, failed, raise_if_strict, read_row
 from ossia.data.rendered import Example, Rendered
-from ossia.data.shard import Shard, bare, pack, unpack
+from ossia.data.shard import Shard, bare, pack_shard, unpack_shard
 from ossia.data.sources import CHUNK_BYTES, Chunk, Row, read_chunks, settings_for, total_bytes
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.problem import Problem
@@ -37,12 +37,12 @@ from ossia.harmony.tokenizer.vocabulary import Vocabulary
 SMALL = 3 * CHUNK_BYTES
 """Sources up to this size are compiled without further processes."""
 
-Progress = Callable[[int], None]
+OnBytes = Callable[[int], None]
 """Told how many bytes of rows were compiled since the last call."""
 
 
 @dataclass(slots=True)
-class Compiled(Found):
+class Compiled(Findings):
     """Conversations as tokens, in the order of their rows, and what was found on the way."""
 
     conversations: list[Rendered] = field(default_factory=list)
@@ -75,7 +75,7 @@ def compile_sources(
     workers: int = 1,
     cache: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> Compiled:
     """Compile files, folders and hub data sets.
 
@@ -119,7 +119,7 @@ def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSection) -> Comp
         return Compiling(row, problems, None, None, format)
     found: list[Problem] = []
     try:
-        made = render(conversation, vocabulary, settings, found.append)
+        made = compile_conversation(conversation, vocabulary, settings, found.append)
     except Exception as error:
         return Compiling(row, problems + failed(row, error), None, None, format)
     made.facts = {"format": format, **_facts(conversation, made)}
@@ -219,7 +219,7 @@ def _shards(
     settings: DataSection,
     workers: int,
     cache: Cache | None,
-    progress: Progress | None,
+    progress: OnBytes | None,
 ) -> Generator[tuple[Shard, bool], None, None]:
     """The shards of a source in order, and whether each came from the cache."""
     able = workers > 1 and vocabulary.folder is not None
@@ -239,7 +239,7 @@ def _shards(
                     cache.write(chunk, packed)
             if progress is not None:
                 progress(len(chunk.text))
-            yield (unpack(packed, chunk.file, chunk.numbers), False) if known is None else (known, True)
+            yield (unpack_shard(packed, chunk.file, chunk.numbers), False) if known is None else (known, True)
 
 
 class _Pool:
@@ -275,7 +275,7 @@ class _Pool:
                 return future.result()
             except BrokenProcessPool:
                 self.ahead = self._workers = 0
-        return pack(compile_chunk(chunk, *self._here))
+        return pack_shard(compile_chunk(chunk, *self._here))
 
     def __enter__(self) -> _Pool:
         return self
@@ -305,4 +305,4 @@ def _end_with_parent() -> None:
 
 def _work(chunk: Chunk) -> bytes:
     assert _worker is not None
-    return pack(compile_chunk(chunk, *_worker))
+    return pack_shard(compile_chunk(chunk, *_worker))

@@ -20,18 +20,18 @@ from collections.abc import Sequence
 
 from ossia.config import DataSection
 from ossia.data.kinds import ASSISTANT, TAKES_FLOOR, MessageKind, context, kinds_of, turns_of
-from ossia.data.rendered import Example, Rendered, Target
+from ossia.data.rendered import Example, Rendered, TargetTurn
 from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.problem import Problem, Report
+from ossia.harmony.problem import OnProblem, Problem
 from ossia.harmony.render import message_parts, prologue
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
-def render(
+def compile_conversation(
     conversation: Conversation,
     vocabulary: Vocabulary,
     settings: DataSection = DataSection(),
-    report: Report | None = None,
+    report: OnProblem | None = None,
 ) -> Rendered:
     """Render a conversation once and choose its training examples.
 
@@ -46,7 +46,7 @@ def render(
             continue
         if not any(weight > 0 for weight in made.weights[start:stop]):
             continue
-        target, length = _fit(made, Target(number, start, stop), settings.max_tokens)
+        target, length = _fit(made, TargetTurn(number, start, stop), settings.max_tokens)
         if length <= settings.max_tokens:
             made.targets.append(target)
         elif report is not None:
@@ -60,10 +60,10 @@ def examples_of(
     conversation: Conversation,
     vocabulary: Vocabulary,
     settings: DataSection = DataSection(),
-    report: Report | None = None,
+    report: OnProblem | None = None,
 ) -> list[Example]:
-    """The training examples of a conversation, in order of its turns; see `render`."""
-    return render(conversation, vocabulary, settings, report).examples
+    """The training examples of a conversation, in order of its turns; see `compile_conversation`."""
+    return compile_conversation(conversation, vocabulary, settings, report).examples
 
 
 def rejected_example(
@@ -105,7 +105,7 @@ def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataS
     return made
 
 
-def _fit(made: Rendered, target: Target, most: int) -> tuple[Target, int]:
+def _fit(made: Rendered, target: TargetTurn, most: int) -> tuple[TargetTurn, int]:
     """Leave out whole old rounds until the example has at most `most` tokens; the last round asks the question.
 
     Returns the target and the length that is left.

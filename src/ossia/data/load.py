@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ossia.config import DataSection, Sources, sources_of
 from ossia.data.checks import Duplicates, check_conversation, place, without_dangling_calls
-from ossia.data.formats import read
+from ossia.data.formats import convert_row
 from ossia.data.sources import Row, read_chunks, settings_for
 from ossia.errors import UserError
 from ossia.harmony.conversation import Conversation
@@ -15,7 +15,7 @@ from ossia.harmony.problem import Problem
 
 
 @dataclass(slots=True)
-class Found:
+class Findings:
     """What was found on the way through some files, whatever became of their rows."""
 
     problems: list[Problem] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Found:
 
 
 @dataclass(slots=True)
-class Loaded(Found):
+class Loaded(Findings):
     """What came out of the files: the good rows, and what was wrong with the others."""
 
     conversations: list[Conversation] = field(default_factory=list)
@@ -85,7 +85,7 @@ def _read(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation 
         return [Problem("error", code, row.error, file=row.file, line=row.line)], None, ""
     found: list[Problem] = []
     try:
-        conversation, format = read(row.value, settings, row.where, found.append)
+        conversation, format = convert_row(row.value, settings, row.where, found.append)
     except UserError as error:
         found = found or [Problem("error", "unknown-format", error.what, error.do or "")]
         return [place(problem, row.where) for problem in found], None, ""

@@ -10,19 +10,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from ossia.config import DataSection, DataSource, sources_of
-from ossia.data.compile import Compiled, Progress, compile_sources
+from ossia.data.compile import Compiled, OnBytes, compile_sources
 from ossia.data.rendered import Example, Rendered
 from ossia.errors import UserError
 from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.files import cache_folder
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
-SHOWN = 5
+MOST_OF_A_KIND = 5
 """Problems of one kind that are printed one by one; the rest is counted."""
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedData:
     """Compiled examples, and what was found on the way."""
 
     train: list[Example] = field(default_factory=list)
@@ -38,16 +38,16 @@ class Prepared:
         seen: Counter[str] = Counter()
         for problem in self.problems:
             seen[problem.code] += 1
-            if seen[problem.code] <= SHOWN:
+            if seen[problem.code] <= MOST_OF_A_KIND:
                 yield str(problem)
         for code, count in seen.items():
-            if count > SHOWN:
-                yield f"and {count - SHOWN} more of {code}: ossia data check"
+            if count > MOST_OF_A_KIND:
+                yield f"and {count - MOST_OF_A_KIND} more of {code}: ossia data check"
 
 
 def prepare(
-    section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: Progress | None = None
-) -> Prepared:
+    section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: OnBytes | None = None
+) -> PreparedData:
     """Read, check and compile a recipe's data. Bad rows are left out and reported, unless `section.strict`.
 
     Without validation files a share of the conversations, chosen by `seed`, is held back, all turns of one together.
@@ -71,7 +71,7 @@ def prepare(
             )  # fmt: skip
 
     found = compiled(section.train)
-    prepared = Prepared(problems=found.problems, formats=found.formats)
+    prepared = PreparedData(problems=found.problems, formats=found.formats)
     conversations: Sequence[Rendered] = found.conversations
     held_back: Sequence[Rendered] = []
     if section.validation:
@@ -80,7 +80,7 @@ def prepare(
         prepared.formats += other.formats
         held_back = other.conversations
     else:
-        conversations, held_back = split(conversations, section.validation_share, seed)
+        conversations, held_back = hold_back(conversations, section.validation_share, seed)
     prepared.train = [example for conversation in conversations for example in conversation.examples]
     prepared.validation = [example for conversation in held_back for example in conversation.examples]
     if not prepared.train:
@@ -94,7 +94,7 @@ def prepare(
     return prepared
 
 
-def split(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
+def hold_back(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
     """Hold back a share of the conversations: (the rest, those held back), both in their order. At least one stays.
 
     Repeats of one conversation, as a weighted source makes them, go to the same side.

@@ -17,7 +17,7 @@ from ossia.data.kinds import ENDS_TURN, GOES_ON, context
 from ossia.harmony.tokenizer.vocabulary import RETURN
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Tokens [start, stop) of a conversation, all with one weight and one channel."""
 
     start: int
@@ -42,7 +42,7 @@ class Rendered:
     """Per message: analysis, commentary, final, or without a channel the role."""
     weights: list[float] = field(default_factory=list)
     """Per message: the factor on its loss; 0 for all that the model does not write."""
-    targets: list[Target] = field(default_factory=list)
+    targets: list[TargetTurn] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)
     """What statistics and checks want to know of the row beside its tokens."""
 
@@ -60,7 +60,7 @@ class Rendered:
         return self.bounds[4 * message + 3] - self.begin(message)
 
 
-class Target(NamedTuple):
+class TargetTurn(NamedTuple):
     """An assistant turn to train: messages [start, stop)."""
 
     turn: int
@@ -78,7 +78,7 @@ class Example:
     """One training sequence: the context of an assistant turn and the turn itself."""
 
     conversation: Rendered
-    target: Target
+    target: TargetTurn
 
     @property
     def turn(self) -> int:
@@ -104,17 +104,17 @@ class Example:
     def _targeted(self) -> range:
         return range(self.target.start, self.target.stop)
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[TokenRun]:
         """The example in stretches of one weight and one channel, in order. See `ends_with_return`."""
         made = self.conversation
         for index in context(made.kinds, self.target.start, self.target.cut):
-            yield Run(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index])
+            yield TokenRun(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index])
         for index in self._targeted:
             header, _content, _end, stop = made.bounds[4 * index : 4 * index + 4]
             weight, label = made.weights[index], made.labels[index]
             written = index > self.target.start and made.kinds[index - 1] in GOES_ON
-            yield Run(made.begin(index), header, weight if written else 0.0, label)
-            yield Run(header, stop, weight, label)
+            yield TokenRun(made.begin(index), header, weight if written else 0.0, label)
+            yield TokenRun(header, stop, weight, label)
 
     @property
     def ends_with_return(self) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ossia.data.kinds import ASSISTANT
-from ossia.data.rendered import Rendered, Target
+from ossia.data.rendered import Rendered, TargetTurn
 from ossia.harmony.problem import Problem
 
 _PROBLEM = ("level", "code", "what", "do", "path")
@@ -31,7 +31,7 @@ class Shard:
     problems: list[tuple[int, Problem]] = field(default_factory=list)
 
 
-def pack(shard: Shard) -> bytes:
+def pack_shard(shard: Shard) -> bytes:
     """A shard as bytes."""
     head = {
         "order": sys.byteorder,
@@ -48,7 +48,7 @@ def pack(shard: Shard) -> bytes:
     return b"".join([len(text).to_bytes(8, "big"), text, *arrays])
 
 
-def unpack(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
+def unpack_shard(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
     """The shard in `data`, its rows named by `file` and the number of each row in it.
 
     Raises:
@@ -74,7 +74,7 @@ def unpack(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
         weights = weights if weights is not None else _plain(kinds)
         labels = list(map(sys.intern, labels))
         made = Rendered(f"{file}:{number(index)}", kinds, tokens, bounds, labels, weights, [], facts)
-        made.targets = [Target(*target) for target in targets]
+        made.targets = [TargetTurn(*target) for target in targets]
         shard.conversations.append((index, made))
     for index, *values in head["problems"]:
         fields: dict[str, Any] = dict(zip(_PROBLEM, values, strict=True))

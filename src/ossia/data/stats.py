@@ -123,7 +123,7 @@ def statistics(
     return counted
 
 
-def languages(
+def detect_languages(
     conversations: Sequence[Rendered], vocabulary: Vocabulary, most: int = 400, letters: int = 2000
 ) -> dict[str, dict[str, int]]:
     """Languages of questions, thoughts and answers: {"user" | "analysis" | "final": {ISO 639 code: conversations}}.

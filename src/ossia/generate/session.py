@@ -13,7 +13,7 @@ from typing import Literal
 from ossia.config import Effort
 from ossia.generate.engine import Engine, Finish, Sampling
 from ossia.harmony.conversation import Conversation, Message, SystemSettings, user
-from ossia.harmony.parse import Delta, ParsedMessage, Parser
+from ossia.harmony.parse import ParsedMessage, Parser, TextDelta
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
@@ -110,7 +110,7 @@ def kind_of(message: ParsedMessage | Message) -> Kind:
     return "answer" if message.channel == "final" else "preamble"
 
 
-def _pieces(parser: Parser, deltas: list[Delta], begun: set[int]) -> Iterator[Piece]:
+def _pieces(parser: Parser, deltas: list[TextDelta], begun: set[int]) -> Iterator[Piece]:
     for delta in deltas:
         message = parser.messages[delta.message]
         first = delta.message not in begun

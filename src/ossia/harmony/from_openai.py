@@ -39,7 +39,7 @@ from ossia.harmony.conversation import (
     thought,
     user,
 )
-from ossia.harmony.problem import Level, Problem, Report, raise_errors
+from ossia.harmony.problem import Level, OnProblem, Problem, raise_errors
 from ossia.harmony.request import (
     clean_name,
     response_formats_from_chat,
@@ -66,7 +66,7 @@ def conversation_from_chat(
     response_format: object = None,
     source: str = "",
     extra: Mapping[str, Any] | None = None,
-    report: Report = raise_errors,
+    report: OnProblem = raise_errors,
     path: str = "messages",
     paths: Sequence[str] = (),
 ) -> Conversation:
@@ -116,7 +116,7 @@ def _is_text(part: object) -> bool:
     return isinstance(part, Mapping) and (isinstance(part.get("text"), str) or isinstance(part.get("refusal"), str))
 
 
-def _announce(system: SystemSettings, names: Sequence[str], report: Report) -> SystemSettings:
+def _announce(system: SystemSettings, names: Sequence[str], report: OnProblem) -> SystemSettings:
     known = {namespace.name for namespace in system.namespaces}
     try:
         new = builtin_namespaces(names)
@@ -139,7 +139,7 @@ class _Reader:
 
     def __init__(
         self,
-        report: Report,
+        report: OnProblem,
         path: str,
         paths: Sequence[str],
         namespaces: Sequence[ToolNamespace],

@@ -68,7 +68,7 @@ class Header:
                 self.repairs.append(f"{field_.replace('_', ' ')} {old!r} before the last <|channel|>: left out")
 
 
-def read_header(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
+def parse_header(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
     """Take a header apart. Any text gives a header.
 
     Args:

@@ -36,8 +36,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ossia.harmony.header import Header, read_header, text_before_channel
-from ossia.harmony.parsed import Delta, ParsedMessage
+from ossia.harmony.header import Header, parse_header, text_before_channel
+from ossia.harmony.parsed import ParsedMessage, TextDelta
 from ossia.harmony.pieces import Pieces
 from ossia.harmony.tokenizer.vocabulary import (
     CALL,
@@ -120,7 +120,7 @@ class Parser:
         """The message that takes content at the moment."""
         return self.messages[-1] if self._open else None
 
-    def push(self, id: int) -> list[Delta]:
+    def push(self, id: int) -> list[TextDelta]:
         """Take one token and return the text it added: one piece or none, more where a broken header is mended."""
         self._count += 1
         if self._open:
@@ -129,9 +129,9 @@ class Parser:
             return self._push_between(int(id))
         return self._push_header(int(id))
 
-    def finish(self) -> list[Delta]:
+    def finish(self) -> list[TextDelta]:
         """The stream is over. An open message stays incomplete; a header without `<|message|>` becomes one."""
-        deltas: list[Delta] = []
+        deltas: list[TextDelta] = []
         if self._open:
             deltas = self._close(None, self._count)
         elif not self._between and self._draft and self._draft.begin < self._count:
@@ -148,13 +148,13 @@ class Parser:
 
     # Content
 
-    def _push_content(self, id: int) -> list[Delta]:
+    def _push_content(self, id: int) -> list[TextDelta]:
         data = self._unfinished + self._bytes(id) if self._unfinished else self._bytes(id)
         text, used = codecs.utf_8_decode(data, "replace", False)
         self._unfinished = data[used:] if used < len(data) else b""
         return self._grow(text)
 
-    def _push_special(self, id: int) -> list[Delta]:
+    def _push_special(self, id: int) -> list[TextDelta]:
         at = self._count - 1
         if id in _CLOSING:
             return self._close(id, at)
@@ -169,11 +169,11 @@ class Parser:
         self._repair(_oddity(id))
         return self._push_content(id)
 
-    def _grow(self, text: str) -> list[Delta]:
+    def _grow(self, text: str) -> list[TextDelta]:
         if not text:
             return []
         self._parts.append(text)
-        return [Delta(len(self._messages) - 1, text)]
+        return [TextDelta(len(self._messages) - 1, text)]
 
     def _settle(self, stop: int) -> None:
         message = self._messages[-1]
@@ -183,7 +183,7 @@ class Parser:
         message.content_span = message.content_span[0], stop
         message.span = message.span[0], stop
 
-    def _close(self, stop: int | None, at: int) -> list[Delta]:
+    def _close(self, stop: int | None, at: int) -> list[TextDelta]:
         """The content ends before the token `at`, which belongs to the message if it is a closing one."""
         deltas = self._grow(self._unfinished.decode("utf-8", "replace"))
         self._settle(at)
@@ -196,7 +196,7 @@ class Parser:
 
     # Between messages
 
-    def _push_between(self, id: int) -> list[Delta]:
+    def _push_between(self, id: int) -> list[TextDelta]:
         if id in _CLOSING or id == STARTOFTEXT:
             self._repair(f"stray {SPECIAL_TOKENS[id]} between messages: left out")
             if self._draft is not None:
@@ -225,7 +225,7 @@ class Parser:
 
     # Headers
 
-    def _push_header(self, id: int) -> list[Delta]:
+    def _push_header(self, id: int) -> list[TextDelta]:
         assert self._draft is not None
         at = self._count - 1
         if id == MESSAGE:
@@ -246,7 +246,7 @@ class Parser:
         self._draft.ids.append(id)
         return []
 
-    def _push_channel(self, at: int) -> list[Delta]:
+    def _push_channel(self, at: int) -> list[TextDelta]:
         """What stood in the header before `<|channel|>` keeps its own channel, if it is text."""
         draft = self._draft
         assert draft is not None
@@ -272,14 +272,14 @@ class Parser:
         draft.ids.append(CHANNEL)
         return []
 
-    def _open_message(self, at: int) -> list[Delta]:
+    def _open_message(self, at: int) -> list[TextDelta]:
         draft = self._draft
         assert draft is not None
         header = self._read(draft, closed=True)
         self._start(header, self._channel_of(header, draft), at, at + 1)
         return self._grow(header.rest)
 
-    def _end_header(self, stop: int | None, at: int, repair: str) -> list[Delta]:
+    def _end_header(self, stop: int | None, at: int, repair: str) -> list[TextDelta]:
         """A header that never came to `<|message|>`. With something to tell it becomes a message."""
         draft = self._draft
         assert draft is not None
@@ -314,7 +314,7 @@ class Parser:
     def _read(self, draft: _Draft, closed: bool) -> Header:
         # Cut at the control token, not at its spelling: plain text that says "<|channel|>" opens none.
         channel = None if draft.channel is None else self._decode(draft.ids[draft.channel + 1 :])
-        header = read_header(self._author(draft), channel, draft.implied_role, closed)
+        header = parse_header(self._author(draft), channel, draft.implied_role, closed)
         if draft.before is not None:
             header.inherit(draft.before)
         if draft.has_startoftext:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ossia.harmony.conversation import Message, Role
 
-Span = tuple[int, int]
+TokenRange = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -31,18 +31,18 @@ class ParsedMessage:
     repairs: list[str] = field(default_factory=list)
     moved: int = 0
     """The characters at the front of `content` that come from the header."""
-    span: Span = (0, 0)
+    span: TokenRange = (0, 0)
     """The whole message with its `<|start|>` and its closing token. Between two messages lie only control tokens."""
-    header_span: Span = (0, 0)
+    header_span: TokenRange = (0, 0)
     """From behind `<|start|>` up to `<|message|>`. A header before it that led to nothing belongs to it."""
-    content_span: Span = (0, 0)
+    content_span: TokenRange = (0, 0)
 
     def to_message(self) -> Message:
         """The same as a message of a conversation."""
         return Message(self.role, self.content, self.channel, self.recipient, self.content_type, self.name)
 
 
-class Delta(NamedTuple):
+class TextDelta(NamedTuple):
     """Text that a token added to the message `messages[message]`."""
 
     message: int

@@ -44,10 +44,10 @@ class Problem:
         return f"{place}: {self.level}: {self.what}" + (f" ({self.do})" if self.do else "") + f" [{self.code}]"
 
 
-Report = Callable[[Problem], None]
+OnProblem = Callable[[Problem], None]
 
 
 def raise_errors(problem: Problem) -> None:
-    """A `Report` for callers that cannot go on: errors are raised, warnings ignored."""
+    """An `OnProblem` for callers that cannot go on: errors are raised, warnings ignored."""
     if problem.level == "error":
         raise problem.to_error()

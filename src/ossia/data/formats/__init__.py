@@ -43,7 +43,7 @@ from ossia.data.formats.think import with_thoughts
 from ossia.errors import UserError
 from ossia.harmony.conversation import Conversation, Message, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
-from ossia.harmony.problem import Problem, Report, raise_errors
+from ossia.harmony.problem import OnProblem, Problem, raise_errors
 
 ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches
     *preference.FORMATS,
@@ -84,14 +84,14 @@ def detect(row: Mapping[str, Any], settings: DataSection = DataSection()) -> For
 
 
 def to_conversation(
-    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: Report = raise_errors
+    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: OnProblem = raise_errors
 ) -> Conversation:
-    """Make a conversation of a row: `read` without the format."""
-    return read(row, settings, source, report)[0]
+    """Make a conversation of a row: `convert_row` without the format."""
+    return convert_row(row, settings, source, report)[0]
 
 
-def read(
-    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: Report = raise_errors
+def convert_row(
+    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: OnProblem = raise_errors
 ) -> tuple[Conversation, str]:
     """Make a conversation of a row; also gives its format, "" if the columns of the settings are not those of the row.
 
@@ -118,7 +118,7 @@ def read(
 
 
 def _read(
-    row: Mapping[str, Any], format: RowFormat, settings: DataSection, source: str, report: Report
+    row: Mapping[str, Any], format: RowFormat, settings: DataSection, source: str, report: OnProblem
 ) -> Conversation:
     row = renamed(row, settings.columns)
     reading = format.read(row, report)
@@ -137,7 +137,7 @@ def _read(
 _Convert = Callable[[list[Any], list[str], bool], Conversation]
 
 
-def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, report: Report) -> _Convert:
+def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, report: OnProblem) -> _Convert:
     """Makes conversations of lists of messages: (messages, places, whether problems are reported).
 
     A problem is reported once, however often the same messages are converted.

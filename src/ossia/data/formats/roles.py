@@ -17,7 +17,7 @@ from ossia.data.formats.anthropic import expand
 from ossia.data.formats.loose import loads_loosely
 from ossia.harmony.from_openai import CHAT_ROLES
 
-ROLES = {
+ROLE_OF = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
@@ -47,7 +47,7 @@ def as_chat(message: Any) -> list[Any]:
 
 
 def _usual(name: str, otherwise: str) -> str:
-    role = ROLES.get(name, "call")
+    role = ROLE_OF.get(name, "call")
     return otherwise if role == "call" else role
 
 

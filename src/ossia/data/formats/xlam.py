@@ -15,19 +15,19 @@ from typing import Any
 
 from ossia.data.formats.loose import loads_loosely
 from ossia.data.formats.pythontypes import UnknownType, schema_of
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, row_thought
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, row_thought
 from ossia.data.formats.turns import calls_from
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import Problem, Report
+from ossia.harmony.problem import OnProblem, Problem
 
 _KEYS = frozenset({"query", "answers", "tools", "system", *THOUGHT_KEYS})
 
 
-def _matches(row: Row) -> bool:
+def _matches(row: JsonRow) -> bool:
     return "query" in row and "answers" in row and "tools" in row
 
 
-def _read(row: Row, report: Report) -> Reading:
+def _read(row: JsonRow, report: OnProblem) -> Reading:
     if not isinstance(row.get("query"), str):
         raise Misfit("`query` is not text")
     reading = Reading(tools=_tools(row.get("tools"), report))
@@ -47,7 +47,7 @@ def _read(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _tools(tools: object, report: Report) -> object:
+def _tools(tools: object, report: OnProblem) -> object:
     if isinstance(tools, str):
         try:
             tools = loads_loosely(tools)
@@ -59,7 +59,7 @@ def _tools(tools: object, report: Report) -> object:
     return [_tool(tool, f"tools[{index}]", report) for index, tool in enumerate(tools)]
 
 
-def _tool(tool: object, path: str, report: Report) -> object:
+def _tool(tool: object, path: str, report: OnProblem) -> object:
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(parameters := inner.get("parameters"), Mapping):
         return tool
@@ -79,7 +79,7 @@ def _tool(tool: object, path: str, report: Report) -> object:
     return {"name": inner.get("name"), "description": inner.get("description"), "parameters": schema}
 
 
-def _property(parameter: Mapping[str, Any], path: str, report: Report) -> tuple[dict[str, Any], bool]:
+def _property(parameter: Mapping[str, Any], path: str, report: OnProblem) -> tuple[dict[str, Any], bool]:
     """The JSON Schema of a parameter, and whether it may be left out."""
     schema: dict[str, Any] = {}
     optional = False
