@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from ossia.config import DataSection, Format
 from ossia.data.formats import to_conversation
+from ossia.errors import Problem
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 
 FOLDER = Path(__file__).parent.parent / "examples" / "formats"
 NAMES = [name for name in get_args(Format) if name != "auto"]

@@ -15,13 +15,13 @@ from ossia.config import Effort
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
     Message,
+    ParsedMessage,
     SystemSettings,
     ToolDescription,
     ToolNamespace,
     without_old_thoughts,
 )
 from ossia.harmony.parse import Parser, parse
-from ossia.harmony.parsed import ParsedMessage
 from ossia.harmony.render import developer_text, render_messages, system_text
 from ossia.harmony.tokenizer.vocabulary import (
     CALL,

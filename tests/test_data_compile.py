@@ -19,14 +19,12 @@ from ossia.config import DataSection, DataSource
 from ossia.data import Rendered, compile_sources, examples_of, load_conversations
 from ossia.data import cache as cache_module
 from ossia.data import compile as compile_module
-from ossia.data.cache import Cache
+from ossia.data.cache import Cache, Shard, pack_shard, unpack_shard
 from ossia.data.kinds import MessageKind
 from ossia.data.prepare import hold_back, prepare
 from ossia.data.rendered import TargetTurn
-from ossia.data.shard import Shard, pack_shard, unpack_shard
 from ossia.data.sources import read_chunks, read_rows
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SETTINGS = DataSection(max_tokens=100_000)

@@ -14,8 +14,8 @@ from ossia.config import CHANNELS, DataSection
 from ossia.data import Example, examples_of, statistics
 from ossia.data.examples import compile_conversation, rejected_example
 from ossia.data.kinds import kinds_of, turns_of
+from ossia.errors import Problem
 from ossia.harmony import conversation as c
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 ROOMY = DataSection(max_tokens=100_000)

@@ -19,8 +19,7 @@ from ossia.data.fix import FIXES, Fixed, fix_row, write_fixed
 from ossia.data.load import read_row
 from ossia.data.repairs import role_named, without_ends, without_trailing_commas
 from ossia.data.sources import Row, read_rows
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 
 U: dict[str, Any] = {"role": "user", "content": "What is 1+1?"}
 A: dict[str, Any] = {"role": "assistant", "content": "2", "thinking": "easy"}

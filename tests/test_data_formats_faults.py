@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from format_samples import NAMES, codes, read, rows_of
 from ossia.config import DataSection
 from ossia.data.formats import to_conversation
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 
 U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 HUMAN, GPT = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}

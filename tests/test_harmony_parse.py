@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 
 import fuzz_parser as fuzz
 import harmony_samples as samples
-from ossia.harmony.conversation import Message
+from ossia.harmony.conversation import Message, ParsedMessage
 from ossia.harmony.header import Header, parse_header
-from ossia.harmony.parse import CONTROL, Parser, parse, parse_text
-from ossia.harmony.parsed import ParsedMessage, TextDelta
+from ossia.harmony.parse import Parser, TextDelta, parse, parse_text
 from ossia.harmony.render import render_messages
-from ossia.harmony.tokenizer.vocabulary import CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CHANNEL, CONTROL_TOKENS, END, MESSAGE, RETURN, START, Vocabulary
 
 CORPUS = [
     json.loads(line)
@@ -198,7 +197,9 @@ def test_fuzz() -> None:
 
 
 @settings(max_examples=200)
-@given(st.lists(st.one_of(st.sampled_from(sorted(CONTROL)), st.integers(-10, 300_000), st.integers()), max_size=40))
+@given(
+    st.lists(st.one_of(st.sampled_from(sorted(CONTROL_TOKENS)), st.integers(-10, 300_000), st.integers()), max_size=40)
+)
 def test_total(ids: list[int]) -> None:
     for start in fuzz.STARTS:
         assert not fuzz.check(ids, Vocabulary.load(), start)

@@ -24,7 +24,7 @@ from ossia.checkpoint.layout import Shape  # noqa: E402
 from ossia.config import DataSection  # noqa: E402
 from ossia.data.examples import examples_of  # noqa: E402
 from ossia.data.formats import to_conversation  # noqa: E402
-from ossia.harmony.problem import raise_errors  # noqa: E402
+from ossia.errors import raise_errors  # noqa: E402
 from ossia.harmony.tokenizer.vocabulary import Vocabulary  # noqa: E402
 from ossia.train.scratch import ScratchSettings, pretrain  # noqa: E402
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ossia.data import Compiled
     from ossia.data.compile import Compiling
     from ossia.data.stats import Statistics
-    from ossia.harmony.problem import Problem
+    from ossia.errors import Problem
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 app = verb("Check, show and count conversations before training.", no_args_is_help=True)

@@ -71,8 +71,7 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
     Raises:
         UserError: there is another file, or it cannot be written.
     """
-    from ossia.data.page import MARK, page
-    from ossia.data.tree_page import tree_page
+    from ossia.data.page import MARK, page, tree_page
     from ossia.errors import UserError
     from ossia.runs import write_atomically
 
@@ -88,7 +87,8 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
 
 def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Vocabulary) -> bool:
     """Say for every conversation where the template gives the model other tokens, then sum up. True: nowhere."""
-    from ossia.harmony.template import chat_form, compare
+    from ossia.harmony.template import compare
+    from ossia.harmony.to_openai import chat_form
 
     text, name = _template(template)
     console = output.out()

@@ -16,8 +16,8 @@ from ossia.cli.app import verb
 
 if TYPE_CHECKING:
     from ossia.config import Effort
+    from ossia.errors import Problem
     from ossia.harmony.conversation import Conversation, SystemSettings
-    from ossia.harmony.problem import Problem
 
 app = verb("Turn chat messages into Harmony tokens and tokens into messages.", no_args_is_help=True)
 

@@ -24,8 +24,8 @@ from typing import Any
 
 from ossia.config import DataSection
 from ossia.data.kinds import CALLS, THINKING, UNFINISHED, MessageKind, kinds_of, turns_of
+from ossia.errors import Problem
 from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 _SPECIAL = re.compile("|".join(re.escape(text) for text in SPECIAL_TOKENS.values()))

@@ -23,15 +23,14 @@ from multiprocessing.connection import wait
 from typing import NamedTuple
 
 from ossia.config import DataSection, DataSource, Sources, sources_of
-from ossia.data.cache import Cache
+from ossia.data.cache import Cache, Shard, bare, pack_shard, unpack_shard
 from ossia.data.checks import Duplicates, place
 from ossia.data.examples import compile_conversation
 from ossia.data.load import Findings, failed, raise_if_strict, read_row
 from ossia.data.rendered import Example, Rendered
-from ossia.data.shard import Shard, bare, pack_shard, unpack_shard
 from ossia.data.sources import CHUNK_BYTES, Chunk, Row, read_chunks, settings_for, total_bytes
+from ossia.errors import Problem
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SMALL = 3 * CHUNK_BYTES

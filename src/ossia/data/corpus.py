@@ -18,7 +18,7 @@ from ossia.config import EFFORTS
 from ossia.data.checks import place
 from ossia.data.kinds import MessageKind
 from ossia.data.rendered import Rendered
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from ossia.config import DataSection
 from ossia.data.kinds import ASSISTANT, TAKES_FLOOR, MessageKind, context, kinds_of, turns_of
 from ossia.data.rendered import Example, Rendered, TargetTurn
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.problem import OnProblem, Problem
 from ossia.harmony.render import message_parts, prologue
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 

@@ -19,13 +19,12 @@ from typing import Any
 
 from ossia.config import DataSection, Sources, sources_of
 from ossia.data.checks import Duplicates
-from ossia.data.formats.loose import loads, loads_loosely
 from ossia.data.load import read_row
+from ossia.data.loose_json import loads, loads_loosely
 from ossia.data.repairs import IN_PLACE, STRUCTURAL, without_trailing_commas
 from ossia.data.sources import Row, read_rows, settings_for
-from ossia.errors import UserError
+from ossia.errors import Problem, UserError
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 from ossia.runs import write_atomically
 
 FIXES = {**IN_PLACE, **STRUCTURAL}

@@ -9,9 +9,8 @@ from ossia.config import DataSection, Sources, sources_of
 from ossia.data.checks import Duplicates, check_conversation, place, without_dangling_calls
 from ossia.data.formats import convert_row
 from ossia.data.sources import Row, read_chunks, settings_for
-from ossia.errors import UserError
+from ossia.errors import Problem, UserError
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 
 
 @dataclass(slots=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from ossia.config import DataSection, DataSource, sources_of
 from ossia.data.compile import Compiled, OnBytes, compile_sources
 from ossia.data.rendered import Example, Rendered
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 from ossia.harmony.tokenizer.files import cache_folder
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ossia.data.formats.loose import loads_loosely
-from ossia.data.formats.roles import ROLE_OF
-from ossia.harmony.problem import Problem
+from ossia.data.formats.dialects import ROLE_OF
+from ossia.data.loose_json import loads_loosely
+from ossia.errors import Problem
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 Repair = Callable[[Any, Problem], str | None]

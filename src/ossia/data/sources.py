@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ossia.config import DataSection, DataSource, Sources, sources_of
-from ossia.data.cells import row_of_cells
 from ossia.data.formats.row import doubled
+from ossia.data.loose_json import row_of_cells
 from ossia.errors import UserError, did_you_mean
 from ossia.recipes import available
 from ossia.recipes.examples import resolve

@@ -22,8 +22,8 @@ from typing import Any
 
 from ossia.evaluate.language import judge
 from ossia.generate.engine import Completion
-from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.parse import ParsedMessage, parse
+from ossia.harmony.conversation import Conversation, Message, ParsedMessage
+from ossia.harmony.parse import parse
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import CALL, RETURN, Vocabulary
 

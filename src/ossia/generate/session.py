@@ -12,8 +12,8 @@ from typing import Literal
 
 from ossia.config import Effort
 from ossia.generate.engine import Engine, Finish, Sampling
-from ossia.harmony.conversation import Conversation, Message, SystemSettings, user
-from ossia.harmony.parse import ParsedMessage, Parser, TextDelta
+from ossia.harmony.conversation import Conversation, Message, ParsedMessage, SystemSettings, user
+from ossia.harmony.parse import Parser, TextDelta
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ossia.config import CHANNELS, Effort
-from ossia.errors import UserError, did_you_mean
+from ossia.errors import Level, OnProblem, Problem, UserError, did_you_mean, raise_errors
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
     DEFAULT_SYSTEM,
@@ -39,15 +39,12 @@ from ossia.harmony.conversation import (
     thought,
     user,
 )
-from ossia.harmony.problem import Level, OnProblem, Problem, raise_errors
 from ossia.harmony.request import (
     clean_name,
     response_formats_from_chat,
     split_effort,
     tools_from_chat,
 )
-
-__all__ = ["CHAT_ROLES", "THOUGHT_KEYS", "conversation_from_chat", "text_of", "tools_from_chat"]
 
 THOUGHT_KEYS = ("thinking", "reasoning_content", "reasoning")
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")

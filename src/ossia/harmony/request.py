@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ossia.config import EFFORTS, Effort
+from ossia.errors import OnProblem, Problem, raise_errors
 from ossia.harmony.conversation import ResponseFormat, ToolDescription
-from ossia.harmony.problem import OnProblem, Problem, raise_errors
 
 _EFFORT_KEYS = ("reasoning:", "reasoning effort:")
 _NOT_IN_NAMES = re.compile(r"[\s<>\x00-\x1f\x7f]+")

@@ -1,4 +1,4 @@
-"""A conversation as OpenAI chat messages, for programs that read those: the way back from `chat`.
+"""A conversation as OpenAI chat messages, for programs that read those: the way back from `from_openai`.
 
     thought, then preamble, call    one assistant message with `thinking`, `content` and `tool_calls`
     thought, then answer            one assistant message with `thinking` and `content`

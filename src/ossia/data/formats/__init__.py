@@ -2,11 +2,8 @@
 
     reading        what a format makes of a row: chat messages that know their place in it
     row            what all formats have in common: column names, settings of a row, further keys
-    roles          chat messages that are nearly OpenAI's, with roles by their many names
-    anthropic      Anthropic's content parts as OpenAI's messages
+    dialects       chat messages that are nearly OpenAI's, with roles by their many names
     think          <think> in an assistant's text, whatever the format
-    loose          JSON as data sets really have it
-    pythontypes    types of Python as JSON Schema
 
     messages       openai, multilingual-thinking, prompt-completion, alpaca
     responses      openai-responses
@@ -27,8 +24,8 @@ from typing import Any
 
 from ossia.config import DataSection, Format
 from ossia.data.formats import glaive, harmony_text, hermes, messages, preference, responses, traces, turns, xlam
+from ossia.data.formats.dialects import plain_tools
 from ossia.data.formats.reading import Misfit, Reading, RowFormat
-from ossia.data.formats.roles import plain_tools
 from ossia.data.formats.row import (
     RowSettings,
     extra_of,
@@ -40,10 +37,9 @@ from ossia.data.formats.row import (
     under_column_names,
 )
 from ossia.data.formats.think import with_thoughts
-from ossia.errors import UserError
+from ossia.errors import OnProblem, Problem, UserError, raise_errors
 from ossia.harmony.conversation import Conversation, Message, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
-from ossia.harmony.problem import OnProblem, Problem, raise_errors
 
 ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches
     *preference.FORMATS,

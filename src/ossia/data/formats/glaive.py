@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ossia.data.formats.loose import loads, objects_in
 from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat
-from ossia.harmony.problem import OnProblem, Problem
+from ossia.data.loose_json import loads, objects_in
+from ossia.errors import OnProblem, Problem
 
 _SPEAKER = re.compile(r"(?:\A\s{0,20}|(?<=\n\n))(USER|ASSISTANT|FUNCTION RESPONSE):")
 _ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}

@@ -14,11 +14,10 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat
-from ossia.harmony.conversation import Message
+from ossia.errors import OnProblem, Problem
+from ossia.harmony.conversation import Message, ParsedMessage
 from ossia.harmony.parse import parse_text
-from ossia.harmony.parsed import ParsedMessage
-from ossia.harmony.pieces import Pieces
-from ossia.harmony.problem import OnProblem, Problem
+from ossia.harmony.tokenizer.vocabulary import Pieces
 
 START, _STARTOFTEXT = "<|start|>", "<|startoftext|>"
 

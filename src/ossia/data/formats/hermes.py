@@ -16,12 +16,12 @@ import json
 import re
 from collections.abc import Mapping
 
-from ossia.data.formats.loose import loads_loosely, objects_in
+from ossia.data.formats.dialects import ROLE_OF
 from ossia.data.formats.reading import JsonRow, Reading, RowFormat, add_system
-from ossia.data.formats.roles import ROLE_OF
 from ossia.data.formats.think import split_think
 from ossia.data.formats.turns import KEYS, Turn, begin, calls_from, speakers_of, turns_in
-from ossia.harmony.problem import OnProblem
+from ossia.data.loose_json import loads_loosely, objects_in
+from ossia.errors import OnProblem
 
 _OBJECT = r"\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}"
 _MARK = r"<tool_call>\s{0,9}</tool_call>"

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, listed, row_thought
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import OnProblem, Problem
 
 _PARTS = ("reasoning_language", "developer", "user", "analysis", "final")
 _TOOLS = ("tools", "functions")

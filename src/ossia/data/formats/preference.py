@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ossia.data.formats.dialects import as_chat
 from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, listed
-from ossia.data.formats.roles import as_chat
-from ossia.harmony.problem import OnProblem, Problem
+from ossia.errors import OnProblem, Problem
 
 _PREFERRED = ("preferred_output", "preferred_completion")
 _REJECTED = ("non_preferred_output", "non_preferred_completion")

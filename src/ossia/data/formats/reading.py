@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ossia.config import Format
-from ossia.data.formats.loose import loads
-from ossia.data.formats.roles import as_chat
+from ossia.data.formats.dialects import as_chat
+from ossia.data.loose_json import loads
+from ossia.errors import OnProblem
 from ossia.harmony.conversation import Message
 from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
-from ossia.harmony.problem import OnProblem
 
 JsonRow = Mapping[str, Any]
 SYSTEM_KEYS = ("system", "system_prompt")

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, listed
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import text_of
-from ossia.harmony.problem import OnProblem, Problem
 
 _OWN = ("function_call", "reasoning")  # items of the assistant that are no messages
 _KEYS = frozenset({"input", "output", "items", "instructions", "tools", "reasoning", "text"})

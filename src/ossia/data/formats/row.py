@@ -8,8 +8,8 @@ from typing import Any
 
 from ossia.config import EFFORTS, Effort
 from ossia.data.formats.reading import SYSTEM_KEYS, JsonRow, Reading, is_thought
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import OnProblem, Problem
 
 NEVER_EXTRA = frozenset({"chat_template_kwargs", "parallel_tool_calls"})
 

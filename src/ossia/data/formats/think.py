@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
-from ossia.harmony.problem import OnProblem, Problem
 
 OPEN, CLOSE = "<think>", "</think>"
 _TAG = re.compile(r"</?think>")

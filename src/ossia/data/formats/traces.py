@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ossia.data.formats.dialects import ROLE_OF
 from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system
-from ossia.data.formats.roles import ROLE_OF
 from ossia.data.formats.think import CLOSE
 from ossia.data.formats.turns import KEYS, begin, speakers_of, turns_in
-from ossia.harmony.problem import OnProblem, Problem
+from ossia.errors import OnProblem, Problem
 
 _THOUGHT = ("<|begin_of_thought|>", "<|end_of_thought|>")
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ossia.data.formats.loose import loads_loosely
+from ossia.data.formats.dialects import ROLE_OF
 from ossia.data.formats.reading import JsonRow, Reading, RowFormat, add_system, listed
-from ossia.data.formats.roles import ROLE_OF
 from ossia.data.formats.think import split_think, with_thoughts
-from ossia.errors import did_you_mean
+from ossia.data.loose_json import loads_loosely
+from ossia.errors import OnProblem, Problem, did_you_mean
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import OnProblem, Problem
 
 KEYS = frozenset({"conversations", "system", "tools"})
 _CALL_KEYS = ("weight", *THOUGHT_KEYS)
