@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ossia.config import DataSection
 from ossia.data.compile import Compiled, compile_sources, usable_cores
 from ossia.data.load import load_conversations
-from ossia.data.settings import DataSettings
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.parse import parse
 from ossia.harmony.render import render_conversation
@@ -45,7 +45,7 @@ TOOL = {
     },
 }
 ROUNDS, CHATS, TURNS = 5, 1500, 20
-SETTINGS = DataSettings(max_tokens=131_072)
+SETTINGS = DataSection(max_tokens=131_072)
 
 
 def run(cuda: bool) -> dict[str, object]:

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ossia.config import DataSection
 from ossia.data.compile import compile_sources
-from ossia.data.settings import DataSettings
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 TEXT = """time year people way day man thing woman life child world school state family student group country problem
@@ -115,7 +115,7 @@ def write_sets(folder: Path, vocabulary: int, scale: float = 1.0) -> dict[str, P
         vocabulary: ids are folded into 0..vocabulary - 1.
         scale: of all lengths.
     """
-    real, settings = Vocabulary.load(), DataSettings(max_tokens=131_072)
+    real, settings = Vocabulary.load(), DataSection(max_tokens=131_072)
     files = {}
     for seed, (name, make) in enumerate(MAKERS.items()):
         rows = folder / f"{name}.rows.jsonl"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ossia.config import DataSection, Format
 from ossia.data.formats import to_conversation
-from ossia.data.settings import FORMATS, DataSettings
+from ossia.errors import Problem
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 
 FOLDER = Path(__file__).parent.parent / "examples" / "formats"
-NAMES = [name for name in FORMATS if name != "auto"]
+NAMES = [name for name in get_args(Format) if name != "auto"]
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ SAMPLES = [(name, number) for name in NAMES for number in range(len(rows_of(name
 
 def read(row: dict[str, Any], **choices: Any) -> tuple[Conversation, list[Problem]]:
     problems: list[Problem] = []
-    return to_conversation(row, DataSettings(**choices), report=problems.append), problems
+    return to_conversation(row, DataSection(**choices), report=problems.append), problems
 
 
 def codes(problems: list[Problem]) -> list[tuple[str, str, str]]:

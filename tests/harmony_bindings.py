@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ossia.config import Effort
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
-    Effort,
     Message,
+    ParsedMessage,
     SystemSettings,
     ToolDescription,
     ToolNamespace,
     without_old_thoughts,
 )
 from ossia.harmony.parse import Parser, parse
-from ossia.harmony.parsed import ParsedMessage
 from ossia.harmony.render import developer_text, render_messages, system_text
 from ossia.harmony.tokenizer.vocabulary import (
     CALL,

@@ -8,12 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from ossia.data import DataSettings, compile_sources
-from ossia.data.settings import FORMATS
+from ossia.config import DataSection, Format
+from ossia.data import compile_sources
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 U, A = {"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "2", "thinking": "easy <b>"}
@@ -42,7 +42,7 @@ def ossia(place: Path, *arguments: str, code: int = 0, **env: str) -> subprocess
 
 def test_show_prints_one_json_object_per_training_example(place: Path, tokenizer_folder: Path) -> None:
     lines = [json.loads(line) for line in ossia(place, "data", "show", "d.jsonl", "--json").stdout.splitlines()]
-    expected = compile_sources(place / "d.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples
+    expected = compile_sources(place / "d.jsonl", Vocabulary.load(tokenizer_folder), DataSection()).examples
     assert [(x["file"], x["row"], x["turn"], x["format"]) for x in lines] == [
         ("d.jsonl", 1, 1, "openai"),
         ("d.jsonl", 1, 2, "openai"),
@@ -74,7 +74,7 @@ def test_show_writes_a_page_that_needs_nothing_else(place: Path, tokenizer_folde
     assert [re.search(r'data-name="([^"]*)"', s)[1] for s in sections] == ["d.jsonl:1", "d.jsonl:3"]  # type: ignore[index]
     assert [len(re.findall(r"<button data-turn", s)) for s in sections] == [2, 1]
     vocabulary = Vocabulary.load(tokenizer_folder)
-    examples = compile_sources(place / "d.jsonl", vocabulary, DataSettings()).examples
+    examples = compile_sources(place / "d.jsonl", vocabulary, DataSection()).examples
     turns = [turn for section in sections for turn in re.findall(r"<pre>(.*?)</pre>", section, re.DOTALL)]
     for turn, example in zip(turns, examples, strict=True):
         tokens = re.findall(r'<i class="([^"]*)" data-i="\[([^\]]*)\]"[^>]*>', turn)
@@ -102,7 +102,7 @@ def agent(place: Path) -> Path:
 
 
 def test_a_tree_holds_every_example_token_for_token(agent: Path, tokenizer_folder: Path) -> None:
-    settings = DataSettings(channel_weights={"analysis": 0.5})
+    settings = DataSection(channel_weights={"analysis": 0.5})
     examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), settings).examples
     weighted = ("--set", "data.channel_weights={analysis: 0.5}")
     (line,) = ossia(agent, "data", "show", "a.jsonl", "--tree", "--json", *weighted).stdout.splitlines()
@@ -131,7 +131,7 @@ def test_what_a_tree_says_is_trained_are_the_edges_of_training(agent: Path, toke
     from ossia.data.branches import forest
     from ossia.sequences.tree import grow
 
-    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples * 2
+    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSection()).examples * 2
     (tree,), grown = grow(examples), forest(examples)
     before = {  # row of the token -> row of the one before it on the path
         start + place: start + place - 1 if place else tree.starts[node.parent + 1] - 1
@@ -174,7 +174,7 @@ def test_a_page_of_trees_folds_and_needs_nothing_else(agent: Path, tokenizer_fol
     assert not re.search(r"(src|href)\s*=|url\(|@import|https?://", page)
     sections = re.findall(r'<section class="conversation".*?</section>', page, re.DOTALL)
     assert len(sections) == 3 and "all on this page: " in page
-    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSettings()).examples
+    examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSection()).examples
     assert sections[2].count("<details open>") == sections[2].count("</details>") == 5
     tokens = re.findall(r'<i class="([^"]*)" data-i="\[([^\]]*)\]"', sections[2])
     ids = [int(id) for _, listed in tokens for id in listed.split(",")]
@@ -255,12 +255,15 @@ def test_a_preference_pair_shows_both_sides_and_trains_one(place: Path) -> None:
 def test_every_sample_is_converted_shown_and_checked() -> None:
     folder = Path(__file__).parent.parent / "examples" / "formats"
     found = json.loads(ossia(folder, "data", "check", ".", "--json", code=2).stdout)
-    assert set(found["formats"]) == set(FORMATS) - {"auto"}
+    formats = set(get_args(Format)) - {"auto"}
+    assert set(found["formats"]) == formats
     assert [(p["file"], p["line"], p["code"]) for p in found["problems"] if p["level"] == "error"] == [
         ("openr1.jsonl", 3, "no-correct-trace")
     ]
     lines = [json.loads(line) for line in ossia(folder, "data", "show", ".", "--json").stdout.splitlines()]
-    assert {(Path(line["file"]).stem, line["format"]) for line in lines} == {(f, f) for f in FORMATS if f != "auto"}
+    assert {(Path(line["file"]).stem, line["format"]) for line in lines} == {
+        (f, f) for f in get_args(Format) if f != "auto"
+    }
     assert all(len(line["input_ids"]) == len(line["trained"]) == len(line["channel"]) for line in lines)
     assert all(any(line["trained"]) for line in lines)
 

@@ -9,27 +9,25 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import harmony_samples as samples
-from ossia.config import DataSection
-from ossia.data import DataSettings, Rendered, Source, compile_sources, examples_of, load_conversations
+from ossia.config import DataSection, DataSource
+from ossia.data import Rendered, compile_sources, examples_of, load_conversations
 from ossia.data import cache as cache_module
 from ossia.data import compile as compile_module
-from ossia.data.cache import Cache
-from ossia.data.prepare import prepare, split
-from ossia.data.rendered import Target
-from ossia.data.shard import Shard, pack, unpack
+from ossia.data.cache import Cache, Shard, pack_shard, unpack_shard
+from ossia.data.kinds import MessageKind
+from ossia.data.prepare import hold_back, prepare
+from ossia.data.rendered import TargetTurn
 from ossia.data.sources import read_chunks, read_rows
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
-SETTINGS = DataSettings(max_tokens=100_000)
+SETTINGS = DataSection(max_tokens=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +82,7 @@ def test_processes_and_cache_change_nothing(
     rows[17], rows[40], rows[41] = "{broken", {"messages": [{"role": "usr", "content": ""}]}, ""
     rows[90] = rows[3]
     file = write(tmp_path / "d.jsonl", rows)
-    assert len(list(read_chunks(Source(str(file))))) > 10
+    assert len(list(read_chunks(DataSource(path=str(file))))) > 10
     alone = compile_sources(file, vocabulary, SETTINGS, cache=False)
     pair = compile_sources(file, vocabulary, SETTINGS, workers=2)
     again = compile_sources(file, vocabulary, SETTINGS)
@@ -108,17 +106,27 @@ def test_rows_added_to_a_file_compile_alone(
     assert all("renamed.jsonl" in conversation.source for conversation in more.conversations)
 
 
-@pytest.mark.parametrize(
-    "change", [{"effort": "high"}, {"max_tokens": 64}, {"channel_weights": {"analysis": 0.5}}, {"columns": {"a": "b"}}]
-)
-def test_other_settings_are_other_entries(
-    tmp_path: Path, vocabulary: Vocabulary, change: dict[str, Any], own_cache: Path
+OTHER_TOKENS = {
+    "format": "openai", "columns": {"a": "b"}, "turns": "last", "max_tokens": 64, "effort": "high",
+    "date": "2026-01-31", "identity": "I.", "knowledge_cutoff": None, "builtin_tools": ["python"],
+    "channel_weights": {"analysis": 0.5}, "header_order": "recipient-first",
+}  # fmt: skip
+SAME_TOKENS = {
+    "train": ["e.jsonl"], "validation": [DataSource(path="e.jsonl")], "validation_share": 0.1, "strict": True,
+    "cache": False,
+}  # fmt: skip
+
+
+def test_settings_that_decide_on_tokens_are_other_entries(
+    tmp_path: Path, vocabulary: Vocabulary, own_cache: Path
 ) -> None:
+    assert OTHER_TOKENS.keys() | SAME_TOKENS.keys() == DataSection.model_fields.keys()
     file = write(tmp_path / "d.jsonl", [chat(random.Random(4))])
     compile_sources(file, vocabulary, SETTINGS)
-    (chunk,) = read_chunks(Source(str(file)))
-    assert Cache(SETTINGS, vocabulary.digest).read(chunk) is not None
-    assert Cache(replace(SETTINGS, **change), vocabulary.digest).read(chunk) is None
+    (chunk,) = read_chunks(DataSource(path=str(file)))
+    for change in ({key: value} for key, value in (OTHER_TOKENS | SAME_TOKENS).items()):
+        found = Cache(SETTINGS.model_copy(update=change), vocabulary.digest).read(chunk)
+        assert (found is None) == (change.keys() <= OTHER_TOKENS.keys()), change
     assert Cache(SETTINGS, "another vocabulary").read(chunk) is None
 
 
@@ -158,9 +166,9 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
     files = [write(tmp_path / f"{n}.jsonl", [chat(random.Random(n))]) for n in range(3)]
     for age, file in enumerate(files):
         compile_sources(file, vocabulary, SETTINGS)
-        (chunk,) = read_chunks(Source(str(file)))
+        (chunk,) = read_chunks(DataSource(path=str(file)))
         os.utime(store._path(chunk), (1000 + age, 1000 + age))
-    chunks = [next(iter(read_chunks(Source(str(file))))) for file in files]
+    chunks = [next(iter(read_chunks(DataSource(path=str(file))))) for file in files]
     assert store.read(chunks[0]) is not None  # now the newest
     sizes = [store._path(chunk).stat().st_size for chunk in chunks]
     store.trim(sizes[0] + sizes[2])
@@ -221,10 +229,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, vocabulary: Vo
 
 
 def test_shards_survive_packing(vocabulary: Vocabulary) -> None:
-    made = Rendered("x:1", "uaf", labels=["user", "analysis", "final"], weights=[0.0, 0.5, 1.0], facts={"a": [1]})
-    made.tokens.extend([1, 2, 3]), made.bounds.extend(range(12)), made.targets.append(Target(0, 1, 3))
+    kinds = "".join((MessageKind.USER, MessageKind.THOUGHT, MessageKind.ANSWER))
+    made = Rendered("x:1", kinds, labels=["user", "analysis", "final"], weights=[0.0, 0.5, 1.0], facts={"a": [1]})
+    made.tokens.extend([1, 2, 3]), made.bounds.extend(range(12)), made.targets.append(TargetTurn(0, 1, 3))
     shard = Shard(3, {"openai": 1}, [(1, made)], [(2, Problem("error", "code", "what", "do", "path"))])
-    back = unpack(pack(shard), "new.jsonl", [10, 20, 30])
+    back = unpack_shard(pack_shard(shard), "new.jsonl", [10, 20, 30])
     ((index, again),) = back.conversations
     assert (index, again.source) == (1, "new.jsonl:20") and again.weights == made.weights
     assert (again.tokens, again.bounds, again.targets, again.facts) == (
@@ -247,7 +256,7 @@ def test_progress_counts_all_bytes(tmp_path: Path, vocabulary: Vocabulary) -> No
 def test_strict_raises_the_first_error(tmp_path: Path, vocabulary: Vocabulary) -> None:
     file = write(tmp_path / "d.jsonl", [chat(random.Random(1)), "{", "{"])
     with pytest.raises(UserError, match=r"d\.jsonl:2"):
-        compile_sources(file, vocabulary, replace(SETTINGS, strict=True))
+        compile_sources(file, vocabulary, SETTINGS.model_copy(update={"strict": True}))
 
 
 def test_rows_with_odd_line_ends_keep_their_numbers(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -264,8 +273,10 @@ def test_a_mixture_has_a_format_columns_a_limit_and_a_weight_for_each(tmp_path: 
     first = write(tmp_path / "a.jsonl", [chat(random.Random(n), 1) for n in range(8)])
     second = write(tmp_path / "b.jsonl", [{"q": f"Question {n}?", "r": f"Reply {n}."} for n in range(100)])
     mixture = [
-        Source(str(first), limit=3, weight=2.0),
-        Source(str(second), format="prompt-completion", columns={"q": "prompt", "r": "completion"}, weight=0.25),
+        DataSource(path=str(first), limit=3, weight=2.0),
+        DataSource(
+            path=str(second), format="prompt-completion", columns={"q": "prompt", "r": "completion"}, weight=0.25
+        ),
     ]
     compiled = compile_sources(mixture, vocabulary, SETTINGS, seed=7)
     places = [Path(c.source).name for c in compiled.conversations]
@@ -273,7 +284,7 @@ def test_a_mixture_has_a_format_columns_a_limit_and_a_weight_for_each(tmp_path: 
     rest = places[6:]
     assert len(set(rest)) == len(rest) == 25 and all(place.startswith("b.jsonl") for place in rest)
     assert compiled.usable == 103
-    few = compile_sources([Source(str(first), weight=0.01)], vocabulary, SETTINGS)
+    few = compile_sources([DataSource(path=str(first), weight=0.01)], vocabulary, SETTINGS)
     assert len(few.conversations) == 1 and few.usable == 8  # a part of a mixture never vanishes
     again = compile_sources(mixture, vocabulary, SETTINGS, seed=7)
     other = compile_sources(mixture, vocabulary, SETTINGS, seed=8)
@@ -298,5 +309,5 @@ def test_a_recipe_mixes_data_sets(tmp_path: Path, vocabulary: Vocabulary) -> Non
 
 def test_repeats_stay_on_one_side_of_the_split() -> None:
     conversations = [Rendered(f"d:{n}") for n in range(20)]
-    rest, held = split([c for c in conversations for _ in range(3)], 0.25, seed=0)
+    rest, held = hold_back([c for c in conversations for _ in range(3)], 0.25, seed=0)
     assert len(held) == 5 and len(rest) == 45 and not {c.source for c in rest} & {c.source for c in held}

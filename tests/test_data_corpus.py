@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from ossia.data import DataSettings, Rendered, compile_sources
+from ossia.config import DataSection, Effort
+from ossia.data import Rendered, compile_sources
 from ossia.data.compile import _facts
 from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
-from ossia.data.examples import render
-from ossia.data.stats import languages, statistics
+from ossia.data.examples import compile_conversation
+from ossia.data.kinds import MessageKind
+from ossia.data.stats import detect_languages, statistics
 from ossia.harmony import conversation as c
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.sequences.savings import estimated, steps_of, within_steps
 from ossia.sequences.tree import grow
 
-ROOMY = DataSettings(max_tokens=100_000)
+ROOMY = DataSection(max_tokens=100_000)
 WORDS = [
     f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "pu", "ra", "si", "to") for b in ("ban", "dal", "fer", "gim", "hos")
 ]
@@ -28,9 +30,9 @@ def vocabulary(tokenizer_folder: Path) -> Vocabulary:
     return Vocabulary.load(tokenizer_folder)
 
 
-def made(vocabulary: Vocabulary, place: str, *messages: c.Message, effort: c.Effort = "medium") -> Rendered:
+def made(vocabulary: Vocabulary, place: str, *messages: c.Message, effort: Effort = "medium") -> Rendered:
     conversation = c.Conversation(messages, c.SystemSettings(effort=effort), "Always the same instructions. " * 20)
-    rendered = render(c.Conversation(**{**fields(conversation), "source": place}), vocabulary, ROOMY)
+    rendered = compile_conversation(c.Conversation(**{**fields(conversation), "source": place}), vocabulary, ROOMY)
     rendered.facts = _facts(conversation, rendered)
     return rendered
 
@@ -47,7 +49,7 @@ def runs(conversation: Rendered) -> set[tuple[int, ...]]:
     """The judge's own five-token runs of what is said after the developer message."""
     tokens: list[int] = []
     for index, kind in enumerate(conversation.kinds):
-        if kind != "s":
+        if kind != MessageKind.LASTING:
             tokens += conversation.tokens[conversation.bounds[4 * index + 1] : conversation.bounds[4 * index + 2]]
     return {tuple(tokens[i : i + 5]) for i in range(len(tokens) - 4)}
 
@@ -101,7 +103,7 @@ def test_leaks_name_both_rows(vocabulary: Vocabulary) -> None:
 
 
 def test_effort_labels_that_the_thoughts_contradict(vocabulary: Vocabulary) -> None:
-    def row(place: str, effort: c.Effort, length: int) -> Rendered:
+    def row(place: str, effort: Effort, length: int) -> Rendered:
         return made(vocabulary, place, c.user(place), c.thought("word " * length), c.answer("a"), effort=effort)
 
     rows = [row("d:1", "low", 1500), row("d:2", "high", 3), row("d:3", "low", 20), row("d:4", "high", 2000)]
@@ -172,7 +174,7 @@ def test_languages_are_told(vocabulary: Vocabulary) -> None:
     french = "Je pense que la réponse dépend de la distance entre les deux villes."
     said = (c.user("Where is the station, please?"), c.thought(french), c.answer("Là-bas, à gauche de la mairie."))
     rows = [made(vocabulary, f"d:{n}", *said) for n in range(3)]
-    assert languages(rows, vocabulary) == {"user": {"en": 3}, "analysis": {"fr": 3}, "final": {"fr": 3}}
+    assert detect_languages(rows, vocabulary) == {"user": {"en": 3}, "analysis": {"fr": 3}, "final": {"fr": 3}}
 
 
 def test_statistics_tell_tools_efforts_and_labels(tmp_path: Path, vocabulary: Vocabulary) -> None:

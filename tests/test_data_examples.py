@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 import harmony_samples as samples
-from ossia.data import DataSettings, Example, examples_of, statistics
-from ossia.data.examples import kinds_of, rejected_example, render, turns_of
+from ossia.config import CHANNELS, DataSection
+from ossia.data import Example, examples_of, statistics
+from ossia.data.examples import compile_conversation, rejected_example
+from ossia.data.kinds import kinds_of, turns_of
+from ossia.errors import Problem
 from ossia.harmony import conversation as c
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from prove import examples as fuzz_examples
 
-ROOMY = DataSettings(max_tokens=100_000)
+ROOMY = DataSection(max_tokens=100_000)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,7 @@ def test_a_turn_with_a_tool_trains_exactly_what_is_sampled(vocabulary: Vocabular
     assert "<|start|>assistant<|channel|>final<|message|>a1<|end|><|start|>user" in vocabulary.decode(second.ids)
     assert "old" not in vocabulary.decode(second.ids)
     assert (second.turn, second.row) == (1, "d.jsonl:3")
-    assert {channel for channel, weight in zip(second.channels, second.weights, strict=True) if weight} == set(
-        c.CHANNELS
-    )
+    assert {channel for channel, weight in zip(second.channels, second.weights, strict=True) if weight} == set(CHANNELS)
 
 
 @pytest.mark.parametrize("order", ["channel-first", "recipient-first"])
@@ -89,7 +89,7 @@ def test_context_and_target_make_up_the_whole_turn(vocabulary: Vocabulary) -> No
     rng = random.Random(32)
     for _ in range(150):
         conversation = samples.conversation(rng)
-        settings = replace(ROOMY, order="recipient-first")
+        settings = DataSection(max_tokens=100_000, header_order="recipient-first")
         turns = turns_of(kinds_of(conversation.messages))
         for (start, stop), example in zip(turns, examples_of(conversation, vocabulary, settings), strict=True):
             context = conversation.messages[:start]
@@ -120,7 +120,7 @@ def test_after_a_call_without_a_result_the_model_does_not_write_the_next_header(
 
 def test_last_turn_only_and_no_thought(vocabulary: Vocabulary) -> None:
     messages = (c.user("1"), c.answer("a"), c.user("2"), c.answer("b"))
-    (example,) = examples_of(c.Conversation(messages), vocabulary, replace(ROOMY, turns="last"))
+    (example,) = examples_of(c.Conversation(messages), vocabulary, DataSection(max_tokens=100_000, turns="last"))
     assert trained_text(example, vocabulary) == ["<|channel|>final<|message|>b<|return|>"]
 
 
@@ -138,7 +138,7 @@ def test_too_long_loses_whole_old_turns_and_never_the_target(vocabulary: Vocabul
     conversation = c.Conversation(messages, instructions="Be kind.")
     full = examples_of(conversation, vocabulary, ROOMY)[-1]
     for limit in (200, 400, 800, 1200):
-        example = examples_of(conversation, vocabulary, replace(ROOMY, turns="last", max_tokens=limit))[0]
+        example = examples_of(conversation, vocabulary, DataSection(turns="last", max_tokens=limit))[0]
         text = vocabulary.decode(example.ids)
         assert len(example.ids) <= limit and example.dropped_turns > 0
         assert trained_text(example, vocabulary) == trained_text(full, vocabulary)
@@ -146,28 +146,26 @@ def test_too_long_loses_whole_old_turns_and_never_the_target(vocabulary: Vocabul
         kept = 10 - example.dropped_turns
         assert [f"question {i} " in text for i in range(10)] == [False] * (10 - kept) + [True] * kept
         assert [f"answer {i} " in text for i in range(10)] == [False] * (10 - kept) + [True] * kept
-        longer = examples_of(conversation, vocabulary, replace(ROOMY, turns="last", max_tokens=len(example.ids) + 200))[
-            0
-        ]
+        longer = examples_of(conversation, vocabulary, DataSection(turns="last", max_tokens=len(example.ids) + 200))[0]
         assert longer.dropped_turns < example.dropped_turns  # no more was dropped than had to be
 
 
 def test_what_does_not_fit_at_all_is_reported(vocabulary: Vocabulary) -> None:
     problems: list[Problem] = []
     conversation = c.Conversation((c.user("q"), c.answer("word " * 500)))
-    assert examples_of(conversation, vocabulary, replace(ROOMY, max_tokens=100), problems.append) == []
+    assert examples_of(conversation, vocabulary, DataSection(max_tokens=100), problems.append) == []
     assert [(p.code, p.level) for p in problems] == [("too-long", "warning")] and "turn 1" in problems[0].what
 
 
 def test_the_question_is_never_dropped(vocabulary: Vocabulary) -> None:
     conversation = c.Conversation((c.user("a"), c.answer("b"), c.user("word " * 500), c.answer("short")))
-    assert examples_of(conversation, vocabulary, replace(ROOMY, turns="last", max_tokens=200)) == []
+    assert examples_of(conversation, vocabulary, DataSection(turns="last", max_tokens=200)) == []
 
 
 def test_statistics_add_up(vocabulary: Vocabulary) -> None:
     rng = random.Random(33)
     conversations = [replace(samples.conversation(rng), source=f"d:{i}") for i in range(40)]
-    made = [render(conversation, vocabulary, ROOMY) for conversation in conversations]
+    made = [compile_conversation(conversation, vocabulary, ROOMY) for conversation in conversations]
     examples = [example for conversation in made for example in conversation.examples]
     found = statistics(made, limit=300, at=[100, 300])
     assert found.examples == len(examples) and sum(k * n for k, n in found.turns.items()) == len(examples)
@@ -189,10 +187,12 @@ def test_statistics_add_up(vocabulary: Vocabulary) -> None:
 
 def test_channel_weights_scale_and_message_weights_multiply(vocabulary: Vocabulary) -> None:
     messages = (c.user("1"), c.thought("t"), c.answer("a", 0.5))
-    (example,) = examples_of(c.Conversation(messages), vocabulary, replace(ROOMY, channel_weights={"analysis": 0.25}))
+    (example,) = examples_of(
+        c.Conversation(messages), vocabulary, DataSection(max_tokens=100_000, channel_weights={"analysis": 0.25})
+    )
     found = {(channel, weight) for channel, weight in zip(example.channels, example.weights, strict=True) if weight}
     assert found == {("analysis", 0.25), ("final", 0.5)}
-    without = replace(ROOMY, channel_weights={"analysis": 0, "final": 2})
+    without = DataSection(max_tokens=100_000, channel_weights={"analysis": 0, "final": 2})
     (example,) = examples_of(c.Conversation(messages), vocabulary, without)
     assert trained_text(example, vocabulary) == ["<|start|>assistant<|channel|>final<|message|>a<|return|>"]
     assert set(example.weights) == {0.0, 1.0}
@@ -202,7 +202,7 @@ def test_lengths_and_counts_need_no_lists(vocabulary: Vocabulary) -> None:
     rng = random.Random(34)
     for _ in range(60):
         limit = rng.choice([60, 200, 100_000])
-        for example in examples_of(samples.conversation(rng), vocabulary, replace(ROOMY, max_tokens=limit)):
+        for example in examples_of(samples.conversation(rng), vocabulary, DataSection(max_tokens=limit)):
             assert len(example) == len(example.ids) == len(example.weights) == len(example.channels) <= limit
             assert example.trained_tokens == sum(weight > 0 for weight in example.weights)
 
@@ -213,7 +213,9 @@ def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vo
     rejected = rejected_example(pair, vocabulary, ROOMY)
     assert rejected is not None
     (expected,) = examples_of(
-        c.Conversation((*context, c.thought("hm"), c.answer("bad"))), vocabulary, replace(ROOMY, turns="last")
+        c.Conversation((*context, c.thought("hm"), c.answer("bad"))),
+        vocabulary,
+        DataSection(max_tokens=100_000, turns="last"),
     )
     assert (rejected.ids, rejected.weights, rejected.turn) == (expected.ids, expected.weights, 1)
     assert all("bad" not in vocabulary.decode(example.ids) for example in examples_of(pair, vocabulary, ROOMY))
@@ -223,7 +225,7 @@ def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vo
 def test_raw_system_messages_last_when_old_turns_go(vocabulary: Vocabulary) -> None:
     turns = [m for n in range(8) for m in (c.user(f"question {n} " * 10), c.answer(f"answer {n} " * 10))]
     literal = c.Conversation((c.Message("system", "SYSTEM"), c.Message("developer", "DEV"), *turns), system=None)
-    example = examples_of(literal, vocabulary, replace(ROOMY, max_tokens=150, turns="last"))[0]
+    example = examples_of(literal, vocabulary, DataSection(max_tokens=150, turns="last"))[0]
     text = vocabulary.decode(example.ids)
     assert example.dropped_turns and "SYSTEM" in text and "DEV" in text and "question 7" in text
     assert "question 0" not in text

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from format_samples import NAMES, rows_of
-from ossia.data import DataSettings, Source, load_conversations
+from ossia.config import DataSection, DataSource
+from ossia.data import load_conversations
 from ossia.data.fix import FIXES, Fixed, fix_row, write_fixed
 from ossia.data.load import read_row
 from ossia.data.repairs import role_named, without_ends, without_trailing_commas
 from ossia.data.sources import Row, read_rows
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 
 U: dict[str, Any] = {"role": "user", "content": "What is 1+1?"}
 A: dict[str, Any] = {"role": "assistant", "content": "2", "thinking": "easy"}
@@ -100,9 +100,9 @@ def test_every_repair_has_a_case() -> None:
 @pytest.mark.parametrize("code", REPAIRS)
 def test_a_repaired_row_is_usable_and_otherwise_the_same(code: str) -> None:
     row, expected, changes = REPAIRS[code]
-    fixed = fix_row(Row(row, "d.jsonl", 3), DataSettings())
+    fixed = fix_row(Row(row, "d.jsonl", 3), DataSection())
     assert (fixed.value, fixed.changes, fixed.problems) == (expected, changes, [])
-    again = fix_row(Row(expected, "d.jsonl", 3), DataSettings())
+    again = fix_row(Row(expected, "d.jsonl", 3), DataSection())
     assert again.value == expected and again.changes == []
 
 
@@ -113,7 +113,7 @@ def test_a_repaired_row_is_usable_and_otherwise_the_same(code: str) -> None:
 def test_what_no_program_can_know_is_left_alone(tmp_path: Path, line: str) -> None:
     (tmp_path / "d.jsonl").write_text(line + "\n")
     (row,) = read_rows(tmp_path / "d.jsonl")
-    fixed = fix_row(row, DataSettings())
+    fixed = fix_row(row, DataSection())
     assert fixed.value is None and [problem.code for problem in fixed.problems] == ["not-json"]
 
 
@@ -122,12 +122,12 @@ def test_nearly_json_is_read(tmp_path: Path, line: str) -> None:
     (tmp_path / "d.jsonl").write_text(line + "\n")
     (row,) = read_rows(tmp_path / "d.jsonl")
     assert row.value is None
-    assert fix_row(row, DataSettings()).value == GOOD
+    assert fix_row(row, DataSection()).value == GOOD
 
 
 def test_special_tokens_inside_a_text_stay() -> None:
     row = {"messages": [{**U, "content": "What does <|end|> mean?"}, A]}
-    fixed = fix_row(Row(row, "d", 1), DataSettings())
+    fixed = fix_row(Row(row, "d", 1), DataSection())
     assert (fixed.value, fixed.changes) == (row, [])
 
 
@@ -137,7 +137,7 @@ def test_the_copy_says_what_changed_and_keeps_the_rest_beside_it(tmp_path: Path)
     source, to = tmp_path / "d.jsonl", tmp_path / "fixed.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     before = source.read_bytes()
-    written = write_fixed(source, DataSettings(), to)
+    written = write_fixed(source, DataSection(), to)
     assert source.read_bytes() == before
     assert (written.rows, written.unchanged, written.repaired, written.left_out) == (5, 1, 0, 4)
     assert [json.loads(line) for line in to.read_text().splitlines()] == [GOOD]
@@ -148,13 +148,13 @@ def test_the_copy_says_what_changed_and_keeps_the_rest_beside_it(tmp_path: Path)
     assert any("d.jsonl:3: left out: the same conversation" in line for line in written.lines)
     assert not load_conversations(to).problems
     with pytest.raises(UserError, match="exists already"):
-        write_fixed(source, DataSettings(), to)
+        write_fixed(source, DataSection(), to)
 
 
 def test_rows_that_are_no_lines_keep_their_text_too(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text(json.dumps([GOOD, [1, 2]]))
     (tmp_path / "e.csv").write_text("prompt,completion\nonly one\n")
-    write_fixed([tmp_path / "d.json", tmp_path / "e.csv"], DataSettings(), tmp_path / "fixed.jsonl")
+    write_fixed([tmp_path / "d.json", tmp_path / "e.csv"], DataSection(), tmp_path / "fixed.jsonl")
     rejected = [json.loads(line)["row"] for line in (tmp_path / "fixed.rejected.jsonl").read_text().splitlines()]
     assert rejected == ["[1, 2]", '["only one", null]']
 
@@ -171,14 +171,14 @@ def test_repairs_follow_the_place_in_other_formats() -> None:
 def test_no_repair_makes_a_row_worse() -> None:
     """Its only answer stands on commentary, because its header lost the channel: usable, though with a warning."""
     text = "<|start|>user<|message|>Hi<|end|><|start|>assistant<|message|>Hello to you.<|end|>"
-    fixed = fix_row(Row({"text": text, "note": 1}, "d", 1), DataSettings())
+    fixed = fix_row(Row({"text": text, "note": 1}, "d", 1), DataSection())
     assert (fixed.value, fixed.changes) == ({"text": text, "note": 1}, [])
 
 
 def test_what_json_has_not_is_written_as_null(tmp_path: Path) -> None:
     lines = [json.dumps({**GOOD, "score": float("nan")}), "[1, 2]", '{"messages": [], "x": 1e999}']
     (tmp_path / "d.jsonl").write_text("".join(line + "\n" for line in lines))
-    written = write_fixed(tmp_path / "d.jsonl", DataSettings(), tmp_path / "fixed.jsonl")
+    written = write_fixed(tmp_path / "d.jsonl", DataSection(), tmp_path / "fixed.jsonl")
     strict = json.JSONDecoder(parse_constant=lambda name: pytest.fail(name))
     assert strict.decode((tmp_path / "fixed.jsonl").read_text()) == {**GOOD, "score": None}
     rejected = [strict.decode(line) for line in (tmp_path / "fixed.rejected.jsonl").read_text().splitlines()]
@@ -187,7 +187,7 @@ def test_what_json_has_not_is_written_as_null(tmp_path: Path) -> None:
 
 
 def fixed_of(row: dict[str, Any]) -> Fixed:
-    return fix_row(Row(row, "d.jsonl", 1), DataSettings())
+    return fix_row(Row(row, "d.jsonl", 1), DataSection())
 
 
 def unchanged(row: dict[str, Any]) -> bool:
@@ -389,7 +389,7 @@ def test_lenient_reading_leaves_texts_as_they_are(tmp_path: Path, text: str) -> 
     row = {"prompt": text, "completion": "ok", "checked": True}
     (tmp_path / "d.jsonl").write_text(json.dumps(row)[:-1] + ",}\n")
     (found,) = read_rows(tmp_path / "d.jsonl")
-    assert found.value is None and fix_row(found, DataSettings()).value == row
+    assert found.value is None and fix_row(found, DataSection()).value == row
 
 
 def test_what_was_lost_before_is_not_passed_on_as_text(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_what_was_lost_before_is_not_passed_on_as_text(tmp_path: Path) -> None:
         json.dumps({"prompt": "q", "completion": "sø"}, ensure_ascii=False).encode("latin1")
     )
     (found,) = read_rows(tmp_path / "d.jsonl")
-    assert fix_row(found, DataSettings()).value is None
+    assert fix_row(found, DataSection()).value is None
 
 
 def test_every_source_has_its_own_settings_and_limit(tmp_path: Path) -> None:
@@ -405,10 +405,10 @@ def test_every_source_has_its_own_settings_and_limit(tmp_path: Path) -> None:
     (tmp_path / "quiz.jsonl").write_text("{broken\n" + "".join(json.dumps(row) + "\n" for row in quiz))
     (tmp_path / "chat.jsonl").write_text(json.dumps(GOOD) + "\n")
     sources = [
-        Source(str(tmp_path / "quiz.jsonl"), columns={"question": "prompt", "reply": "completion"}, limit=2),
-        Source(str(tmp_path / "chat.jsonl")),
+        DataSource(path=str(tmp_path / "quiz.jsonl"), columns={"question": "prompt", "reply": "completion"}, limit=2),
+        DataSource(path=str(tmp_path / "chat.jsonl")),
     ]
-    written = write_fixed(sources, DataSettings(), tmp_path / "fixed.jsonl")
+    written = write_fixed(sources, DataSection(), tmp_path / "fixed.jsonl")
     assert [json.loads(line) for line in (tmp_path / "fixed.jsonl").read_text().splitlines()] == [*quiz[:2], GOOD]
     assert (written.rows, written.unchanged, written.faulty) == (4, 3, 1)
 
@@ -420,7 +420,7 @@ def test_rows_too_deep_for_python_are_kept_aside(tmp_path: Path) -> None:
         json.dumps(REPAIRS["unknown-role"][0])[:-1] + f', "x": {deep}}}',
     ]
     (tmp_path / "d.jsonl").write_text("\n".join(lines) + "\n")
-    written = write_fixed(tmp_path / "d.jsonl", DataSettings(), tmp_path / "fixed.jsonl")
+    written = write_fixed(tmp_path / "d.jsonl", DataSection(), tmp_path / "fixed.jsonl")
     assert written.rows == 2 and written.unchanged + written.repaired + written.left_out == 2
 
 
@@ -473,13 +473,13 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 def test_whatever_is_in_a_row(row: dict[str, Any]) -> None:
     """Nothing is raised, nothing usable is lost, every change is named, and a second time changes nothing."""
     before = json.dumps(row)
-    usable = read_row(Row(row, "d", 1), DataSettings())[1] is not None
+    usable = read_row(Row(row, "d", 1), DataSection())[1] is not None
     fixed = fixed_of(row)
     assert json.dumps(row) == before
     if fixed.value is None:
         assert not usable and fixed.problems and not fixed.changes
         return
     assert (json.dumps(fixed.value) == before) == (not fixed.changes)
-    problems, conversation, _ = read_row(Row(fixed.value, "d", 1), DataSettings())
+    problems, conversation, _ = read_row(Row(fixed.value, "d", 1), DataSection())
     assert conversation is not None and not any(problem.level == "error" for problem in problems)
     assert unchanged(fixed.value)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from format_samples import FOLDER, NAMES, SAMPLES, codes, read, rows_of
+from ossia.config import DataSection
 from ossia.data.formats import ORDER, detect
-from ossia.data.settings import DataSettings
 from ossia.errors import UserError
 from ossia.harmony.conversation import (
     Message,
@@ -493,7 +493,7 @@ def test_openr1_prefers_the_trace_that_both_verifiers_accept() -> None:
 def test_columns_by_another_name() -> None:
     columns = {"question": "prompt", "reply": "completion", "cot": "thinking"}
     row = {"question": "u", "reply": "a", "cot": "t", "prompt": "not this", "id": 1}
-    assert detect(row, DataSettings(columns=columns)) == "prompt-completion"
+    assert detect(row, DataSection(columns=columns)) == "prompt-completion"
     found, problems = read(row, columns=columns)
     assert list(found.messages) == [user("u"), thought("t"), answer("a")]
     assert found.extra == {"id": 1} and problems == []
@@ -505,7 +505,7 @@ def test_a_column_that_is_missing_is_named_with_the_keys() -> None:
     found, problems = read({"query": "u", "reply": "a"}, columns={"question": "prompt", "reply": "completion"})
     assert codes(problems) == [("error", "column", "")] and found.messages == ()
     with pytest.raises(UserError, match="no column 'question'"):
-        detect({"query": "u", "reply": "a"}, DataSettings(columns={"question": "prompt"}))
+        detect({"query": "u", "reply": "a"}, DataSection(columns={"question": "prompt"}))
     assert "'question'" in problems[0].what and "query, reply" in problems[0].what
 
 

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from format_samples import NAMES, codes, read, rows_of
+from ossia.config import DataSection
 from ossia.data.formats import to_conversation
-from ossia.data.settings import DataSettings
-from ossia.errors import UserError
-from ossia.harmony.problem import Problem
+from ossia.errors import Problem, UserError
 
 U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 HUMAN, GPT = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}
@@ -158,7 +157,7 @@ def test_equal_alternatives_are_reported() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_of_another_shape_is_no_row_of_a_fixed_format(name: str) -> None:
     with pytest.raises(UserError, match=f"format {name}.*keys: nothing"):
-        to_conversation({"nothing": 1}, DataSettings(format=name))
+        to_conversation({"nothing": 1}, DataSection(format=name))
 
 
 def test_rows_too_deep_for_python_are_a_problem() -> None:
@@ -272,7 +271,7 @@ def test_junk_anywhere_gives_problems_with_a_place_or_a_user_error(data: st.Data
     for format in ("auto", data.draw(st.sampled_from(NAMES))):
         problems: list[Problem] = []
         with contextlib.suppress(UserError):
-            to_conversation(row, DataSettings(format=format), report=problems.append)
+            to_conversation(row, DataSection(format=format), report=problems.append)
         assert repr(row) == before, "reading changes the row"
         for problem in problems:
             assert problem.code == "too-deep" or leads_somewhere(row, problem.path), problem

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from format_samples import codes, read
-from ossia.data.formats import detect
-from ossia.data.formats import read as read_with_format
-from ossia.data.settings import DataSettings
+from ossia.config import DataSection
+from ossia.data.formats import convert_row, detect
 from ossia.harmony.conversation import answer, call, preamble, thought, tool_result, user
 
 U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
@@ -152,11 +151,11 @@ def test_an_answer_that_is_no_text_is_no_answer_and_other_columns_stay() -> None
 
 
 def test_reading_gives_the_format_too() -> None:
-    conversation, format = read_with_format({"prompt": "u", "completion": "a"}, DataSettings(), "d.jsonl:1")
+    conversation, format = convert_row({"prompt": "u", "completion": "a"}, DataSection(), "d.jsonl:1")
     assert (conversation.source, format) == ("d.jsonl:1", "prompt-completion")
     problems: list[Any] = []
-    settings = DataSettings(columns={"x": "prompt"})
-    assert read_with_format({"prompt": "u"}, settings, report=problems.append)[1] == "" and len(problems) == 1
+    settings = DataSection(columns={"x": "prompt"})
+    assert convert_row({"prompt": "u"}, settings, report=problems.append)[1] == "" and len(problems) == 1
 
 
 def test_two_columns_for_one_key_are_an_error_that_names_both() -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from format_samples import codes, read, rows_of
 from ossia.data.formats.glaive import read_call
-from ossia.data.formats.loose import loads_loosely, objects_in
-from ossia.data.formats.pythontypes import UnknownType, schema_of
 from ossia.data.formats.think import split_think
+from ossia.data.formats.xlam import UnknownType, schema_of
+from ossia.data.loose_json import loads_loosely, objects_in
+from ossia.errors import Problem
 from ossia.harmony.conversation import Message, answer, call, thought, user
-from ossia.harmony.problem import Problem
 
 THINK: dict[str, tuple[str, str, str | None, bool]] = {
     # name -> text, thought, content, whether a tag stays

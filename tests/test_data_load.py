@@ -8,13 +8,13 @@ import importlib.machinery
 import json
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ossia.data import DataSettings, Source, compile_sources, load_conversations
+from ossia.config import DataSection, DataSource
+from ossia.data import compile_sources, load_conversations
 from ossia.data.formats import detect, to_conversation
 from ossia.data.sources import read_rows, total_bytes
 from ossia.errors import UserError
@@ -175,11 +175,11 @@ def test_unknown_and_wrong_formats_name_the_keys() -> None:
     with pytest.raises(UserError, match="question, reply"):
         detect({"question": "x", "reply": "y"})
     with pytest.raises(UserError, match=r"prompt-completion.*keys: messages"):
-        to_conversation(GOOD, DataSettings(format="prompt-completion"))
+        to_conversation(GOOD, DataSection(format="prompt-completion"))
 
 
 def test_system_settings_reach_the_conversation() -> None:
-    found = to_conversation(GOOD, DataSettings(effort="low", date="2026-01-31", identity="I.", knowledge_cutoff=None))
+    found = to_conversation(GOOD, DataSection(effort="low", date="2026-01-31", identity="I.", knowledge_cutoff=None))
     assert found.system is not None
     assert (found.system.effort, found.system.date, found.system.identity, found.system.knowledge_cutoff) == (
         "low", "2026-01-31", "I.", None,
@@ -256,7 +256,7 @@ def test_json_lines_under_other_names_and_compressed(tmp_path: Path) -> None:
     names = ["B.JSONL", "a.json", "c.jsonl.gz", "d.json.gz"]
     assert places == [f"{name}:{line}" for name in names for line in (1, 2)]
     assert [(Path(problem.file).name, problem.line) for problem in loaded.errors] == [(name, 3) for name in names[:3]]
-    source = Source(str(tmp_path / "c.jsonl.gz"))
+    source = DataSource(path=str(tmp_path / "c.jsonl.gz"))
     assert total_bytes(source) == len(lines) + 3
 
 
@@ -270,11 +270,11 @@ def test_a_compressed_file_that_breaks_off_is_one_sentence(tmp_path: Path) -> No
 
 def test_a_source_may_rename_a_key_anew_but_not_twice(tmp_path: Path) -> None:
     file = write(tmp_path / "d.jsonl", {"a": "u", "b": "v", "completion": "c"})
-    common = DataSettings(columns={"a": "prompt"})
-    (conversation,) = load_conversations(Source(str(file), columns={"b": "prompt"}), common).conversations
+    common = DataSection(columns={"a": "prompt"})
+    (conversation,) = load_conversations(DataSource(path=str(file), columns={"b": "prompt"}), common).conversations
     assert conversation.messages == (user("v"), answer("c"))
     with pytest.raises(UserError, match="'a' and 'b' for the one key `prompt`"):
-        load_conversations(file, DataSettings(columns={"a": "prompt", "b": "prompt"}))
+        load_conversations(file, DataSection(columns={"a": "prompt", "b": "prompt"}))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_hidden_folders_are_no_data_and_splits_are_for_the_hub(tmp_path: Path) -
     write(tmp_path / "b.jsonl", GOOD)
     assert [Path(row.file).name for row in read_rows(tmp_path)] == ["b.jsonl"]
     with pytest.raises(UserError, match="is for hub data sets"):
-        list(read_rows(Source(str(tmp_path / "b.jsonl"), split="train[:10%]")))
+        list(read_rows(DataSource(path=str(tmp_path / "b.jsonl"), split="train[:10%]")))
     with pytest.raises(UserError, match="without a name"):
         list(read_rows(""))
 
@@ -563,7 +563,7 @@ def test_each_bad_row_is_named_with_file_and_row_and_the_good_ones_stay(tmp_path
     assert found == [(code, level, path, str(file), 2)]
     expected = [1, 3] if level == "error" else [1, 2, 3]
     assert [int(conversation.source.rpartition(":")[2]) for conversation in loaded.conversations] == expected
-    strict = DataSettings(strict=True)
+    strict = DataSection(strict=True)
     if level == "error":
         with pytest.raises(UserError) as error:
             load_conversations(file, strict)
@@ -587,7 +587,7 @@ def test_duplicates_name_the_first(tmp_path: Path) -> None:
 def test_check_adds_what_only_rendering_shows(tmp_path: Path, tokenizer_folder: Path) -> None:
     long = {"messages": [U, {"role": "assistant", "content": "word " * 300, "thinking": "t"}]}
     file = write(tmp_path / "d.jsonl", GOOD, long)
-    settings = replace(DataSettings(), max_tokens=200)
+    settings = DataSection(max_tokens=200)
     problems = compile_sources(file, Vocabulary.load(tokenizer_folder), settings, cache=False).problems
     assert [(p.code, p.line) for p in problems] == [("too-long", 2), ("nothing-to-train", 2)]
     assert str(problems[0]).startswith(f"{file}:2: warning: turn 1 has")

@@ -20,8 +20,8 @@ from ossia.config import EvalSection, Recipe
 from ossia.data import load_conversations
 from ossia.errors import UserError
 from ossia.evaluate import runner
-from ossia.evaluate.report import group_table, remarks, table
-from ossia.evaluate.runner import Report, choose, evaluate, new_file
+from ossia.evaluate.report import group_table, main_table, remarks
+from ossia.evaluate.runner import Evaluation, choose, evaluate, new_file
 from ossia.evaluate.tasks import Question, questions
 from ossia.generate import subject as subjects
 from ossia.generate.engine import BASE_WEIGHTS, Completion, OnCompletion, Request, Sampling
@@ -103,9 +103,9 @@ def english_thinker(vocabulary: Vocabulary) -> Scripted:
     return Scripted(lambda _: said(vocabulary, "The answer is not known to me.", "I do not know what to do here."))
 
 
-def report_of(asked: list[Question], folder: Path, **settings: Any) -> Report:
+def report_of(asked: list[Question], folder: Path, **settings: Any) -> Evaluation:
     chosen = EvalSection(batch_size=4, **settings)
-    return Report("toy", ("base", "tuned"), choose(asked, chosen), chosen, path=new_file(folder))
+    return Evaluation("toy", ("base", "tuned"), choose(asked, chosen), chosen, path=new_file(folder))
 
 
 def test_before_and_after_are_counted_paired_and_grouped(
@@ -204,7 +204,7 @@ def test_the_tables_show_every_measure_and_every_group_and_the_remarks_the_lengt
 ) -> None:
     report = report_of(asked, tmp_path, limit=40, max_new_tokens=8)
     runner.ask(report, Arms(english_thinker(vocabulary), perfect(asked, vocabulary)), ARMS, vocabulary)
-    columns, rows = table(report.summary())
+    columns, rows = main_table(report.summary())
     assert columns == ("measure", "n", "base", "tuned", "change")
     assert [row[0] for row in rows] == ["thought language", "answer", "answer language", "well-formed"]
     assert rows[-1][1:] == ("40", "0 0% (0-9)", "0 0% (0-9)", "+0 (-9,+9)"), "all were cut off"
@@ -242,7 +242,7 @@ def test_a_model_folder_is_evaluated_alone(
     assert report.arms == ("model",)
     assert report.path is not None
     assert report.path.parent == runs.root() / "evals"
-    columns, rows = table(report.summary())
+    columns, rows = main_table(report.summary())
     assert columns == ("measure", "n", "model")
     assert {len(row) for row in rows} == {3}
     base = json.loads(evaluate(subjects.open_subject(run.id), conversations[:3]).path.read_text())  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from generate_fakes import said, turn
 from ossia.data import load_conversations
 from ossia.data.formats import to_conversation
-from ossia.evaluate.tasks import Question, contains, is_well_formed, languages, normalise, questions, read
+from ossia.evaluate.tasks import Question, contains, grade, is_well_formed, named_languages, normalise, questions
 from ossia.generate.engine import completion
 from ossia.harmony.conversation import call, preamble, thought
 from ossia.harmony.parse import parse
@@ -43,7 +43,7 @@ def question(vocabulary: Vocabulary, row: dict[str, Any]) -> Question:
 
 
 def verdicts(asked: Question, ids: list[int], vocabulary: Vocabulary) -> dict[str, bool]:
-    return read(asked, completion(ids, STOP_TOKENS), vocabulary, AMONG).verdicts
+    return grade(asked, completion(ids, STOP_TOKENS), vocabulary, AMONG).verdicts
 
 
 def test_a_question_is_the_prompt_of_its_training_example(vocabulary: Vocabulary) -> None:
@@ -64,7 +64,7 @@ def test_a_question_is_the_prompt_of_its_training_example(vocabulary: Vocabulary
 
 def test_what_was_trained_passes_every_measure(vocabulary: Vocabulary) -> None:
     asked = question(vocabulary, ROW)
-    made = read(asked, completion(said(vocabulary, ROW["final"], GERMAN), STOP_TOKENS), vocabulary, AMONG)
+    made = grade(asked, completion(said(vocabulary, ROW["final"], GERMAN), STOP_TOKENS), vocabulary, AMONG)
     assert made.verdicts == dict.fromkeys(("thought language", "answer", "answer language", "well-formed"), True)
     assert (made.thought_language, made.thought_share, made.final_language) == ("de", 1.0, "en")
     assert made.completion.finish == "stop"
@@ -213,8 +213,8 @@ def test_normalisation_changes_only_case_width_and_spacing() -> None:
 
 def test_candidates_are_the_named_languages_and_english(vocabulary: Vocabulary) -> None:
     asked = [question(vocabulary, {**ROW, "reasoning_language": "French", "language": "Spanish"})]
-    assert languages(asked) == ("English", "French", "Spanish")
+    assert named_languages(asked) == ("English", "French", "Spanish")
     plain = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-    assert languages([question(vocabulary, plain)]) == ()
+    assert named_languages([question(vocabulary, plain)]) == ()
     told = {"messages": [{"role": "system", "content": "reasoning language: Italian\n\nBe brief."}, *plain["messages"]]}
     assert question(vocabulary, told).requested == "Italian"

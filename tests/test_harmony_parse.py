@@ -19,12 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import harmony_samples as samples
-from ossia.harmony.conversation import Message
-from ossia.harmony.header import Header, read_header
-from ossia.harmony.parse import CONTROL, Parser, parse, parse_text
-from ossia.harmony.parsed import Delta, ParsedMessage
+from ossia.harmony.conversation import Message, ParsedMessage
+from ossia.harmony.header import Header, parse_header
+from ossia.harmony.parse import Parser, TextDelta, parse, parse_text
 from ossia.harmony.render import render_messages
-from ossia.harmony.tokenizer.vocabulary import CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
+from ossia.harmony.tokenizer.vocabulary import CHANNEL, CONTROL_TOKENS, END, MESSAGE, RETURN, START, Vocabulary
 from prove import parser as fuzz
 
 CORPUS = [
@@ -198,7 +197,9 @@ def test_fuzz() -> None:
 
 
 @settings(max_examples=200)
-@given(st.lists(st.one_of(st.sampled_from(sorted(CONTROL)), st.integers(-10, 300_000), st.integers()), max_size=40))
+@given(
+    st.lists(st.one_of(st.sampled_from(sorted(CONTROL_TOKENS)), st.integers(-10, 300_000), st.integers()), max_size=40)
+)
 def test_total(ids: list[int]) -> None:
     for start in fuzz.STARTS:
         assert not fuzz.check(ids, Vocabulary.load(), start)
@@ -218,7 +219,7 @@ def broken(name: str, change: Callable[[Any, Any], Any]) -> tuple[str, Callable[
     return name, method
 
 
-def _raise(parser: Parser, deltas: list[Delta]) -> list[Delta]:
+def _raise(parser: Parser, deltas: list[TextDelta]) -> list[TextDelta]:
     assert parser._count != 17
     return deltas
 
@@ -285,14 +286,14 @@ def test_the_judge_catches_a_broken_parser(
 def test_the_judge_catches_text_that_surfaces_in_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["ossia.harmony.parse"]
     monkeypatch.setattr(module, "text_before_channel", lambda author, implied_role: False)
-    read = read_header
+    read = parse_header
 
     def careless(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
         header = read(author, channel, implied_role, closed)
         header.rest = f"{author} {header.rest}" if channel is not None and implied_role else header.rest
         return header
 
-    monkeypatch.setattr(module, "read_header", careless)
+    monkeypatch.setattr(module, "parse_header", careless)
     assert fuzz.run("broken", 2000)["leak"] > 0
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 import harmony_samples as samples
-from ossia.data import DataSettings, examples_of
+from ossia.config import DataSection
+from ossia.data import examples_of
 from ossia.errors import harmless
 from ossia.harmony import conversation as c
 from ossia.harmony.preview import preview, preview_plain
@@ -30,7 +31,7 @@ def test_plain_preview_marks_what_is_trained(tokenizer_folder: Path) -> None:
 def test_no_text_is_lost_or_doubled_and_styles_follow_the_weights(tokenizer_folder: Path) -> None:
     vocabulary, rng = Vocabulary.load(tokenizer_folder), random.Random(41)
     for _ in range(100):
-        for example in examples_of(samples.conversation(rng), vocabulary, DataSettings(max_tokens=10**6)):
+        for example in examples_of(samples.conversation(rng), vocabulary, DataSection(max_tokens=131_072)):
             text = preview(example.ids, example.weights, example.channels, vocabulary, legend=False)
             shown = harmless(vocabulary.decode(example.ids))
             assert text.plain.replace("\n<|start|>", "<|start|>") == shown.replace("\n<|start|>", "<|start|>")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 import harmony_samples as samples
 import oss_harmony_judge
+from ossia.config import BuiltinTool
 from ossia.errors import UserError
 from ossia.harmony import conversation as c
 from ossia.harmony.builtin import BROWSER, PYTHON, builtin_namespaces
@@ -62,6 +64,7 @@ def test_builtin_tools_are_those_of_openai_harmony() -> None:
         tools = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in ours.tools]
         assert {"name": ours.name, "description": ours.description, "tools": tools} == theirs.model_dump()
     assert builtin_namespaces(["python", "browser", "python"]) == (PYTHON, BROWSER)
+    assert {space.name for space in (PYTHON, BROWSER)} == set(get_args(BuiltinTool))
     with pytest.raises(UserError, match="'browse'") as error:
         builtin_namespaces(["browse"])
     assert error.value.do == 'did you mean "browser"?'

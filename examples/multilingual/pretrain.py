@@ -21,10 +21,10 @@ import generate  # noqa: E402  (beside this file, not a package)
 
 from ossia.checkpoint.compact import compress  # noqa: E402
 from ossia.checkpoint.layout import Shape  # noqa: E402
+from ossia.config import DataSection  # noqa: E402
 from ossia.data.examples import examples_of  # noqa: E402
 from ossia.data.formats import to_conversation  # noqa: E402
-from ossia.data.settings import DataSettings  # noqa: E402
-from ossia.harmony.problem import raise_errors  # noqa: E402
+from ossia.errors import raise_errors  # noqa: E402
 from ossia.harmony.tokenizer.vocabulary import Vocabulary  # noqa: E402
 from ossia.train.scratch import ScratchSettings, pretrain  # noqa: E402
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--out", type=Path, default=HERE / "base.safetensors")
     wanted = parser.parse_args()
-    vocabulary, settings = Vocabulary.load(), DataSettings(format="multilingual-thinking")
+    vocabulary, settings = Vocabulary.load(), DataSection(format="multilingual-thinking")
 
     def compiled(rows: list[generate.Row]) -> list:
         conversations = (to_conversation(row, settings, f"row {i}", raise_errors) for i, row in enumerate(rows))

@@ -8,13 +8,39 @@ from __future__ import annotations
 
 import datetime
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Effort = Literal["low", "medium", "high"]
+Format = Literal[
+    "auto", "openai", "openai-responses", "harmony", "multilingual-thinking", "prompt-completion", "alpaca", "sharegpt",
+    "llama-factory", "apigen-mt", "hermes", "xlam", "glaive", "openthoughts", "openr1", "openai-preference",
+    "trl-preference",
+]  # fmt: skip
+"""Row formats; docs/formats.md describes them."""
 
-Sources = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Effort = Literal["low", "medium", "high"]
+"""Reasoning effort, in the words of the system message."""
+
+EFFORTS: tuple[Effort, ...] = get_args(Effort)
+
+Channel = Literal["analysis", "commentary", "final"]
+"""Channels of the assistant's messages: thoughts, calls and preambles, answers."""
+
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
+
+BuiltinTool = Literal["browser", "python"]
+"""Built-in tools that gpt-oss was trained with."""
+
+HeaderOrder = Literal["channel-first", "recipient-first"]
+"""Order of the parts of an assistant's header; `ossia.harmony.render` shows both."""
+
+DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
+DEFAULT_KNOWLEDGE_CUTOFF = "2024-06"
+
+PathList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """Files, folders or ids; a single one may be given without brackets."""
 
 
@@ -42,14 +68,6 @@ class ModelSection(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: the first CUDA device, else the CPU."""
-
-
-Format = Literal[
-    "auto", "openai", "openai-responses", "harmony", "multilingual-thinking", "prompt-completion", "alpaca", "sharegpt",
-    "llama-factory", "apigen-mt", "hermes", "xlam", "glaive", "openthoughts", "openr1", "openai-preference",
-    "trl-preference",
-]  # fmt: skip
-"""Row formats; docs/formats.md describes them."""
 
 
 class DataSource(Section):
@@ -84,8 +102,8 @@ Mixture = Annotated[list[str | DataSource], BeforeValidator(_listed)]
 
 def _channel_weights(value: dict[str, float]) -> dict[str, float]:
     for channel, weight in value.items():
-        if channel not in ("analysis", "commentary", "final"):
-            raise ValueError(f"{channel!r} is not a channel: analysis, commentary, final")
+        if channel not in CHANNELS:
+            raise ValueError(f"{channel!r} is not a channel: {', '.join(CHANNELS)}")
         if not 0 <= weight <= 100:
             raise ValueError(f"the weight of {channel} must lie between 0 and 100")
     return value
@@ -122,16 +140,19 @@ class DataSection(Section):
     date: Annotated[str, AfterValidator(_a_date)] | None = None
     """Current date in the system message (YYYY-MM-DD). Not set: no such line, so data are the same every day."""
 
-    identity: str = "You are ChatGPT, a large language model trained by OpenAI."
+    identity: str = DEFAULT_IDENTITY
     """First line of the system message."""
 
-    builtin_tools: list[Literal["browser", "python"]] = []
+    knowledge_cutoff: str | None = DEFAULT_KNOWLEDGE_CUTOFF
+    """Knowledge cutoff in the system message. null: no such line."""
+
+    builtin_tools: list[BuiltinTool] = []
     """Built-in tools announced in the system message of every row."""
 
     channel_weights: Annotated[dict[str, float], AfterValidator(_channel_weights)] = {}
     """Channel -> factor on the loss of its tokens, such as {analysis: 0.5}. 1 for those not named; 0 leaves one out."""
 
-    header_order: Literal["channel-first", "recipient-first"] = "channel-first"
+    header_order: HeaderOrder = "channel-first"
     """Order of the assistant's headers, in targets and context alike. channel-first is what the model samples;
     recipient-first is the order of the openai-harmony library."""
 
@@ -142,9 +163,14 @@ class DataSection(Section):
     """Keep compiled conversations in the cache folder, by the hash of their content, and use them the next time."""
 
 
-def sources(named: list[str | DataSource]) -> list[DataSource]:
-    """The parts of a mixture, all in the long form."""
-    return [DataSource(path=source) if isinstance(source, str) else source for source in named]
+Sources = str | Path | DataSource | Iterable[str | Path | DataSource]
+"""What names data sets in Python: one or several."""
+
+
+def sources_of(named: Sources) -> list[DataSource]:
+    """The data sets that are named, all in the long form."""
+    listed = [named] if isinstance(named, (str, Path, DataSource)) else named
+    return [source if isinstance(source, DataSource) else DataSource(path=str(source)) for source in listed]
 
 
 LoraTarget = Literal["attention", "experts", "router", "embeddings", "head"]
@@ -329,7 +355,7 @@ class SamplingSection(Section):
 class EvalSection(SamplingSection):
     """How `ossia eval` measures the tuned model against its base."""
 
-    data: Sources = []
+    data: PathList = []
     """Held-out files, in the same formats as the training data."""
 
     limit: Annotated[int, Field(ge=1)] | None = None

@@ -7,13 +7,16 @@ The tree (exit code of the command line in brackets):
   + DoesNotFitError     the machine cannot hold what was asked for      [3]
 
 Every error says what is wrong, where (file, row, key), why it matters and what to do about it. `assert` is for
-programmers; these are for people.
+programmers; these are for people. Faults in the rows of somebody's data are `Problem`s, which are collected and not
+raised, so that one bad row does not hide the next.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 
 class OssiaError(Exception):
@@ -51,6 +54,48 @@ class DoesNotFitError(OssiaError):
     """The machine has not got the memory or the disk space for what was asked."""
 
     exit_code = 3
+
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A fault in a row. An error: the row cannot be used as it is. A warning: somebody should look at it."""
+
+    level: Level
+    code: str
+    """A fixed word for the kind, such as `unknown-role`; to count and to filter by."""
+    what: str
+    do: str = ""
+    path: str = ""
+    """Place in the row, as in `messages[2].tool_calls[0].function.arguments`."""
+    file: str = ""
+    line: int = 0
+    """Line of the file, or number of the item where a file has no lines. From 1; 0 where there is none."""
+
+    @property
+    def where(self) -> str:
+        """As in `data.jsonl:17 messages[2].role`."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place} {self.path}".strip()
+
+    def to_error(self) -> UserError:
+        """The same as an exception."""
+        return UserError(self.what, where=self.where or None, do=self.do or None)
+
+    def __str__(self) -> str:
+        place = self.where or "all rows"
+        return f"{place}: {self.level}: {self.what}" + (f" ({self.do})" if self.do else "") + f" [{self.code}]"
+
+
+OnProblem = Callable[[Problem], None]
+
+
+def raise_errors(problem: Problem) -> None:
+    """An `OnProblem` for callers that cannot go on: errors are raised, warnings ignored."""
+    if problem.level == "error":
+        raise problem.to_error()
 
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}

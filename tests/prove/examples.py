@@ -10,10 +10,11 @@ import random
 from dataclasses import replace
 
 import harmony_samples as samples
-from ossia.data import DataSettings
-from ossia.data.examples import examples_of, kinds_of, turns_of
+from ossia.config import DataSection, HeaderOrder
+from ossia.data.examples import examples_of
+from ossia.data.kinds import kinds_of, turns_of
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.render import HeaderOrder, render_prompt
+from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import CALL, END, RETURN, Vocabulary
 
 CHUNK = 500  # conversations
@@ -22,7 +23,7 @@ CHUNKS = 40
 
 def check(conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder) -> tuple[int, list[str]]:
     """Compare all examples of a conversation with its prompts: boundaries looked at, and what is wrong at them."""
-    settings = DataSettings(max_tokens=1_000_000, order=order)
+    settings = DataSection(max_tokens=131_072, header_order=order)
     turns = turns_of(kinds_of(conversation.messages))
     examples = examples_of(conversation, vocabulary, settings)
     boundaries, faults = 0, list[str]()

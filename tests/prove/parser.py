@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ossia.harmony.conversation import Message
+from ossia.harmony.conversation import Message, ParsedMessage
 from ossia.harmony.parse import Parser, Start
-from ossia.harmony.parsed import ParsedMessage
 from ossia.harmony.render import render_messages
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 

@@ -6,13 +6,13 @@ import contextlib
 import re
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
-from ossia.config import Effort
+from ossia.config import EFFORTS, Effort
 from ossia.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def _command(line: str, sessions: dict[str, Session]) -> None:
         for session in sessions.values():
             session.set_instructions(rest or None)
         remarks.print("instructions set" if rest else "no instructions")
-    elif word == "/effort" and rest in get_args(Effort):
+    elif word == "/effort" and rest in EFFORTS:
         for session in sessions.values():
-            session.set_effort(cast("Effort", rest))
+            session.set_effort(rest)
         remarks.print(f"effort {rest}")
     elif word == "/effort":
         remarks.print("/effort low, /effort medium or /effort high")

@@ -15,10 +15,11 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.data import Compiled, DataSettings, Source
+    from ossia.config import DataSection, DataSource
+    from ossia.data import Compiled
     from ossia.data.compile import Compiling
     from ossia.data.stats import Statistics
-    from ossia.harmony.problem import Problem
+    from ossia.errors import Problem
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 app = verb("Check, show and count conversations before training.", no_args_is_help=True)
@@ -52,6 +53,7 @@ def check(
     json: output.Json = False,
 ) -> None:
     """Find what is wrong, row by row. Exits with 2 if a row cannot be used, or with --fix could not be mended."""
+    from ossia.config import sources_of
     from ossia.data.fix import FIXES
     from ossia.errors import UserError
 
@@ -63,7 +65,7 @@ def check(
         _fix(asked, fix, json)
         return
     compiled = _compiled(asked.train, asked)
-    held_out = _named(against) if against else asked.validation
+    held_out = sources_of(against) if against else asked.validation
     test = _compiled(held_out, asked) if held_out else None
     problems = _all_problems(compiled, test, similar)
     errors = sum(problem.level == "error" for problem in problems)
@@ -155,14 +157,14 @@ def stats(
 ) -> None:
     """Count tokens: lengths, trained share, channels, turns, tools, languages, and what tree training saves."""
     from ossia.data import statistics
-    from ossia.data.stats import LIMITS, languages
+    from ossia.data.stats import LIMITS, detect_languages
     from ossia.errors import UserError
 
     asked = _opened(files, set_, model)
     limits = _lengths(at) if at is not None else LIMITS
     # Counted without the limit, to tell how much lies above it.
     limit = asked.settings.max_tokens
-    unlimited = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, max_tokens=1 << 30))
+    unlimited = dataclasses.replace(asked, settings=asked.settings.model_copy(update={"max_tokens": 1 << 30}))
     compiled = _compiled(asked.train + asked.validation, unlimited)
     if not compiled.conversations:
         raise UserError("no row can be used", where=", ".join(files), do=f"ossia data check {asked.again}")
@@ -171,7 +173,7 @@ def stats(
     with output.progress("counting", len(compiled.conversations)) as advance:
         steps = (asked.examples_per_step, asked.seed)
         counted = statistics(compiled.conversations, limit, limits, advance, steps)
-    spoken = languages(compiled.conversations, asked.vocabulary)
+    spoken = detect_languages(compiled.conversations, asked.vocabulary)
     if json:
         shares = {"trained_share": counted.trained_share, "saved_share": counted.saved_share}
         given = {"limit": limit, "examples_per_step": asked.examples_per_step}
@@ -249,9 +251,9 @@ def _lengths(text: str) -> tuple[int, ...]:
 class _Asked:
     """What a command works on."""
 
-    train: list[Source]
-    validation: list[Source]
-    settings: DataSettings
+    train: list[DataSource]
+    validation: list[DataSource]
+    settings: DataSection
     vocabulary: Vocabulary
     cache: bool
     seed: int
@@ -262,7 +264,7 @@ class _Asked:
     def unweighted(self) -> _Asked:
         """The same with every row once, whatever the mixture's weights."""
         train, validation = (
-            [dataclasses.replace(s, weight=1.0) for s in sources] for sources in (self.train, self.validation)
+            [s.model_copy(update={"weight": 1.0}) for s in sources] for sources in (self.train, self.validation)
         )
         return dataclasses.replace(self, train=train, validation=validation)
 
@@ -271,7 +273,7 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
     """Find out what is asked for. A recipe in place of files gives its data and settings."""
     from ossia import recipes
     from ossia.checkpoint.locate import vocabulary
-    from ossia.data.prepare import settings_of, sources_of_section
+    from ossia.config import sources_of
     from ossia.errors import UserError
 
     named = _is_recipe(files)
@@ -280,15 +282,15 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
         if named
         else recipes.parse("", where="--set", overrides=overrides or [])
     )
-    train = sources_of_section(recipe.data.train) if named else _named(files)
+    train = sources_of(recipe.data.train if named else files)
     if not train:
         raise UserError("the recipe names no training data", where=files[0], do="--set data.train=conversations.jsonl")
     if not named and (recipe.data.train or recipe.data.validation):
         raise UserError("the files are named already", where="--set data.train", do="name all of them as arguments")
     return _Asked(
         train=train,
-        validation=sources_of_section(recipe.data.validation) if named else [],
-        settings=settings_of(recipe.data),
+        validation=sources_of(recipe.data.validation) if named else [],
+        settings=recipe.data,
         vocabulary=vocabulary(model),
         cache=recipe.data.cache,
         seed=recipe.train.seed,
@@ -298,19 +300,13 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
     )  # fmt: skip
 
 
-def _named(files: list[str]) -> list[Source]:
-    from ossia.data import Source
-
-    return [Source(file) for file in files]
-
-
 def _is_recipe(files: list[str]) -> bool:
     from ossia import recipes
 
     return len(files) == 1 and (files[0] in recipes.available() or files[0].endswith((".yaml", ".yml")))
 
 
-def _compiled(sources: list[Source], asked: _Asked) -> Compiled:
+def _compiled(sources: list[DataSource], asked: _Asked) -> Compiled:
     """Compile on all cores. Raises UserError if there are no rows at all."""
     from ossia.data.compile import compile_sources, total_bytes, usable_cores
     from ossia.errors import UserError
@@ -380,6 +376,7 @@ def _fix(asked: _Asked, to: Path, json: bool) -> None:
     from json import dumps
 
     from ossia.data.fix import write_fixed
+    from ossia.data.sources import settings_for
 
     written = write_fixed(asked.train, asked.settings, to)
     kept = written.unchanged + written.repaired
@@ -396,10 +393,10 @@ def _fix(asked: _Asked, to: Path, json: bool) -> None:
             f"out{where}",
             markup=False,
         )
-        owns = [source.settings(asked.settings) for source in asked.train]
+        owns = [settings_for(source, asked.settings) for source in asked.train]
         if kept and all((own.format, own.columns) == (owns[0].format, owns[0].columns) for own in owns):
             options = ["--set", f"data.format={owns[0].format}"] if owns[0].format != "auto" else []
-            options += ["--set", f"data.columns={dumps(dict(owns[0].columns))}"] if owns[0].columns else []
+            options += ["--set", f"data.columns={dumps(owns[0].columns)}"] if owns[0].columns else []
             output.next_step(f"ossia data check {shlex.join([str(to), *options])}")
     if written.faulty:
         raise typer.Exit(2)

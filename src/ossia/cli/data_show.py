@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ossia.cli import output
 
 if TYPE_CHECKING:
+    from ossia.config import DataSection
     from ossia.data.compile import Compiling
     from ossia.data.rendered import Example
-    from ossia.data.settings import DataSettings
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
-def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings: DataSettings) -> None:
+def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings: DataSection) -> None:
     """Draw every example in the terminal, or as plain text where there is none; of a pair, the rejected one too."""
     from ossia.data.examples import rejected_example
     from ossia.harmony.preview import preview
@@ -71,8 +71,7 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
     Raises:
         UserError: there is another file, or it cannot be written.
     """
-    from ossia.data.page import MARK, page
-    from ossia.data.tree_page import tree_page
+    from ossia.data.page import MARK, page, tree_page
     from ossia.errors import UserError
     from ossia.files import write_atomically
 
@@ -88,7 +87,8 @@ def write_page(path: Path, found: Iterable[Compiling], vocabulary: Vocabulary, t
 
 def print_comparison(found: Iterable[Compiling], template: str, vocabulary: Vocabulary) -> bool:
     """Say for every conversation where the template gives the model other tokens, then sum up. True: nowhere."""
-    from ossia.harmony.template import chat_form, compare
+    from ossia.harmony.template import compare
+    from ossia.harmony.to_openai import chat_form
 
     text, name = _template(template)
     console = output.out()

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ossia.cli import output
 from ossia.data.branches import Branch, Forest, Stretch, forest, stretches, whose
-from ossia.harmony.preview import COLOURS
+from ossia.harmony.preview import CHANNEL_COLOURS
 
 if TYPE_CHECKING:
     from ossia.data.compile import Compiling
@@ -69,7 +69,7 @@ class _Drawing:
     def _stretch(self, branch: Branch, stretch: Stretch, indent: str, width: int) -> Text:
         weights = branch.weights[stretch.start : stretch.stop]
         trained = sum(weight > 0 for weight in weights)
-        style = Style(color=COLOURS.get(stretch.channel), dim=not trained) if self.colour else None
+        style = Style(color=CHANNEL_COLOURS.get(stretch.channel), dim=not trained) if self.colour else None
         line = Text(f"{indent}  ").append(f"{stretch.name:<{width}}", style)
         line.append(f"{len(weights):>7,}").append(f"{f'{trained:,} trained' if trained else '':>15}  ")
         text = stretch.text if len(stretch.text) <= TEXT else stretch.text[: TEXT - 1] + "…"
@@ -77,7 +77,9 @@ class _Drawing:
         if trained and not self.colour and shown:
             shown = f"«{shown}»"
         if self.colour:
-            line.append(shown, Style(color=COLOURS.get(stretch.channel), bold=bool(trained), underline=bool(trained)))
+            line.append(
+                shown, Style(color=CHANNEL_COLOURS.get(stretch.channel), bold=bool(trained), underline=bool(trained))
+            )
         else:
             line.append(shown)
         line.rstrip()

@@ -46,7 +46,7 @@ def evaluate(
     if json:
         output.print_json({"path": str(report.path), "complete": report.complete, **summary.to_json()})
     else:
-        for columns, rows in (figures.table(summary), figures.group_table(summary)):
+        for columns, rows in (figures.main_table(summary), figures.group_table(summary)):
             if rows:
                 output.table(columns, rows, right=columns[1:])
                 output.out().print()

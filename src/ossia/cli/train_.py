@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ossia import runs
     from ossia.config import Recipe
-    from ossia.data.prepare import Prepared
+    from ossia.data.prepare import PreparedData
 
 app = verb("Fine-tune with LoRA.")
 
@@ -83,7 +83,7 @@ def train(
         raise typer.Exit(code)
 
 
-def _prepared(recipe: Recipe) -> Prepared:
+def _prepared(recipe: Recipe) -> PreparedData:
     """Compile the recipe's conversations on all cores."""
     from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.data.compile import usable_cores

@@ -1,34 +1,124 @@
-"""Compiled chunks on disk, named by the hash of everything that decides what they hold.
+"""Compiled rows of one chunk as bytes, which a worker hands back, and the folder that keeps them for the next time.
 
-That is the rows' bytes, the settings, the vocabulary and the compiler's own source text, so nothing has to be cleared
-by hand after a change of any of them. Rows that were added to a file leave the chunks before them as they were.
+Layout of a shard: eight bytes (big-endian) with the length n of the JSON; n bytes of JSON; then, per conversation, its
+tokens and its bounds as 32-bit integers of the machine. Nothing in it names the file: the same rows elsewhere are the
+same shard.
+
+In the cache its name is the hash of everything that decides what it holds: the rows' bytes, the settings, the
+vocabulary and the compiler's own source text. So nothing has to be cleared by hand after a change of any of them. Rows
+that were added to a file leave the chunks before them as they were.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ossia.data.settings import DataSettings
-from ossia.data.shard import Shard, unpack
+from ossia.config import DataSection
+from ossia.data.kinds import ASSISTANT
+from ossia.data.rendered import Rendered, TargetTurn
 from ossia.data.sources import Chunk
+from ossia.errors import Problem
 from ossia.files import cache_folder, write_atomically
 
+_WITHOUT_EFFECT = {"train", "validation", "validation_share", "strict", "cache"}
+"""Settings that decide which rows are compiled and what becomes of them then, but not what a row compiles to."""
 MOST_BYTES = 4 << 30
 """Beyond this the chunks that were not used for longest are removed."""
+
+_PROBLEM = ("level", "code", "what", "do", "path")
+
+
+@dataclass(slots=True)
+class Shard:
+    """What became of a chunk's rows. They are named by their index in the chunk: a cached shard fits anywhere."""
+
+    rows: int = 0
+    formats: dict[str, int] = field(default_factory=dict)
+    conversations: list[tuple[int, Rendered]] = field(default_factory=list)
+    problems: list[tuple[int, Problem]] = field(default_factory=list)
+
+
+def pack_shard(shard: Shard) -> bytes:
+    """A shard as bytes."""
+    head = {
+        "order": sys.byteorder,
+        "rows": shard.rows,
+        "formats": shard.formats,
+        "problems": [(index, *(getattr(problem, key) for key in _PROBLEM)) for index, problem in shard.problems],
+        "conversations": [
+            (index, made.kinds, made.labels, _unless_plain(made), made.targets, made.facts, len(made.tokens))
+            for index, made in shard.conversations
+        ],
+    }
+    text = json.dumps(head, separators=(",", ":")).encode("ascii")
+    arrays = (part.tobytes() for _, made in shard.conversations for part in (made.tokens, made.bounds))
+    return b"".join([len(text).to_bytes(8, "big"), text, *arrays])
+
+
+def unpack_shard(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
+    """The shard in `data`, its rows named by `file` and the number of each row in it.
+
+    Raises:
+        ValueError: the bytes are not those of a whole shard of this machine.
+    """
+    size = int.from_bytes(data[:8], "big")
+    head = json.loads(data[8 : 8 + size])
+    if head["order"] != sys.byteorder:
+        raise ValueError("written on a machine with another byte order")
+    shard, place, view = Shard(head["rows"], head["formats"]), 8 + size, memoryview(data)
+
+    def number(index: int) -> int:
+        return numbers[index] if index < len(numbers) else 0
+
+    for index, kinds, labels, weights, targets, facts, count in head["conversations"]:
+        tokens, bounds = array("i"), array("i")
+        for part, length in ((tokens, count), (bounds, 4 * len(kinds))):
+            end = place + length * part.itemsize
+            if end > len(data):
+                raise ValueError("the shard is cut off")
+            part.frombytes(view[place:end])
+            place = end
+        weights = weights if weights is not None else _plain(kinds)
+        labels = list(map(sys.intern, labels))
+        made = Rendered(f"{file}:{number(index)}", kinds, tokens, bounds, labels, weights, [], facts)
+        made.targets = [TargetTurn(*target) for target in targets]
+        shard.conversations.append((index, made))
+    for index, *values in head["problems"]:
+        fields: dict[str, Any] = dict(zip(_PROBLEM, values, strict=True))
+        shard.problems.append((index, Problem(**fields, file=file, line=number(index))))
+    return shard
+
+
+def bare(problem: Problem) -> Problem:
+    """A problem without its place in a file."""
+    return dataclasses.replace(problem, file="", line=0)
+
+
+def _plain(kinds: str) -> list[float]:
+    """The weights of messages that nobody has weighted."""
+    return [1.0 if kind in ASSISTANT else 0.0 for kind in kinds]
+
+
+def _unless_plain(made: Rendered) -> list[float] | None:
+    return None if made.weights == _plain(made.kinds) else made.weights
 
 
 class Cache:
     """Packed shards by chunk, for one way of compiling."""
 
-    def __init__(self, settings: DataSettings, vocabulary_digest: str, folder: Path | None = None) -> None:
-        choices = json.dumps(asdict(settings), sort_keys=True, default=str)
+    def __init__(self, settings: DataSection, vocabulary_digest: str, folder: Path | None = None) -> None:
+        choices = json.dumps(settings.model_dump(exclude=_WITHOUT_EFFECT), sort_keys=True)
         self._salt = hashlib.blake2b(f"{choices}|{vocabulary_digest}|{compiler_digest()}".encode()).digest()
         self._folder = folder or cache_folder() / "compiled"
 
@@ -36,7 +126,7 @@ class Cache:
         """The shard of a chunk; None if it is not there or damaged."""
         path = self._path(chunk)
         try:
-            shard = unpack(path.read_bytes(), chunk.file, chunk.numbers)
+            shard = unpack_shard(path.read_bytes(), chunk.file, chunk.numbers)
             os.utime(path)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -73,10 +163,10 @@ class Cache:
 
 @functools.lru_cache(maxsize=1)
 def compiler_digest() -> str:
-    """A hash of the source text that turns rows into tokens."""
+    """A hash of the source text that turns rows into tokens and problems."""
     digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for folder in (here.parent / "harmony", here):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
+    ossia = Path(__file__).parent.parent
+    files = (path for folder in ("harmony", "data") for path in sorted((ossia / folder).rglob("*.py")))
+    for path in (ossia / "config.py", ossia / "errors.py", *files):
+        digest.update(path.read_bytes())
     return digest.hexdigest()

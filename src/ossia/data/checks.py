@@ -22,10 +22,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ossia.data.examples import kinds_of, turns_of
-from ossia.data.settings import DEFAULTS, DataSettings
+from ossia.config import DataSection
+from ossia.data.kinds import CALLS, THINKING, UNFINISHED, MessageKind, kinds_of, turns_of
+from ossia.errors import Problem
 from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 _SPECIAL = re.compile("|".join(re.escape(text) for text in SPECIAL_TOKENS.values()))
@@ -36,7 +36,7 @@ _FOREIGN = re.compile(
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def check_conversation(conversation: Conversation, settings: DataSettings = DEFAULTS) -> list[Problem]:
+def check_conversation(conversation: Conversation, settings: DataSection = DataSection()) -> list[Problem]:
     """Problems of one converted row, without their file and line (see `place`)."""
     messages = conversation.messages
     kinds = kinds_of(messages)
@@ -48,7 +48,7 @@ def check_conversation(conversation: Conversation, settings: DataSettings = DEFA
         *_order(messages, kinds, turns),
         *_thoughts(messages, kinds, turns[-1:] if settings.turns == "last" else turns),
         *_texts(conversation),
-        *(_calls(conversation, kinds) if "c" in kinds or "A" in kinds else ()),
+        *(() if CALLS.isdisjoint(kinds) else _calls(conversation, kinds)),
     ]
 
 
@@ -60,16 +60,17 @@ def _order(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int
     before_that = -1
     for start, stop in turns:
         end = messages[stop - 1]
-        if kinds[stop - 1] in "ap":
-            if set(kinds[start:stop]) == {"a"} and before_that == start:
+        if kinds[stop - 1] in UNFINISHED:
+            if set(kinds[start:stop]) == {MessageKind.THOUGHT} and before_that == start:
                 what, do = "a thought after its answer: nobody reads it", "put it before the answer"
                 yield _warning("thought-misplaced", what, end, do)
             else:
                 what = "the turn has no answer and no call"
                 yield _warning("unfinished-turn", what, end, "give the assistant message a content")
         before_that = stop
+    answer = MessageKind.ANSWER
     for message, kind in zip(messages, kinds, strict=True):
-        if kind == "f" and message.weight != 0 and not message.content.strip():
+        if kind == answer and message.weight != 0 and not message.content.strip():
             what = "an answer is empty: the model learns to say nothing"
             yield _warning("empty-final", what, message, "fill it or remove the row")
 
@@ -77,7 +78,7 @@ def _order(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int
 def _thoughts(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int]]) -> Iterator[Problem]:
     """Turns that teach to answer without thinking."""
     trained = [turn for turn in turns if any(_is_trained(message) for message in messages[slice(*turn)])]
-    without = [turn for turn in trained if not set(kinds[slice(*turn)]) & set("aA")]
+    without = [turn for turn in trained if THINKING.isdisjoint(kinds[slice(*turn)])]
     if without:
         some = len(without) < len(trained)
         which = f"{len(without)} of {len(trained)} trained turns have " if some else ""
@@ -128,10 +129,11 @@ def _texts(conversation: Conversation) -> Iterator[Problem]:
 def _calls(conversation: Conversation, kinds: str) -> Iterator[Problem]:
     """Calls of tools that are not declared, and arguments that their schema does not allow."""
     declared = {tool.name: tool.parameters for tool in conversation.tools}
-    literal = conversation.system is None and kinds[:1] == "s"  # raw Harmony text announces its tools itself
+    # Raw Harmony text announces its tools itself.
+    literal = conversation.system is None and kinds.startswith(MessageKind.LASTING)
     told: set[str] = set()  # a tool whose schema is no good is named once
     for message, kind in zip(conversation.messages, kinds, strict=True):
-        if kind not in "cA" or not (message.recipient or "").startswith("functions.") or literal:
+        if kind not in CALLS or not (message.recipient or "").startswith("functions.") or literal:
             continue
         name = str(message.recipient).removeprefix("functions.")
         if name not in declared:

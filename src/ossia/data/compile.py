@@ -22,27 +22,26 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
-from ossia.data.cache import Cache
+from ossia.config import DataSection, DataSource, Sources, sources_of
+from ossia.data.cache import Cache, Shard, bare, pack_shard, unpack_shard
 from ossia.data.checks import Duplicates, place
-from ossia.data.examples import render
-from ossia.data.load import Found, failed, raise_if_strict, read_row
+from ossia.data.examples import compile_conversation
+from ossia.data.load import Findings, failed, raise_if_strict, read_row
 from ossia.data.rendered import Example, Rendered
-from ossia.data.settings import DEFAULTS, DataSettings
-from ossia.data.shard import Shard, bare, pack, unpack
-from ossia.data.sources import CHUNK_BYTES, Chunk, Row, Source, Sources, read_chunks, sources_of, total_bytes
+from ossia.data.sources import CHUNK_BYTES, Chunk, Row, read_chunks, settings_for, total_bytes
+from ossia.errors import Problem
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SMALL = 3 * CHUNK_BYTES
 """Sources up to this size are compiled without further processes."""
 
-Progress = Callable[[int], None]
+OnBytes = Callable[[int], None]
 """Told how many bytes of rows were compiled since the last call."""
 
 
 @dataclass(slots=True)
-class Compiled(Found):
+class Compiled(Findings):
     """Conversations as tokens, in the order of their rows, and what was found on the way."""
 
     conversations: list[Rendered] = field(default_factory=list)
@@ -70,12 +69,12 @@ class Compiling(NamedTuple):
 def compile_sources(
     sources: Sources,
     vocabulary: Vocabulary,
-    settings: DataSettings = DEFAULTS,
+    settings: DataSection = DataSection(),
     *,
     workers: int = 1,
     cache: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> Compiled:
     """Compile files, folders and hub data sets.
 
@@ -91,7 +90,7 @@ def compile_sources(
     drawn: list[Rendered] = []
     for source in sources_of(sources):
         before = len(compiled.conversations)
-        own = source.settings(settings)
+        own = settings_for(source, settings)
         store = Cache(own, vocabulary.digest) if cache else None
         shards = _shards(source, vocabulary, own, workers, store, progress)
         try:
@@ -112,14 +111,14 @@ def compile_sources(
     return compiled
 
 
-def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Compiling:
+def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSection) -> Compiling:
     """Check and render one row."""
     problems, conversation, format = read_row(row, settings)
     if conversation is None:
         return Compiling(row, problems, None, None, format)
     found: list[Problem] = []
     try:
-        made = render(conversation, vocabulary, settings, found.append)
+        made = compile_conversation(conversation, vocabulary, settings, found.append)
     except Exception as error:
         return Compiling(row, problems + failed(row, error), None, None, format)
     made.facts = {"format": format, **_facts(conversation, made)}
@@ -133,10 +132,10 @@ def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSettings) -> Com
 
 
 def compile_rows(
-    source: Source, vocabulary: Vocabulary, settings: DataSettings, only: int | None = None
+    source: DataSource, vocabulary: Vocabulary, settings: DataSection, only: int | None = None
 ) -> Iterator[Compiling]:
     """Compile a source row by row, in this process, as the rows are asked for: to look at some, or at line `only`."""
-    own = source.settings(settings)
+    own = settings_for(source, settings)
     for chunk in read_chunks(source):
         for _, row in chunk.rows(only) if only is None or only in chunk.numbers else ():
             yield compile_row(row, vocabulary, own)
@@ -147,7 +146,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSettings) -> Shard:
+def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSection) -> Shard:
     """Compile the rows of a chunk."""
     shard, formats = Shard(), Counter[str]()
     for index, row in chunk.rows():
@@ -178,7 +177,7 @@ def _facts(conversation: Conversation, made: Rendered) -> dict[str, object]:
     return facts
 
 
-def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: DataSettings) -> None:
+def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: DataSection) -> None:
     """Add a shard to what was compiled before it."""
     compiled.rows += shard.rows
     compiled.formats.update(shard.formats)
@@ -214,12 +213,12 @@ def _weighted(conversations: list[Rendered], weight: float, rng: random.Random) 
 
 
 def _shards(
-    source: Source,
+    source: DataSource,
     vocabulary: Vocabulary,
-    settings: DataSettings,
+    settings: DataSection,
     workers: int,
     cache: Cache | None,
-    progress: Progress | None,
+    progress: OnBytes | None,
 ) -> Generator[tuple[Shard, bool], None, None]:
     """The shards of a source in order, and whether each came from the cache."""
     able = workers > 1 and vocabulary.folder is not None
@@ -239,7 +238,7 @@ def _shards(
                     cache.write(chunk, packed)
             if progress is not None:
                 progress(len(chunk.text))
-            yield (unpack(packed, chunk.file, chunk.numbers), False) if known is None else (known, True)
+            yield (unpack_shard(packed, chunk.file, chunk.numbers), False) if known is None else (known, True)
 
 
 class _Pool:
@@ -249,7 +248,7 @@ class _Pool:
     are started once there was.
     """
 
-    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSettings, at_once: bool) -> None:
+    def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSection, at_once: bool) -> None:
         self._here = (vocabulary, settings)
         self._workers, self._seen = workers, SMALL + 1 if at_once else 0
         self.ahead = 0
@@ -275,7 +274,7 @@ class _Pool:
                 return future.result()
             except BrokenProcessPool:
                 self.ahead = self._workers = 0
-        return pack(compile_chunk(chunk, *self._here))
+        return pack_shard(compile_chunk(chunk, *self._here))
 
     def __enter__(self) -> _Pool:
         return self
@@ -285,10 +284,10 @@ class _Pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-_worker: tuple[Vocabulary, DataSettings] | None = None
+_worker: tuple[Vocabulary, DataSection] | None = None
 
 
-def _start_worker(folder: str, settings: DataSettings) -> None:
+def _start_worker(folder: str, settings: DataSection) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -305,4 +304,4 @@ def _end_with_parent() -> None:
 
 def _work(chunk: Chunk) -> bytes:
     assert _worker is not None
-    return pack(compile_chunk(chunk, *_worker))
+    return pack_shard(compile_chunk(chunk, *_worker))

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ossia.config import EFFORTS
 from ossia.data.checks import place
-from ossia.data.rendered import LASTING, Rendered
-from ossia.harmony.problem import Problem
+from ossia.data.kinds import MessageKind
+from ossia.data.rendered import Rendered
+from ossia.errors import Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +84,7 @@ def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:
         elif effort == "high" and mean <= SHORT_FOR_HIGH:
             what = f"effort high, but only {mean:,.0f} tokens of thought a turn"
             problems.append(_warning("effort-length", what, conversation, "label it low or medium"))
-    ordered = [(effort, statistics.median(lengths[effort])) for effort in ("low", "medium", "high") if lengths[effort]]
+    ordered = [(effort, statistics.median(lengths[effort])) for effort in EFFORTS if lengths[effort]]
     for (less, short), (more, long) in itertools.pairwise(ordered):
         if short > long:
             what = (
@@ -149,7 +151,7 @@ def _runs(conversation: Rendered) -> np.ndarray:
     said = [
         np.frombuffer(conversation.tokens, np.int32)[conversation.bounds[4 * i + 1] : conversation.bounds[4 * i + 2]]
         for i, kind in enumerate(conversation.kinds)
-        if kind != LASTING
+        if kind != MessageKind.LASTING
     ]
     tokens = (np.concatenate(said) if said else np.zeros(0, np.int32)).astype(np.uint64)
     count = len(tokens) - _RUN + 1
@@ -187,17 +189,22 @@ def _question(conversation: Rendered) -> bytes | None:
     """A hash of all that the developer and people said; None if no person said anything."""
     digest, asked = hashlib.blake2b(digest_size=16), False
     for index, kind in enumerate(conversation.kinds):
-        if kind == "u" or (kind == LASTING and conversation.labels[index] == "developer"):
+        is_user = kind == MessageKind.USER
+        if is_user or (kind == MessageKind.LASTING and conversation.labels[index] == "developer"):
             start, stop = conversation.bounds[4 * index + 1 : 4 * index + 3]
             digest.update(conversation.tokens[start:stop].tobytes() + b"|")
-            asked |= kind == "u" and stop > start
+            asked |= is_user and stop > start
     return digest.digest() if asked else None
 
 
 def _mean_thought(conversation: Rendered) -> float | None:
     """Mean tokens of thought in a trained turn that has any."""
     totals = [
-        sum(conversation.length(i) for i in range(target.start, target.stop) if conversation.kinds[i] == "a")
+        sum(
+            conversation.length(i)
+            for i in range(target.start, target.stop)
+            if conversation.kinds[i] == MessageKind.THOUGHT
+        )
         for target in conversation.targets
     ]
     return statistics.mean(present) if (present := [total for total in totals if total]) else None

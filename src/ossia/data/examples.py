@@ -18,47 +18,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ossia.data.rendered import ASSISTANT, LASTING, Example, Rendered, Target, context, kind_of
-from ossia.data.settings import DEFAULTS, DataSettings
+from ossia.config import DataSection
+from ossia.data.kinds import ASSISTANT, TAKES_FLOOR, MessageKind, context, kinds_of, turns_of
+from ossia.data.rendered import Example, Rendered, TargetTurn
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.problem import Problem, Report
 from ossia.harmony.render import message_parts, prologue
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
-_SPEAKS = "usU"
-"""Kinds by which somebody other than the model and its tools takes the floor."""
 
-
-def turns_of(kinds: str) -> list[tuple[int, int]]:
-    """The assistant's turns as message ranges (start, stop), from the kinds of a conversation's messages.
-
-    A turn ends with its answer, or where somebody other than assistant and tools speaks.
-    """
-    turns: list[tuple[int, int]] = []
-    start = -1
-    for index, kind in enumerate(kinds):
-        if kind in _SPEAKS:
-            if start >= 0:
-                turns.append((start, index))
-            start = -1
-            continue
-        start = index if start < 0 else start
-        if kind in "fF":
-            turns.append((start, index + 1))
-            start = -1
-    return turns if start < 0 else [*turns, (start, len(kinds))]
-
-
-def kinds_of(messages: Sequence[Message]) -> str:
-    """The letters of the messages' kinds, see `ossia.data.rendered`."""
-    return "".join(map(kind_of, messages))
-
-
-def render(
+def compile_conversation(
     conversation: Conversation,
     vocabulary: Vocabulary,
-    settings: DataSettings = DEFAULTS,
-    report: Report | None = None,
+    settings: DataSection = DataSection(),
+    report: OnProblem | None = None,
 ) -> Rendered:
     """Render a conversation once and choose its training examples.
 
@@ -73,7 +46,7 @@ def render(
             continue
         if not any(weight > 0 for weight in made.weights[start:stop]):
             continue
-        target, length = _fit(made, Target(number, start, stop), settings.max_tokens)
+        target, length = _fit(made, TargetTurn(number, start, stop), settings.max_tokens)
         if length <= settings.max_tokens:
             made.targets.append(target)
         elif report is not None:
@@ -86,15 +59,15 @@ def render(
 def examples_of(
     conversation: Conversation,
     vocabulary: Vocabulary,
-    settings: DataSettings = DEFAULTS,
-    report: Report | None = None,
+    settings: DataSection = DataSection(),
+    report: OnProblem | None = None,
 ) -> list[Example]:
-    """The training examples of a conversation, in order of its turns; see `render`."""
-    return render(conversation, vocabulary, settings, report).examples
+    """The training examples of a conversation, in order of its turns; see `compile_conversation`."""
+    return compile_conversation(conversation, vocabulary, settings, report).examples
 
 
 def rejected_example(
-    conversation: Conversation, vocabulary: Vocabulary, settings: DataSettings = DEFAULTS
+    conversation: Conversation, vocabulary: Vocabulary, settings: DataSection = DataSection()
 ) -> Example | None:
     """Of a preference pair: the example of the rejected turn in the place of the preferred one. None if it is no pair.
 
@@ -106,13 +79,13 @@ def rejected_example(
     other = dataclasses.replace(
         conversation, messages=conversation.messages[:start] + conversation.rejected, rejected=()
     )
-    examples = examples_of(other, vocabulary, dataclasses.replace(settings, turns="last"))
+    examples = examples_of(other, vocabulary, settings.model_copy(update={"turns": "last"}))
     return examples[-1] if examples else None
 
 
-def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSettings) -> Rendered:
+def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSection) -> Rendered:
     made = Rendered("", kinds_of(messages))
-    tokens, bounds, order, factors = made.tokens, made.bounds, settings.order, settings.channel_weights
+    tokens, bounds, order, factors = made.tokens, made.bounds, settings.header_order, settings.channel_weights
     for message, kind in zip(messages, made.kinds, strict=True):
         start, header, content, end = message_parts(message, vocabulary, order)
         tokens.extend(start)
@@ -132,7 +105,7 @@ def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataS
     return made
 
 
-def _fit(made: Rendered, target: Target, most: int) -> tuple[Target, int]:
+def _fit(made: Rendered, target: TargetTurn, most: int) -> tuple[TargetTurn, int]:
     """Leave out whole old rounds until the example has at most `most` tokens; the last round asks the question.
 
     Returns the target and the length that is left.
@@ -148,7 +121,7 @@ def _fit(made: Rendered, target: Target, most: int) -> tuple[Target, int]:
     for index in members:
         while number + 1 < len(begins) and index >= begins[number + 1]:
             number += 1
-        if index >= begins[0] and made.kinds[index] != LASTING:
+        if index >= begins[0] and made.kinds[index] != MessageKind.LASTING:
             weights[number] += made.length(index)
     dropped = 0
     while total > most and dropped < len(begins) - 1:
@@ -164,9 +137,9 @@ def _rounds(kinds: str, members: Sequence[int]) -> list[int]:
     for index in members:
         kind = kinds[index]
         if not begins:
-            if kind != LASTING:
+            if kind != MessageKind.LASTING:
                 begins.append(index)
-        elif kind in _SPEAKS and before not in _SPEAKS:
+        elif kind in TAKES_FLOOR and before not in TAKES_FLOOR:
             begins.append(index)
         before = kind
     return begins or [len(kinds)]

@@ -17,16 +17,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ossia.config import DataSection, Sources, sources_of
 from ossia.data.checks import Duplicates
-from ossia.data.formats.loose import loads, loads_loosely
 from ossia.data.load import read_row
+from ossia.data.loose_json import loads, loads_loosely
 from ossia.data.repairs import IN_PLACE, STRUCTURAL, without_trailing_commas
-from ossia.data.settings import DataSettings
-from ossia.data.sources import Row, Sources, read_rows, sources_of
-from ossia.errors import UserError
+from ossia.data.sources import Row, read_rows, settings_for
+from ossia.errors import Problem, UserError
 from ossia.files import write_atomically
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 
 FIXES = {**IN_PLACE, **STRUCTURAL}
 """Code of a problem -> what mends it."""
@@ -48,27 +47,27 @@ class Fixed:
         return any(problem.code == "duplicate" for problem in self.problems)
 
 
-def fix_rows(sources: Sources, settings: DataSettings) -> Iterator[Fixed]:
+def fix_rows(sources: Sources, settings: DataSection) -> Iterator[Fixed]:
     """Repair row by row, each source with its own settings and limit.
 
     Rows that need nothing come out as they are; exact duplicates, read with the same settings, are left out.
     """
     duplicates = Duplicates()
     for source in sources_of(sources):
-        own, usable = source.settings(settings), 0
+        own, usable = settings_for(source, settings), 0
         for row in read_rows(source):
             if source.limit is not None and usable == source.limit:
                 break
             fixed = fix_row(row, own)
             if fixed.value is not None:
                 usable += 1
-                key = json.dumps([own.format, dict(own.columns), fixed.value], sort_keys=True)
+                key = json.dumps([own.format, own.columns, fixed.value], sort_keys=True)
                 if found := duplicates.check(key, row.where):
                     fixed = Fixed(row, None, [f"left out: {found[0].what}"], found)
             yield fixed
 
 
-def fix_row(row: Row, settings: DataSettings) -> Fixed:
+def fix_row(row: Row, settings: DataSection) -> Fixed:
     """Repair one row. Never raises on what a row holds."""
     try:
         fixed = _fix_row(row, settings)
@@ -79,7 +78,7 @@ def fix_row(row: Row, settings: DataSettings) -> Fixed:
         return Fixed(row, None, [], [Problem("error", "too-deep", what, file=row.file, line=row.line)])
 
 
-def _fix_row(row: Row, settings: DataSettings) -> Fixed:
+def _fix_row(row: Row, settings: DataSection) -> Fixed:
     value, changes = row.value, list[str]()
     if value is None:
         value = _parse_leniently(row)
@@ -121,7 +120,7 @@ class _State:
 
     row: Row
     value: dict[str, Any]
-    settings: DataSettings
+    settings: DataSection
     problems: list[Problem]
     conversation: Conversation | None
     format: str
@@ -134,7 +133,7 @@ class _State:
 _Step = tuple[_State, list[str]]
 
 
-def _read(value: dict[str, Any], row: Row, settings: DataSettings) -> _State:
+def _read(value: dict[str, Any], row: Row, settings: DataSection) -> _State:
     return _State(row, value, settings, *read_row(Row(value, row.file, row.line), settings))
 
 
@@ -236,7 +235,7 @@ class Written:
     """A line for every change: file, row, place and what was done."""
 
 
-def write_fixed(sources: Sources, settings: DataSettings, to: Path) -> Written:
+def write_fixed(sources: Sources, settings: DataSection, to: Path) -> Written:
     """Write a repaired copy of data sets to the JSONL file `to`; what cannot be repaired goes to `TO.rejected.jsonl`.
 
     Raises:

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from ossia.config import DataSection, Sources, sources_of
 from ossia.data.checks import Duplicates, check_conversation, place, without_dangling_calls
-from ossia.data.formats import read
-from ossia.data.settings import DEFAULTS, DataSettings
-from ossia.data.sources import Row, Sources, read_chunks, sources_of
-from ossia.errors import UserError
+from ossia.data.formats import convert_row
+from ossia.data.sources import Row, read_chunks, settings_for
+from ossia.errors import Problem, UserError
 from ossia.harmony.conversation import Conversation
-from ossia.harmony.problem import Problem
 
 
 @dataclass(slots=True)
-class Found:
+class Findings:
     """What was found on the way through some files, whatever became of their rows."""
 
     problems: list[Problem] = field(default_factory=list)
@@ -33,13 +32,13 @@ class Found:
 
 
 @dataclass(slots=True)
-class Loaded(Found):
+class Loaded(Findings):
     """What came out of the files: the good rows, and what was wrong with the others."""
 
     conversations: list[Conversation] = field(default_factory=list)
 
 
-def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> Loaded:
+def load_conversations(sources: Sources, settings: DataSection = DataSection()) -> Loaded:
     """Read files, folders and hub data sets (see `read_rows`) into conversations.
 
     A row with an error is left out and the rest goes on, unless `settings.strict`.
@@ -49,7 +48,7 @@ def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> L
     """
     loaded, duplicates = Loaded(), Duplicates()
     for source in sources_of(sources):
-        own, usable = source.settings(settings), 0
+        own, usable = settings_for(source, settings), 0
         for row in (row for chunk in read_chunks(source) for _, row in chunk.rows()):
             if source.limit is not None and usable == source.limit:
                 break
@@ -67,7 +66,7 @@ def load_conversations(sources: Sources, settings: DataSettings = DEFAULTS) -> L
     return loaded
 
 
-def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
+def read_row(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation | None, str]:
     """The problems of a row with their places, its conversation if none of them is an error, and its format.
 
     Whatever is in the row, it never stops the rows after it.
@@ -78,14 +77,14 @@ def read_row(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversat
         return failed(row, error), None, ""
 
 
-def _read(row: Row, settings: DataSettings) -> tuple[list[Problem], Conversation | None, str]:
+def _read(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation | None, str]:
     if row.value is None:
         code = "not-an-object" if "not a JSON object" in row.error else "not-json"
         code = "too-deep" if "nested too deeply" in row.error else code
         return [Problem("error", code, row.error, file=row.file, line=row.line)], None, ""
     found: list[Problem] = []
     try:
-        conversation, format = read(row.value, settings, row.where, found.append)
+        conversation, format = convert_row(row.value, settings, row.where, found.append)
     except UserError as error:
         found = found or [Problem("error", "unknown-format", error.what, error.do or "")]
         return [place(problem, row.where) for problem in found], None, ""
@@ -105,7 +104,7 @@ def failed(row: Row, error: Exception) -> list[Problem]:
     return [place(Problem("error", code, what, do), row.where)]
 
 
-def raise_if_strict(problems: list[Problem], settings: DataSettings) -> None:
+def raise_if_strict(problems: list[Problem], settings: DataSection) -> None:
     """Raise the first error among the problems of a row, if the settings demand it."""
     if settings.strict:
         for problem in problems:

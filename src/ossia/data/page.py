@@ -1,7 +1,10 @@
-"""Training examples as one HTML file that needs nothing else: for a colleague, a review, an issue.
+"""Training examples, or their prefix trees, as one HTML file that needs nothing else: for a colleague, a review.
 
-One page per conversation, one tab per trained turn. Every token is visible, coloured by channel; trained ones stand on
-a ground of their own; control tokens are set apart. The id of a token shows when the pointer rests on it.
+`page` has one tab per trained turn of a conversation. Every token is visible, coloured by channel; trained ones stand
+on a ground of their own; control tokens are set apart. The id of a token shows when the pointer rests on it.
+
+`tree_page` has the nodes of a conversation's prefix tree, each of which folds, with the tokens that stand there once,
+however many examples have them. What most examples go on with stands below a node, the rest is set in.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 
+from ossia.data.branches import Branch, Forest, forest, whose
 from ossia.data.rendered import Example, Rendered
 from ossia.harmony.preview import pieces
 from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
+from ossia.sequences.savings import Saving
 
 MARK = '<meta name="generator" content="ossia data show">'
 """Stands in every page, to tell it from somebody's file of the same name."""
@@ -24,10 +29,24 @@ def page(title: str, conversations: Iterable[tuple[Rendered, list[str]]], vocabu
     Args:
         conversations: each with remarks to be shown above it, such as its problems.
     """
-    yield from framed(title, "", (_section(made, remarks, vocabulary) for made, remarks in conversations))
+    yield from _framed(title, "", (_section(made, remarks, vocabulary) for made, remarks in conversations))
 
 
-def framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Iterator[str]:
+def tree_page(title: str, conversations: Sequence[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the text of the page in pieces. A link to `#3` opens the fourth conversation.
+
+    Args:
+        conversations: each with remarks to be shown above it, such as its problems.
+    """
+    grown = [forest(made.examples) for made, _ in conversations]
+    total = Saving(sum(one.unshared for one in grown), sum(one.tokens for one in grown))
+    sections = (
+        _tree_section(made, remarks, one, vocabulary) for (made, remarks), one in zip(conversations, grown, strict=True)
+    )
+    yield from _framed(title, f"all on this page: {total}", sections)
+
+
+def _framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Iterator[str]:
     """Yield the page around sections, one per conversation. `legend` is text for its head."""
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     before, after = template.split("<!--conversations-->")
@@ -37,7 +56,7 @@ def framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Iterat
     yield after
 
 
-def heading(conversation: Rendered, remarks: list[str]) -> Iterator[str]:
+def _heading(conversation: Rendered, remarks: list[str]) -> Iterator[str]:
     """Open a conversation's section: its name, and the remarks on it."""
     yield f'<section class="conversation" data-name="{html.escape(conversation.source)}">\n'
     yield f"<h2>{html.escape(conversation.source)}</h2>\n"
@@ -47,7 +66,7 @@ def heading(conversation: Rendered, remarks: list[str]) -> Iterator[str]:
 
 def _section(conversation: Rendered, remarks: list[str], vocabulary: Vocabulary) -> Iterator[str]:
     examples = conversation.examples
-    yield from heading(conversation, remarks)
+    yield from _heading(conversation, remarks)
     yield "<div class=tabs>"
     for index, example in enumerate(examples):
         pressed = "true" if index == len(examples) - 1 else "false"
@@ -56,7 +75,25 @@ def _section(conversation: Rendered, remarks: list[str], vocabulary: Vocabulary)
     for index, example in enumerate(examples):
         hidden = "" if index == len(examples) - 1 else " hidden"
         yield f'<div class="turn" data-turn="{index}"{hidden}>{_caption(example)}\n'
-        yield f"<pre>{tokens(example.ids, example.weights, example.channels, vocabulary)}</pre></div>\n"
+        yield f"<pre>{_tokens(example.ids, example.weights, example.channels, vocabulary)}</pre></div>\n"
+    yield "</section>\n"
+
+
+def _tree_section(conversation: Rendered, remarks: list[str], grown: Forest, vocabulary: Vocabulary) -> Iterator[str]:
+    yield from _heading(conversation, remarks)
+    yield f"<p class=saving>{html.escape(str(grown))} <button class=fold>fold all, unfold all</button></p>\n"
+    total = len(conversation.examples)
+    waiting: list[Branch | str] = list(reversed(grown.roots))
+    while waiting:  # without recursion, because a conversation may have a thousand turns
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+            continue
+        said = f"{len(item.ids):,} tokens, {item.trained_tokens:,} trained"
+        yield f"<details open><summary>{said} <small>{html.escape(whose(item, total))}</small></summary>\n"
+        yield f"<pre>{_tokens(item.ids, item.weights, item.channels, vocabulary)}</pre>\n"
+        waiting.append("</details>\n")
+        waiting += reversed(item.children)
     yield "</section>\n"
 
 
@@ -66,7 +103,7 @@ def _caption(example: Example) -> str:
     return f"<p>{length:,} tokens, {trained:,} trained ({trained / length:.0%}){dropped}</p>"
 
 
-def tokens(ids: Sequence[int], weights: Sequence[float], channels: Sequence[str], vocabulary: Vocabulary) -> str:
+def _tokens(ids: Sequence[int], weights: Sequence[float], channels: Sequence[str], vocabulary: Vocabulary) -> str:
     """Mark up tokens, a block per message."""
     parts: list[str] = []
     first = next((i for i, weight in enumerate(weights) if weight > 0), -1)

@@ -9,22 +9,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from ossia.config import DataSection, DataSource, sources
-from ossia.data.compile import Compiled, Progress, compile_sources
+from ossia.config import DataSection, DataSource, sources_of
+from ossia.data.compile import Compiled, OnBytes, compile_sources
 from ossia.data.rendered import Example, Rendered
-from ossia.data.settings import DataSettings
-from ossia.data.sources import Source
-from ossia.errors import UserError
+from ossia.errors import Problem, UserError
 from ossia.files import cache_folder
-from ossia.harmony.problem import Problem
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
-SHOWN = 5
+MOST_OF_A_KIND = 5
 """Problems of one kind that are printed one by one; the rest is counted."""
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedData:
     """Compiled examples, and what was found on the way."""
 
     train: list[Example] = field(default_factory=list)
@@ -40,38 +37,16 @@ class Prepared:
         seen: Counter[str] = Counter()
         for problem in self.problems:
             seen[problem.code] += 1
-            if seen[problem.code] <= SHOWN:
+            if seen[problem.code] <= MOST_OF_A_KIND:
                 yield str(problem)
         for code, count in seen.items():
-            if count > SHOWN:
-                yield f"and {count - SHOWN} more of {code}: ossia data check"
-
-
-def settings_of(section: DataSection) -> DataSettings:
-    """The recipe's choices in the form that the compiler takes."""
-    return DataSettings(
-        format=section.format,
-        columns=section.columns,
-        turns=section.turns,
-        max_tokens=section.max_tokens,
-        effort=section.effort,
-        date=section.date,
-        identity=section.identity,
-        builtin_tools=tuple(section.builtin_tools),
-        channel_weights=section.channel_weights,
-        order=section.header_order,
-        strict=section.strict,
-    )
-
-
-def sources_of_section(named: list[str | DataSource]) -> list[Source]:
-    """The recipe's data sets in the form that the compiler takes."""
-    return [Source(s.path, s.format, s.split, s.columns, s.limit, s.weight) for s in sources(named)]
+            if count > MOST_OF_A_KIND:
+                yield f"and {count - MOST_OF_A_KIND} more of {code}: ossia data check"
 
 
 def prepare(
-    section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: Progress | None = None
-) -> Prepared:
+    section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: OnBytes | None = None
+) -> PreparedData:
     """Read, check and compile a recipe's data. Bad rows are left out and reported, unless `section.strict`.
 
     Without validation files a share of the conversations, chosen by `seed`, is held back, all turns of one together.
@@ -86,17 +61,16 @@ def prepare(
         raise UserError(
             "the recipe names no training data", where="data.train", do="--set data.train=conversations.jsonl"
         )
-    settings = settings_of(section)
 
     def compiled(named: list[str | DataSource]) -> Compiled:
         with _one_of_many(section):
             return compile_sources(
-                sources_of_section(named), vocabulary, settings,
+                named, vocabulary, section,
                 workers=workers, cache=section.cache, seed=seed, progress=progress,
             )  # fmt: skip
 
     found = compiled(section.train)
-    prepared = Prepared(problems=found.problems, formats=found.formats)
+    prepared = PreparedData(problems=found.problems, formats=found.formats)
     conversations: Sequence[Rendered] = found.conversations
     held_back: Sequence[Rendered] = []
     if section.validation:
@@ -105,21 +79,21 @@ def prepare(
         prepared.formats += other.formats
         held_back = other.conversations
     else:
-        conversations, held_back = split(conversations, section.validation_share, seed)
+        conversations, held_back = hold_back(conversations, section.validation_share, seed)
     prepared.train = [example for conversation in conversations for example in conversation.examples]
     prepared.validation = [example for conversation in held_back for example in conversation.examples]
     if not prepared.train:
         first = next((problem for problem in prepared.problems), None)
         raise UserError(
             "no row can be trained on",
-            where=first.where if first else ", ".join(source.path for source in sources(section.train)),
+            where=first.where if first else ", ".join(source.path for source in sources_of(section.train)),
             why=first.what if first else "the files are empty",
             do="ossia data check  lists what is wrong with every row",
         )
     return prepared
 
 
-def split(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
+def hold_back(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
     """Hold back a share of the conversations: (the rest, those held back), both in their order. At least one stays.
 
     Repeats of one conversation, as a weighted source makes them, go to the same side.

@@ -13,20 +13,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
-from ossia.harmony.conversation import Message
+from ossia.data.kinds import ENDS_TURN, GOES_ON, context
 from ossia.harmony.tokenizer.vocabulary import RETURN
 
-LASTING, USER, TOOL, THOUGHT, PREAMBLE, ANSWER, CALL = "sutapfc"
-"""Kinds of messages, one letter each. LASTING: system and developer messages, which stay when old turns go."""
-FORGOTTEN = "UTaA"
-"""Kinds on channel analysis, in capitals where the channel is not the kind's own: gone once an answer is given."""
-ASSISTANT = "apfFcA"
-"""Kinds that the model writes. F: an answer with a recipient; A: a call on channel analysis."""
-GOES_ON = "apf"
-"""Kinds that the model closes with `<|end|>`, after which it writes the next `<|start|>assistant` itself."""
 
-
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Tokens [start, stop) of a conversation, all with one weight and one channel."""
 
     start: int
@@ -42,7 +33,7 @@ class Rendered:
     source: str
     """Where it came from, as in `data.jsonl:17`."""
     kinds: str = ""
-    """One letter per message."""
+    """One letter per message, see `ossia.data.kinds`."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
     """All messages back to back as they stand in a context."""
     bounds: array[int] = field(default_factory=lambda: array("i"))
@@ -51,7 +42,7 @@ class Rendered:
     """Per message: analysis, commentary, final, or without a channel the role."""
     weights: list[float] = field(default_factory=list)
     """Per message: the factor on its loss; 0 for all that the model does not write."""
-    targets: list[Target] = field(default_factory=list)
+    targets: list[TargetTurn] = field(default_factory=list)
     facts: dict[str, object] = field(default_factory=dict)
     """What statistics and checks want to know of the row beside its tokens."""
 
@@ -69,7 +60,7 @@ class Rendered:
         return self.bounds[4 * message + 3] - self.begin(message)
 
 
-class Target(NamedTuple):
+class TargetTurn(NamedTuple):
     """An assistant turn to train: messages [start, stop)."""
 
     turn: int
@@ -87,7 +78,7 @@ class Example:
     """One training sequence: the context of an assistant turn and the turn itself."""
 
     conversation: Rendered
-    target: Target
+    target: TargetTurn
 
     @property
     def turn(self) -> int:
@@ -113,22 +104,22 @@ class Example:
     def _targeted(self) -> range:
         return range(self.target.start, self.target.stop)
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[TokenRun]:
         """The example in stretches of one weight and one channel, in order. See `ends_with_return`."""
         made = self.conversation
         for index in context(made.kinds, self.target.start, self.target.cut):
-            yield Run(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index])
+            yield TokenRun(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index])
         for index in self._targeted:
             header, _content, _end, stop = made.bounds[4 * index : 4 * index + 4]
             weight, label = made.weights[index], made.labels[index]
             written = index > self.target.start and made.kinds[index - 1] in GOES_ON
-            yield Run(made.begin(index), header, weight if written else 0.0, label)
-            yield Run(header, stop, weight, label)
+            yield TokenRun(made.begin(index), header, weight if written else 0.0, label)
+            yield TokenRun(header, stop, weight, label)
 
     @property
     def ends_with_return(self) -> bool:
         """Whether the last token is `<|return|>`, as the model samples it, in place of the `<|end|>` of a context."""
-        return self.conversation.kinds[self.target.stop - 1] in "fF"
+        return self.conversation.kinds[self.target.stop - 1] in ENDS_TURN
 
     def __len__(self) -> int:
         return sum(map(self.conversation.length, self.messages))
@@ -156,30 +147,3 @@ class Example:
     def trained_tokens(self) -> int:
         """Tokens with a weight above 0."""
         return sum(run.stop - run.start for run in self.runs() if run.weight > 0)
-
-
-def kind_of(message: Message) -> str:
-    """The letter of a message's kind."""
-    role, hidden = message.role, message.channel == "analysis"
-    if role == "assistant":
-        if message.channel == "final":
-            return ANSWER if message.recipient is None else "F"
-        if message.recipient is not None:
-            return "A" if hidden else CALL
-        return THOUGHT if hidden else PREAMBLE
-    if role == "tool":
-        return "T" if hidden else TOOL
-    if hidden:
-        return "U"
-    return USER if role == "user" else LASTING
-
-
-def context(kinds: str, stop: int, cut: int = 0) -> list[int]:
-    """Indices of the messages before `stop` that the model still sees: no thoughts from before the last answer.
-
-    This is `ossia.harmony.without_old_thoughts` on kinds. Of the messages before `cut` only the lasting ones stay.
-    """
-    last = max(kinds.rfind("f", 0, stop), kinds.rfind("F", 0, stop))
-    if cut:
-        return [i for i in range(stop) if (kinds[i] not in FORGOTTEN or i > last) and (i >= cut or kinds[i] == LASTING)]
-    return [i for i in range(stop) if i > last or kinds[i] not in FORGOTTEN]

@@ -12,15 +12,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ossia.data.formats.loose import loads_loosely
-from ossia.data.formats.roles import ROLES
-from ossia.harmony.problem import Problem
+from ossia.data.formats.dialects import ROLE_OF
+from ossia.data.loose_json import loads_loosely
+from ossia.errors import Problem
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 Repair = Callable[[Any, Problem], str | None]
 
 _NAMES = {
-    **{name: role for name, role in ROLES.items() if role not in ("tool", "call")},
+    **{name: role for name, role in ROLE_OF.items() if role not in ("tool", "call")},
     **dict.fromkeys(("ai", "agent"), "assistant"),
     **dict.fromkeys(("person", "customer"), "user"),
     **dict.fromkeys(("usr", "uer", "uesr", "usre", "usser", "useer", "userr"), "user"),  # too short to be guessed
@@ -50,7 +50,7 @@ def role_named(name: str) -> str | None:
     Never that of a tool: a result without a call would then be removed.
     """
     word = name.strip().lower()
-    if word in _NAMES or word in ROLES:
+    if word in _NAMES or word in ROLE_OF:
         return _NAMES.get(word)
     near = difflib.get_close_matches(word, _GUESSED, n=1, cutoff=_NEAR) if word.isascii() and word.isalpha() else []
     return near[0] if near and not word.startswith(near[0]) else None  # `assistants`, `assistantb` mean something

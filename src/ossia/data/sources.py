@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import gzip
 import importlib.util
 import io
@@ -16,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ossia.data.cells import row_of_cells
+from ossia.config import DataSection, DataSource, Sources, sources_of
 from ossia.data.formats.row import doubled
-from ossia.data.settings import DataSettings, Format
+from ossia.data.loose_json import row_of_cells
 from ossia.errors import UserError, did_you_mean
 from ossia.recipes import available
 from ossia.recipes.examples import resolve
@@ -27,37 +26,6 @@ CHUNK_BYTES = 1 << 20
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _LINES = (".jsonl", ".ndjson", ".json")  # also with .gz
 _HUB_ID = re.compile(r"^(hub:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<split>[\w.-]+(\[[\w%:]+\])?))?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One data set of a mixture."""
-
-    path: str
-    format: Format | None = None
-    """Row format; None leaves it to the settings."""
-    split: str | None = None
-    """Split of a hub data set; None: the one after `@`, else train."""
-    columns: Mapping[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    """At most so many usable conversations, from the start."""
-    weight: float = 1.0
-    """How often each conversation counts."""
-
-    def settings(self, common: DataSettings) -> DataSettings:
-        """The settings for the rows of this source.
-
-        Raises:
-            UserError: two columns stand for the same key.
-        """
-        own = self.columns.values()
-        columns = {**{column: key for column, key in common.columns.items() if key not in own}, **self.columns}
-        for clash in doubled(columns):
-            raise UserError(clash, where=self.path, do="leave one of them out")
-        return dataclasses.replace(common, format=self.format or common.format, columns=columns)
-
-
-Sources = str | Path | Source | Iterable[str | Path | Source]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +66,17 @@ class Chunk:
                 yield index, _row_of_json(line, self.file, number)
 
 
-def sources_of(named: Sources) -> list[Source]:
-    """A list of sources from whatever names them."""
-    listed = [named] if isinstance(named, (str, Path, Source)) else named
-    return [source if isinstance(source, Source) else Source(str(source)) for source in listed]
+def settings_for(source: DataSource, common: DataSection) -> DataSection:
+    """The settings for the rows of one source: its format, and its columns on top of those of all.
+
+    Raises:
+        UserError: two columns stand for the same key.
+    """
+    own = source.columns.values()
+    columns = {**{column: key for column, key in common.columns.items() if key not in own}, **source.columns}
+    for clash in doubled(columns):
+        raise UserError(clash, where=source.path, do="leave one of them out")
+    return common.model_copy(update={"format": source.format or common.format, "columns": columns})
 
 
 def read_rows(sources: Sources) -> Iterator[Row]:
@@ -118,7 +93,7 @@ def read_rows(sources: Sources) -> Iterator[Row]:
             yield from (row for _, row in chunk.rows())
 
 
-def read_chunks(source: Source) -> Iterator[Chunk]:
+def read_chunks(source: DataSource) -> Iterator[Chunk]:
     """The same rows in pieces of about a megabyte."""
     path = resolve(source.path)
     hub = _HUB_ID.match(path)
@@ -147,7 +122,7 @@ def _read(file: Path) -> Iterator[Chunk]:
         yield from _batched(_READERS[kind](file))
 
 
-def total_bytes(source: Source) -> int:
+def total_bytes(source: DataSource) -> int:
     """Size of a source's files on disk, for progress; 0 for hub data sets."""
     path = Path(resolve(source.path))
     if not source.path:

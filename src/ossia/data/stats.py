@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ossia.data.kinds import MessageKind
 from ossia.data.rendered import Example, Rendered
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.sequences.savings import steps_of, within_steps
@@ -13,6 +14,7 @@ from ossia.sequences.tree import saving
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 """Lengths at which truncation is counted."""
+_LANGUAGES_OF = {"user": MessageKind.USER, "analysis": MessageKind.THOUGHT, "final": MessageKind.ANSWER}
 
 
 @dataclass(slots=True)
@@ -121,7 +123,7 @@ def statistics(
     return counted
 
 
-def languages(
+def detect_languages(
     conversations: Sequence[Rendered], vocabulary: Vocabulary, most: int = 400, letters: int = 2000
 ) -> dict[str, dict[str, int]]:
     """Languages of questions, thoughts and answers: {"user" | "analysis" | "final": {ISO 639 code: conversations}}.
@@ -133,7 +135,7 @@ def languages(
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for conversation in conversations[:: max(1, -(-len(conversations) // most))]:
-        for name, kind in (("user", "u"), ("analysis", "a"), ("final", "f")):
+        for name, kind in _LANGUAGES_OF.items():
             text = " ".join(content(conversation, index, vocabulary) for index in _places(conversation, kind))[:letters]
             if sum(map(str.isalpha, text)) >= 20:
                 found[name][identifier.classify(text)[0]] += 1
@@ -146,7 +148,7 @@ def content(conversation: Rendered, message: int, vocabulary: Vocabulary) -> str
     return vocabulary.decode(conversation.tokens[start:stop])
 
 
-def _places(conversation: Rendered, kind: str) -> list[int]:
+def _places(conversation: Rendered, kind: MessageKind) -> list[int]:
     return [index for index, letter in enumerate(conversation.kinds) if letter == kind]
 
 

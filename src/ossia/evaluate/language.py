@@ -52,7 +52,7 @@ _WITHOUT_SPACES = 0x0E00  # from Thai on, scripts mostly put no spaces between w
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LanguageVerdict:
     """What a text is written in.
 
     `language`: the candidate that fits most of the text, None if there is nothing to judge. `share`: of the judged
@@ -64,7 +64,7 @@ class Verdict:
     ok: bool
 
 
-def judge(text: str, expected: str, candidates: Iterable[str]) -> Verdict:
+def judge(text: str, expected: str, candidates: Iterable[str]) -> LanguageVerdict:
     """Say whether every sentence of `text` is in the expected language.
 
     Args:
@@ -86,8 +86,8 @@ def judge(text: str, expected: str, candidates: Iterable[str]) -> Verdict:
         passed += letters * (likelihood[wanted] >= CLOSE_CALL * likelihood[best])
         total += letters
     if not total:
-        return Verdict(None, 0.0, False)
-    return Verdict(max(weights, key=lambda language: weights[language]), passed / total, passed == total)
+        return LanguageVerdict(None, 0.0, False)
+    return LanguageVerdict(max(weights, key=lambda language: weights[language]), passed / total, passed == total)
 
 
 def code(language: str) -> str:

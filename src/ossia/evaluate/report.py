@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ossia.evaluate.statistics import Difference, Proportion, paired_difference, proportion
-from ossia.evaluate.tasks import MEASURES, Answer, Question
+from ossia.evaluate.tasks import MEASURES, GradedAnswer, Question
 
-Row = tuple[str, ...]
+TableRow = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Line:
+class MeasureResult:
     """One measure over one group of questions: a proportion per arm, and their difference if there are two arms."""
 
     measure: str
@@ -30,11 +30,11 @@ class Group:
     """`name`: "all questions", "thought in German", "kind add". `lines`: the measures that apply to some question."""
 
     name: str
-    lines: tuple[Line, ...]
+    lines: tuple[MeasureResult, ...]
 
 
 @dataclass(frozen=True)
-class Summary:
+class EvaluationSummary:
     """The groups, the one of all questions first; per arm the mean tokens and how many answers hit the length limit."""
 
     arms: tuple[str, ...]
@@ -53,7 +53,7 @@ class Summary:
         return {"questions": self.questions, **shares}
 
 
-def summarise(asked: Sequence[Question], answers: Mapping[str, Mapping[int, Answer]]) -> Summary:
+def summarise(asked: Sequence[Question], answers: Mapping[str, Mapping[int, GradedAnswer]]) -> EvaluationSummary:
     """Make the figures of questions that every arm has answered. `answers`: arm -> question number -> answer."""
     groups: dict[str, list[Question]] = {"all questions": list(asked)}
     for question in asked:
@@ -63,7 +63,7 @@ def summarise(asked: Sequence[Question], answers: Mapping[str, Mapping[int, Answ
         if question.kind is not None:
             groups.setdefault(f"kind {question.kind}", []).append(question)
     given = {arm: [answers[arm][question.number] for question in asked] for arm in answers}
-    return Summary(
+    return EvaluationSummary(
         arms=tuple(answers),
         groups=tuple(Group(name, _lines(members, answers)) for name, members in groups.items()) if asked else (),
         mean_tokens={arm: sum(len(a.completion.ids) for a in made) / max(1, len(made)) for arm, made in given.items()},
@@ -72,7 +72,7 @@ def summarise(asked: Sequence[Question], answers: Mapping[str, Mapping[int, Answ
     )
 
 
-def _lines(members: Sequence[Question], answers: Mapping[str, Mapping[int, Answer]]) -> tuple[Line, ...]:
+def _lines(members: Sequence[Question], answers: Mapping[str, Mapping[int, GradedAnswer]]) -> tuple[MeasureResult, ...]:
     lines = []
     for measure in MEASURES:
         outcomes = {
@@ -83,15 +83,17 @@ def _lines(members: Sequence[Question], answers: Mapping[str, Mapping[int, Answe
             continue
         pairs = list(zip(*outcomes.values(), strict=True)) if len(outcomes) == 2 else None
         difference = paired_difference(pairs) if pairs is not None else None
-        lines.append(Line(measure, {arm: proportion(results) for arm, results in outcomes.items()}, difference))
+        lines.append(
+            MeasureResult(measure, {arm: proportion(results) for arm, results in outcomes.items()}, difference)
+        )
     return tuple(lines)
 
 
-def table(summary: Summary) -> tuple[Row, list[Row]]:
+def main_table(summary: EvaluationSummary) -> tuple[TableRow, list[TableRow]]:
     """Return the columns and rows of the main table: every measure over all questions. It fits 80 columns."""
     compared = len(summary.arms) == 2
     columns = ("measure", "n", *summary.arms, *(("change",) if compared else ()))
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for line in summary.groups[0].lines if summary.groups else ():
         cells = [_cell(line.arms[arm]) for arm in summary.arms]
         if line.difference is not None:
@@ -100,10 +102,10 @@ def table(summary: Summary) -> tuple[Row, list[Row]]:
     return columns, rows
 
 
-def group_table(summary: Summary) -> tuple[Row, list[Row]]:
+def group_table(summary: EvaluationSummary) -> tuple[TableRow, list[TableRow]]:
     """Return the columns and rows of the table by group: the counts before and after, per measure. May have no rows."""
     measures = [line.measure for line in summary.groups[0].lines] if summary.groups else []
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for group in summary.groups[1:]:
         lines = {line.measure: line for line in group.lines}
         counts = {name: [str(line.arms[arm].count) for arm in summary.arms] for name, line in lines.items()}
@@ -112,7 +114,7 @@ def group_table(summary: Summary) -> tuple[Row, list[Row]]:
     return ("questions", "n", *measures), rows
 
 
-def remarks(summary: Summary) -> list[str]:
+def remarks(summary: EvaluationSummary) -> list[str]:
     """What the table does not say: how to read it, and the length of the answers."""
     lines = ["count, share (95 % interval); change in percentage points on the same questions (95 % interval)"]
     for arm in summary.arms:
@@ -130,5 +132,5 @@ def _change(d: Difference) -> str:
     return f"{100 * d.difference:+.0f} ({100 * d.low:+.0f},{100 * d.high:+.0f})"
 
 
-def _total(line: Line) -> str:
+def _total(line: MeasureResult) -> str:
     return str(max(p.total for p in line.arms.values()))

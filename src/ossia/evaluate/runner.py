@@ -19,8 +19,8 @@ from ossia import events, files, runs
 from ossia.config import EvalSection
 from ossia.errors import UserError
 from ossia.evaluate.language import code
-from ossia.evaluate.report import Summary, summarise
-from ossia.evaluate.tasks import Answer, Question, languages, questions, read
+from ossia.evaluate.report import EvaluationSummary, summarise
+from ossia.evaluate.tasks import GradedAnswer, Question, grade, named_languages, questions
 from ossia.generate.engine import BASE_WEIGHTS, Completion, Engine
 from ossia.generate.subject import Subject, request_of
 from ossia.harmony.conversation import Conversation
@@ -35,7 +35,7 @@ OnAnswers = Callable[[int], None]
 
 
 @dataclass
-class Report:
+class Evaluation:
     """An evaluation. `answers` maps each arm (base and tuned, or model) to the answers by question number."""
 
     subject: str
@@ -43,7 +43,7 @@ class Report:
     questions: list[Question]
     """Those that are to be asked, in the order of asking."""
     settings: EvalSection
-    answers: dict[str, dict[int, Answer]] = field(default_factory=dict)
+    answers: dict[str, dict[int, GradedAnswer]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     """Where it came from: model, checkpoint, data files."""
     seconds: float = 0.0
@@ -60,7 +60,7 @@ class Report:
     def complete(self) -> bool:
         return len(self.asked) == len(self.questions)
 
-    def summary(self) -> Summary:
+    def summary(self) -> EvaluationSummary:
         """Counts, intervals and differences over the questions that every arm has answered."""
         return summarise(self.asked, {arm: self.answers.get(arm, {}) for arm in self.arms})
 
@@ -72,7 +72,7 @@ def evaluate(
     vs_base: bool = True,
     data: Sequence[str] = (),
     on_progress: OnAnswers | None = None,
-) -> Report:
+) -> Evaluation:
     """Load what is to be evaluated, ask, write the report beside the run (`evals/`) and tell the run's events.
 
     Ctrl-C ends it early with what there is; the report then is not `complete`.
@@ -90,7 +90,7 @@ def evaluate(
     arms: dict[str, str | None] = {MODEL: None}
     if subject.adapter is not None:
         arms = {BASE: BASE_WEIGHTS, TUNED: None} if vs_base else {TUNED: None}
-    report = Report(
+    report = Evaluation(
         subject=subject.name,
         arms=tuple(arms),
         questions=order,
@@ -119,14 +119,14 @@ def choose(everything: Sequence[Question], settings: EvalSection) -> list[Questi
     """
     if not everything:
         raise UserError("there is nothing to ask: no usable row in the data", do="ossia data check FILE")
-    for language in languages(everything):
+    for language in named_languages(everything):
         code(language)
     count = min(settings.limit or len(everything), len(everything))
     return random.Random(settings.seed).sample(everything, count)
 
 
 def ask(
-    report: Report,
+    report: Evaluation,
     engine: Engine,
     arms: Mapping[str, str | None],
     vocabulary: Vocabulary,
@@ -137,7 +137,7 @@ def ask(
     `arms` maps the name of each arm to the adapter that answers (`Request.adapter`).
     """
     settings, began = report.settings, time.monotonic()
-    among = languages(report.questions)
+    among = named_languages(report.questions)
     size = ROUND * settings.batch_size
     try:
         for start in range(0, len(report.questions), size):
@@ -148,10 +148,10 @@ def ask(
                 def hear(
                     index: int,
                     completion: Completion,
-                    given: dict[int, Answer] = given,
+                    given: dict[int, GradedAnswer] = given,
                     part: list[Question] = part,
                 ) -> None:
-                    given[part[index].number] = read(part[index], completion, vocabulary, among)
+                    given[part[index].number] = grade(part[index], completion, vocabulary, among)
                     if on_progress is not None:
                         on_progress(1)
 
@@ -160,13 +160,13 @@ def ask(
                 requests = [replace(like, prompt=q.prompt, number=number) for number, q in enumerate(part)]
                 engine.complete(requests, hear)
             report.seconds = time.monotonic() - began
-            save(report, vocabulary)
+            save_evaluation(report, vocabulary)
     except KeyboardInterrupt:
         report.seconds = time.monotonic() - began
-        save(report, vocabulary)
+        save_evaluation(report, vocabulary)
 
 
-def save(report: Report, vocabulary: Vocabulary) -> None:
+def save_evaluation(report: Evaluation, vocabulary: Vocabulary) -> None:
     """Write the report to its file, atomically: every question, prompt, completion and verdict, and the summary."""
     assert report.path is not None
     value = {
@@ -184,7 +184,7 @@ def save(report: Report, vocabulary: Vocabulary) -> None:
     files.write_json(report.path, value)
 
 
-def _question_json(question: Question, report: Report, vocabulary: Vocabulary) -> dict[str, Any]:
+def _question_json(question: Question, report: Evaluation, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "number": question.number,
         "source": question.source,
@@ -198,7 +198,7 @@ def _question_json(question: Question, report: Report, vocabulary: Vocabulary) -
     }
 
 
-def _answer_json(answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+def _answer_json(answer: GradedAnswer, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "verdicts": answer.verdicts,
         "thought_language": answer.thought_language,

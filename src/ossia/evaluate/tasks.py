@@ -22,8 +22,8 @@ from typing import Any
 
 from ossia.evaluate.language import judge
 from ossia.generate.engine import Completion
-from ossia.harmony.conversation import Conversation, Message
-from ossia.harmony.parse import ParsedMessage, parse
+from ossia.harmony.conversation import Conversation, Message, ParsedMessage
+from ossia.harmony.parse import parse
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import CALL, RETURN, Vocabulary
 
@@ -55,8 +55,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A completion, read and judged. `thought_language`, `thought_share`: see `language.Verdict`."""
+class GradedAnswer:
+    """A completion, read and judged. `thought_language`, `thought_share`: see `LanguageVerdict`."""
 
     completion: Completion
     messages: tuple[ParsedMessage, ...]
@@ -95,16 +95,16 @@ def questions(conversations: Iterable[Conversation], vocabulary: Vocabulary) -> 
     return made
 
 
-def languages(asked: Iterable[Question]) -> tuple[str, ...]:
+def named_languages(asked: Iterable[Question]) -> tuple[str, ...]:
     """The languages to judge among: all that the questions name, and English, into which thoughts fall back."""
     named = {name for question in asked for name in (question.requested, question.language) if name}
     return tuple(sorted(named | {"English"})) if named else ()
 
 
-def read(question: Question, completion: Completion, vocabulary: Vocabulary, among: Sequence[str]) -> Answer:
-    """Parse a completion and apply every measure that the question allows. `among`: see `languages`."""
+def grade(question: Question, completion: Completion, vocabulary: Vocabulary, among: Sequence[str]) -> GradedAnswer:
+    """Parse a completion and apply every measure that the question allows. `among`: see `named_languages`."""
     messages = parse(completion.ids, vocabulary)
-    thought, final = text_of(messages, "analysis"), text_of(messages, "final")
+    thought, final = channel_text(messages, "analysis"), channel_text(messages, "final")
     verdicts: dict[str, bool] = {}
     thought_verdict = final_verdict = None
     if question.requested is not None:
@@ -124,7 +124,7 @@ def read(question: Question, completion: Completion, vocabulary: Vocabulary, amo
     elif question.answer is None and expected_final is not None:
         verdicts["exact match"] = normalise(final) == normalise(expected_final)
     verdicts["well-formed"] = is_well_formed(messages, calls=bool(question.conversation.tools))
-    return Answer(
+    return GradedAnswer(
         completion=completion,
         messages=tuple(messages),
         verdicts=verdicts,
@@ -134,7 +134,7 @@ def read(question: Question, completion: Completion, vocabulary: Vocabulary, amo
     )
 
 
-def text_of(messages: Iterable[ParsedMessage], channel: str) -> str:
+def channel_text(messages: Iterable[ParsedMessage], channel: str) -> str:
     """What the assistant wrote on a channel."""
     return "\n".join(m.content for m in messages if m.channel == channel and m.role == "assistant" and not m.recipient)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ossia.config import LoraSection, sources
+from ossia.config import LoraSection, sources_of
 from ossia.export.source import ExportSource
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +71,7 @@ def _training(source: ExportSource) -> list[str]:
         return []
     train = recipe.train
     rows = [
-        ("data", ", ".join(Path(source.path).name for source in sources(recipe.data.train)) or "none named"),
+        ("data", ", ".join(Path(source.path).name for source in sources_of(recipe.data.train)) or "none named"),
         ("checkpoint", source.adapter.name),
         *_adapted(recipe.lora),
         ("examples per step", train.examples_per_step),

@@ -10,9 +10,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ossia.config import Effort
 from ossia.generate.engine import Engine, Finish, Request
-from ossia.harmony.conversation import Conversation, Effort, Message, SystemSettings, user
-from ossia.harmony.parse import Delta, ParsedMessage, Parser
+from ossia.harmony.conversation import Conversation, Message, ParsedMessage, SystemSettings, user
+from ossia.harmony.parse import Parser, TextDelta
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
@@ -113,7 +114,7 @@ def piece_kind(message: ParsedMessage | Message) -> PieceKind:
     return "answer" if message.channel == "final" else "preamble"
 
 
-def _pieces(parser: Parser, deltas: list[Delta], begun: set[int]) -> Iterator[Piece]:
+def _pieces(parser: Parser, deltas: list[TextDelta], begun: set[int]) -> Iterator[Piece]:
     for delta in deltas:
         message = parser.messages[delta.message]
         first = delta.message not in begun

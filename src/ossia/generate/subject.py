@@ -46,7 +46,7 @@ class Subject:
     def system(self) -> SystemSettings:
         """Return the system message of the recipe."""
         data = self.recipe.data
-        return SystemSettings(identity=data.identity, date=data.date, effort=data.effort)
+        return SystemSettings(data.identity, data.knowledge_cutoff, data.date, data.effort)
 
     def vocabulary(self) -> Vocabulary:
         """Return the tokenizer of the base model.

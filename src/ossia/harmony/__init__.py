@@ -1,13 +1,19 @@
 """Harmony, the message format of gpt-oss: one renderer and one parser for data, training, chat, serving and export.
 
-    conversation    what a conversation is
-    chat            OpenAI's JSON messages -> conversation (`request`: tools, response formats, effort; `builtin` tools)
-    chat_form       conversation -> OpenAI's JSON messages
-    render          conversation -> ids (`typescript`: tools as the model reads them)
-    parse           ids -> messages, total (`header`, `pieces`, `parsed`)
-    vocabulary      text <-> token ids (`encoder`: a fast one where the vocabulary is the published one)
+    conversation    what a conversation is: messages, and the settings of what stands before them
+    from_openai     OpenAI's JSON messages -> conversation
+    request         what stands beside these: tools, response formats, effort in a text
+    builtin         the built-in tools, browser and python
+    to_openai       conversation -> OpenAI's JSON messages
+    render          conversation -> ids
+    typescript      tools as the model reads them
+    parse           ids -> messages, total
+    header          what stands between <|start|> and <|message|>
     preview         ids for the eye
-    chat_template   the same rendering as a Jinja template, for other programs; `template` compares others with it
+    template        where another chat template renders other ids
+    tokenizer       text <-> ids
+
+chat_template.jinja is the same rendering for other programs.
 
 No torch in here.
 """
@@ -16,19 +22,21 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from ossia.errors import Problem
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
     Conversation,
     Message,
+    ParsedMessage,
     ResponseFormat,
     SystemSettings,
     ToolDescription,
     without_old_thoughts,
 )
-from ossia.harmony.from_openai import conversation_from_chat, tools_from_chat
-from ossia.harmony.parse import ParsedMessage, Parser, parse, parse_text
-from ossia.harmony.problem import Problem
+from ossia.harmony.from_openai import conversation_from_chat
+from ossia.harmony.parse import Parser, parse, parse_text
 from ossia.harmony.render import Rendering, render_conversation, render_message, render_messages, render_prompt
+from ossia.harmony.request import tools_from_chat
 from ossia.harmony.tokenizer.vocabulary import VOCABULARY_SIZE, Vocabulary, offline_tokenizer_folder
 
 __all__ = [

@@ -22,13 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ossia.errors import UserError, did_you_mean
+from ossia.config import CHANNELS, Effort
+from ossia.errors import Level, OnProblem, Problem, UserError, did_you_mean, raise_errors
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
-    CHANNELS,
     DEFAULT_SYSTEM,
     Conversation,
-    Effort,
     Message,
     Role,
     SystemSettings,
@@ -40,15 +39,12 @@ from ossia.harmony.conversation import (
     thought,
     user,
 )
-from ossia.harmony.problem import Level, Problem, Report, raise_errors
 from ossia.harmony.request import (
     clean_name,
     response_formats_from_chat,
     split_effort,
     tools_from_chat,
 )
-
-__all__ = ["CHAT_ROLES", "THOUGHT_KEYS", "conversation_from_chat", "text_of", "tools_from_chat"]
 
 THOUGHT_KEYS = ("thinking", "reasoning_content", "reasoning")
 CHAT_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -67,7 +63,7 @@ def conversation_from_chat(
     response_format: object = None,
     source: str = "",
     extra: Mapping[str, Any] | None = None,
-    report: Report = raise_errors,
+    report: OnProblem = raise_errors,
     path: str = "messages",
     paths: Sequence[str] = (),
 ) -> Conversation:
@@ -117,7 +113,7 @@ def _is_text(part: object) -> bool:
     return isinstance(part, Mapping) and (isinstance(part.get("text"), str) or isinstance(part.get("refusal"), str))
 
 
-def _announce(system: SystemSettings, names: Sequence[str], report: Report) -> SystemSettings:
+def _announce(system: SystemSettings, names: Sequence[str], report: OnProblem) -> SystemSettings:
     known = {namespace.name for namespace in system.namespaces}
     try:
         new = builtin_namespaces(names)
@@ -140,7 +136,7 @@ class _Reader:
 
     def __init__(
         self,
-        report: Report,
+        report: OnProblem,
         path: str,
         paths: Sequence[str],
         namespaces: Sequence[ToolNamespace],

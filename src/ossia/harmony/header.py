@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import get_args
 
-from ossia.harmony.conversation import CHANNELS, ROLES, Role
+from ossia.config import CHANNELS, BuiltinTool
+from ossia.harmony.conversation import ROLES, Role
+from ossia.harmony.tokenizer.vocabulary import CONTROL_TOKENS
 
 CONTENT_TYPES = ("json", "code", "text", "plain", "yaml", "xml", "markdown")
-_BUILT_INS = ("python", "browser", "container")
+_BUILT_INS = (*get_args(BuiltinTool), "container")
 
 _NAMES = "|".join(CHANNELS)
 _REPEATED_ROLE = re.compile(rf"^(?:\s*assistant(?=assistant|{_NAMES}|to=|\s|\Z))+")
@@ -66,7 +69,36 @@ class Header:
                 self.repairs.append(f"{field_.replace('_', ' ')} {old!r} before the last <|channel|>: left out")
 
 
-def read_header(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
+@dataclass(slots=True)
+class HeaderDraft:
+    """The tokens of a header that is being read."""
+
+    begin: int
+    """Where the message's span begins."""
+    start: int
+    """Where the header's span begins."""
+    implied_role: bool
+    """No `<|start|>` before it."""
+    ids: list[int] = field(default_factory=list)
+    """All tokens from `start` on."""
+    own: int = 0
+    """Up to here, `ids` are of headers before it that led to nothing."""
+    author_stop: int | None = None
+    """The first `<|channel|>` in `ids`."""
+    channel: int | None = None
+    """The last one."""
+    before: Header | None = None
+    """What it says up to the last `<|channel|>`, if that is not the first."""
+    header: Header | None = None
+    """What it says, once it has led to nothing."""
+    has_startoftext: bool = False
+
+    def has_text(self) -> bool:
+        """Whether any token is text."""
+        return any(id not in CONTROL_TOKENS for id in self.ids)
+
+
+def parse_header(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
     """Take a header apart. Any text gives a header.
 
     Args:

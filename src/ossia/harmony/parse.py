@@ -33,61 +33,34 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from ossia.harmony.header import Header, read_header, text_before_channel
-from ossia.harmony.parsed import Delta, ParsedMessage
-from ossia.harmony.pieces import Pieces
+from ossia.harmony.conversation import ParsedMessage
+from ossia.harmony.header import Header, HeaderDraft, parse_header, text_before_channel
 from ossia.harmony.tokenizer.vocabulary import (
-    CALL,
     CHANNEL,
+    CLOSING_TOKENS,
     CONSTRAIN,
-    END,
-    ENDOFTEXT,
+    CONTROL_TOKENS,
     MESSAGE,
-    RETURN,
     SPECIAL_TOKENS,
     START,
     STARTOFTEXT,
     VOCABULARY_SIZE,
+    Pieces,
     Vocabulary,
 )
 
 Start = Literal["assistant-header", "message"]
 
-_CLOSING = frozenset({END, RETURN, CALL, ENDOFTEXT})
 _MOST_REPAIRS = 50
-CONTROL = _CLOSING | {START, CHANNEL, CONSTRAIN, MESSAGE, STARTOFTEXT}
-"""The control tokens. All other ids are text: reserved ones by their names, unknown ones as U+FFFD."""
 
 
-@dataclass(slots=True)
-class _Draft:
-    """The tokens of a header that is being read."""
+class TextDelta(NamedTuple):
+    """Text that a token added to the message `messages[message]`."""
 
-    begin: int
-    """Where the message's span begins."""
-    start: int
-    """Where the header's span begins."""
-    implied_role: bool
-    """No `<|start|>` before it."""
-    ids: list[int] = field(default_factory=list)
-    """All tokens from `start` on."""
-    own: int = 0
-    """Up to here, `ids` are of headers before it that led to nothing."""
-    author_stop: int | None = None
-    """The first `<|channel|>` in `ids`."""
-    channel: int | None = None
-    """The last one."""
-    before: Header | None = None
-    """What it says up to the last `<|channel|>`, if that is not the first."""
-    header: Header | None = None
-    """What it says, once it has led to nothing."""
-    has_startoftext: bool = False
-
-    def has_text(self) -> bool:
-        return any(id not in CONTROL for id in self.ids)
+    message: int
+    text: str
 
 
 class Parser:
@@ -103,7 +76,7 @@ class Parser:
         self._open = False  # the last message still takes content
         self._parts: list[str] = []  # its content since it was last put together
         self._unfinished = b""  # of a character
-        self._draft = _Draft(0, 0, True) if start == "assistant-header" else None
+        self._draft = HeaderDraft(0, 0, True) if start == "assistant-header" else None
         self._between = start == "message"  # between messages; a draft there is a header that led to nothing
         self._continuation = "commentary"  # the channel of text that names none
         self._pending: list[str] = []  # repairs for the next message
@@ -120,7 +93,7 @@ class Parser:
         """The message that takes content at the moment."""
         return self.messages[-1] if self._open else None
 
-    def push(self, id: int) -> list[Delta]:
+    def push(self, id: int) -> list[TextDelta]:
         """Take one token and return the text it added: one piece or none, more where a broken header is mended."""
         self._count += 1
         if self._open:
@@ -129,9 +102,9 @@ class Parser:
             return self._push_between(int(id))
         return self._push_header(int(id))
 
-    def finish(self) -> list[Delta]:
+    def finish(self) -> list[TextDelta]:
         """The stream is over. An open message stays incomplete; a header without `<|message|>` becomes one."""
-        deltas: list[Delta] = []
+        deltas: list[TextDelta] = []
         if self._open:
             deltas = self._close(None, self._count)
         elif not self._between and self._draft and self._draft.begin < self._count:
@@ -148,32 +121,32 @@ class Parser:
 
     # Content
 
-    def _push_content(self, id: int) -> list[Delta]:
+    def _push_content(self, id: int) -> list[TextDelta]:
         data = self._unfinished + self._bytes(id) if self._unfinished else self._bytes(id)
         text, used = codecs.utf_8_decode(data, "replace", False)
         self._unfinished = data[used:] if used < len(data) else b""
         return self._grow(text)
 
-    def _push_special(self, id: int) -> list[Delta]:
+    def _push_special(self, id: int) -> list[TextDelta]:
         at = self._count - 1
-        if id in _CLOSING:
+        if id in CLOSING_TOKENS:
             return self._close(id, at)
         if id in (START, CHANNEL):
             self._repair(f"{SPECIAL_TOKENS[id]} inside the content: closed before it")
             deltas = self._close(id, at)
             self._begin_header(id, at)
             return deltas
-        if id in CONTROL:
+        if id in CONTROL_TOKENS:
             self._repair(f"{SPECIAL_TOKENS[id]} inside the content: left out")
             return []
         self._repair(_oddity(id))
         return self._push_content(id)
 
-    def _grow(self, text: str) -> list[Delta]:
+    def _grow(self, text: str) -> list[TextDelta]:
         if not text:
             return []
         self._parts.append(text)
-        return [Delta(len(self._messages) - 1, text)]
+        return [TextDelta(len(self._messages) - 1, text)]
 
     def _settle(self, stop: int) -> None:
         message = self._messages[-1]
@@ -183,21 +156,21 @@ class Parser:
         message.content_span = message.content_span[0], stop
         message.span = message.span[0], stop
 
-    def _close(self, stop: int | None, at: int) -> list[Delta]:
+    def _close(self, stop: int | None, at: int) -> list[TextDelta]:
         """The content ends before the token `at`, which belongs to the message if it is a closing one."""
         deltas = self._grow(self._unfinished.decode("utf-8", "replace"))
         self._settle(at)
         message = self._messages[-1]
         message.complete, message.stop = stop is not None, stop
-        if stop in _CLOSING:
+        if stop in CLOSING_TOKENS:
             message.span = message.span[0], at + 1
         self._unfinished, self._open, self._between = b"", False, True
         return deltas
 
     # Between messages
 
-    def _push_between(self, id: int) -> list[Delta]:
-        if id in _CLOSING or id == STARTOFTEXT:
+    def _push_between(self, id: int) -> list[TextDelta]:
+        if id in CLOSING_TOKENS or id == STARTOFTEXT:
             self._repair(f"stray {SPECIAL_TOKENS[id]} between messages: left out")
             if self._draft is not None:
                 self._draft.ids.append(id)
@@ -212,7 +185,7 @@ class Parser:
     def _begin_header(self, first: int | None, at: int) -> None:
         """A header begins at the token `at`: with START, with CHANNEL, or (None) with text."""
         if self._draft is None:
-            self._draft = _Draft(at, at + 1 if first == START else at, first != START)
+            self._draft = HeaderDraft(at, at + 1 if first == START else at, first != START)
         else:
             draft = self._draft
             draft.ids += [START] if first == START else []
@@ -225,12 +198,12 @@ class Parser:
 
     # Headers
 
-    def _push_header(self, id: int) -> list[Delta]:
+    def _push_header(self, id: int) -> list[TextDelta]:
         assert self._draft is not None
         at = self._count - 1
         if id == MESSAGE:
             return self._open_message(at)
-        if id in _CLOSING:
+        if id in CLOSING_TOKENS:
             return self._end_header(id, at, f"{SPECIAL_TOKENS[id]} instead of <|message|>")
         if id == START:
             deltas = self._end_header(id, at, "<|start|> inside a header")
@@ -246,13 +219,13 @@ class Parser:
         self._draft.ids.append(id)
         return []
 
-    def _push_channel(self, at: int) -> list[Delta]:
+    def _push_channel(self, at: int) -> list[TextDelta]:
         """What stood in the header before `<|channel|>` keeps its own channel, if it is text."""
         draft = self._draft
         assert draft is not None
         repair = ""
         if draft.channel is None:
-            has_text = any(id not in CONTROL for id in draft.ids[draft.own :])
+            has_text = any(id not in CONTROL_TOKENS for id in draft.ids[draft.own :])
             if has_text and text_before_channel(self._author(draft), draft.implied_role):
                 repair = "text before <|channel|>: a message of its own"
         else:
@@ -272,34 +245,34 @@ class Parser:
         draft.ids.append(CHANNEL)
         return []
 
-    def _open_message(self, at: int) -> list[Delta]:
+    def _open_message(self, at: int) -> list[TextDelta]:
         draft = self._draft
         assert draft is not None
         header = self._read(draft, closed=True)
         self._start(header, self._channel_of(header, draft), at, at + 1)
         return self._grow(header.rest)
 
-    def _end_header(self, stop: int | None, at: int, repair: str) -> list[Delta]:
+    def _end_header(self, stop: int | None, at: int, repair: str) -> list[TextDelta]:
         """A header that never came to `<|message|>`. With something to tell it becomes a message."""
         draft = self._draft
         assert draft is not None
         self._note(repair)
         self._between = True
         header, own = self._read(draft, closed=False), draft.ids[draft.own :]
-        if header.says_nothing or all(id in CONTROL for id in own):
+        if header.says_nothing or all(id in CONTROL_TOKENS for id in own):
             self._keep_for_the_next(draft, header, stop)
             return []
         channel, content_start, text = self._channel_of(header, draft), at, header.rest
         if draft.channel is None and header.rest == self._author(draft):
             # Text without any header: its tokens are the content.
             content_start = draft.start + draft.own
-            header.rest, text = "", self._decode(id for id in own if id not in CONTROL)
+            header.rest, text = "", self._decode(id for id in own if id not in CONTROL_TOKENS)
             if CONSTRAIN in own:
                 header.repairs.append("<|constrain|> inside the content: left out")
         self._start(header, channel, content_start, content_start)
         return self._grow(text) + self._close(stop, at)
 
-    def _keep_for_the_next(self, draft: _Draft, header: Header, stop: int | None) -> None:
+    def _keep_for_the_next(self, draft: HeaderDraft, header: Header, stop: int | None) -> None:
         """A header that says nothing belongs to the next one, unless it has no text at all."""
         if not draft.has_text():
             for id in draft.ids if draft.implied_role else [START, *draft.ids]:
@@ -308,25 +281,25 @@ class Parser:
             return
         draft.header, header.rest = header, ""
         self._note_all(header)
-        if stop in _CLOSING:
+        if stop in CLOSING_TOKENS:
             draft.ids.append(stop)
 
-    def _read(self, draft: _Draft, closed: bool) -> Header:
+    def _read(self, draft: HeaderDraft, closed: bool) -> Header:
         # Cut at the control token, not at its spelling: plain text that says "<|channel|>" opens none.
         channel = None if draft.channel is None else self._decode(draft.ids[draft.channel + 1 :])
-        header = read_header(self._author(draft), channel, draft.implied_role, closed)
+        header = parse_header(self._author(draft), channel, draft.implied_role, closed)
         if draft.before is not None:
             header.inherit(draft.before)
         if draft.has_startoftext:
             header.rest = header.rest.replace(SPECIAL_TOKENS[STARTOFTEXT], " ")
         return header
 
-    def _author(self, draft: _Draft) -> str:
+    def _author(self, draft: HeaderDraft) -> str:
         """What stands before `<|channel|>`."""
         ids = draft.ids[draft.own : draft.author_stop]
         return b"".join(b" " if id == STARTOFTEXT else self._bytes(id) for id in ids).decode("utf-8", "replace")
 
-    def _channel_of(self, header: Header, draft: _Draft) -> str | None:
+    def _channel_of(self, header: Header, draft: HeaderDraft) -> str | None:
         goes_on = draft.implied_role and draft.channel is None and self._continuation == "analysis"
         if header.role != "assistant" or (header.channel is not None and not goes_on):
             return header.channel

@@ -13,7 +13,7 @@ from rich.text import Text
 from ossia.errors import harmless
 from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
 
-COLOURS = {
+CHANNEL_COLOURS = {
     "system": "blue",
     "developer": "magenta",
     "user": "cyan",
@@ -83,14 +83,14 @@ def _ends_character(ids: list[int], vocabulary: Vocabulary) -> bool:
 
 def _style(channel: str, trained: bool, id: int) -> Style:
     control = STARTOFTEXT <= id < VOCABULARY_SIZE
-    return Style(color=COLOURS.get(channel), bold=trained, underline=trained, dim=not trained, italic=control)
+    return Style(color=CHANNEL_COLOURS.get(channel), bold=trained, underline=trained, dim=not trained, italic=control)
 
 
 def _legend(channels: Sequence[str], colour: bool) -> Text:
-    seen = [channel for channel in COLOURS if channel in set(channels)]
+    seen = [channel for channel in CHANNEL_COLOURS if channel in set(channels)]
     if not colour:
         return Text(f"{_OPEN}trained{_SHUT} given\n\n")
     legend = Text.assemble(("trained", "bold underline"), "  ", ("given", "dim"), "  ", ("<|control|>", "italic"))
     for channel in seen:
-        legend.append("  ").append(channel, Style(color=COLOURS[channel]))
+        legend.append("  ").append(channel, Style(color=CHANNEL_COLOURS[channel]))
     return legend.append("\n\n")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ossia.config import HeaderOrder
 from ossia.harmony.conversation import (
     Conversation,
     Message,
@@ -28,7 +29,6 @@ from ossia.harmony.conversation import (
 from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Vocabulary
 from ossia.harmony.typescript import compact_json, lines_of, tools_section
 
-HeaderOrder = Literal["channel-first", "recipient-first"]
 Part = Literal["start", "header", "content", "end"]
 
 _CONSTRAIN_TEXT = "<|constrain|>"

@@ -7,16 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ossia.harmony.conversation import Effort, ResponseFormat, ToolDescription
-from ossia.harmony.problem import Problem, Report, raise_errors
+from ossia.config import EFFORTS, Effort
+from ossia.errors import OnProblem, Problem, raise_errors
+from ossia.harmony.conversation import ResponseFormat, ToolDescription
 
-EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
 _EFFORT_KEYS = ("reasoning:", "reasoning effort:")
 _NOT_IN_NAMES = re.compile(r"[\s<>\x00-\x1f\x7f]+")
 _UNCONSTRAINED = ("text", "json_object")  # no schema: nothing to announce
 
 
-def tools_from_chat(tools: object, report: Report = raise_errors) -> tuple[ToolDescription, ...]:
+def tools_from_chat(tools: object, report: OnProblem = raise_errors) -> tuple[ToolDescription, ...]:
     """The function tools of a chat request. A function without properties has no arguments: `() => any`."""
     if not tools:
         return ()
@@ -39,7 +39,7 @@ def tools_from_chat(tools: object, report: Report = raise_errors) -> tuple[ToolD
     return tuple(found)
 
 
-def clean_name(name: str, path: str, report: Report) -> str:
+def clean_name(name: str, path: str, report: OnProblem) -> str:
     """A name that can stand in a header: whitespace and angle brackets would end it there. Names of calls, tools and
     people all go through here, so that they still agree."""
     cleaned = _NOT_IN_NAMES.sub("_", name.strip())
@@ -55,7 +55,7 @@ def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return parameters if isinstance(parameters, Mapping) and parameters.get("properties") else None
 
 
-def response_formats_from_chat(value: object, report: Report = raise_errors) -> tuple[ResponseFormat, ...]:
+def response_formats_from_chat(value: object, report: OnProblem = raise_errors) -> tuple[ResponseFormat, ...]:
     """The `response_format` of Chat Completions or `text.format` of Responses, or a list of several.
 
     A schema stands in `json_schema` (Chat Completions) or beside the type (Responses). `text` and `json_object` have
@@ -97,7 +97,7 @@ def _effort_of(line: str) -> Effort | None:
     return None
 
 
-def _response_format(item: Any, report: Report) -> ResponseFormat | None:
+def _response_format(item: Any, report: OnProblem) -> ResponseFormat | None:
     if isinstance(item, Mapping) and item.get("type") in _UNCONSTRAINED:
         return None
     body = item.get("json_schema", item) if isinstance(item, Mapping) else None
@@ -111,7 +111,7 @@ def _response_format(item: Any, report: Report) -> ResponseFormat | None:
     return ResponseFormat(body["name"], body["schema"], str(body.get("description") or ""))
 
 
-def _parsed(value: object, key: str, report: Report) -> object:
+def _parsed(value: object, key: str, report: OnProblem) -> object:
     """Rows of some data sets hold such fields as a JSON text."""
     if not isinstance(value, str):
         return value

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
+from ossia.config import HeaderOrder
 from ossia.harmony.conversation import Conversation, without_old_thoughts
-from ossia.harmony.render import HeaderOrder, prologue, render_messages, render_prompt
-from ossia.harmony.to_openai import Chat, chat_form, conversation_from_chat_form
+from ossia.harmony.render import prologue, render_messages, render_prompt
+from ossia.harmony.to_openai import Chat, conversation_from_chat_form
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
-
-__all__ = ["Comparison", "Hunk", "chat_form", "compare", "conversation_from_chat_form", "render_template"]
 
 _CONTEXT = 8  # tokens shown before and after a difference
 _GAP = 3  # differences closer than this are shown as one

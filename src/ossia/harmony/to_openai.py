@@ -1,4 +1,4 @@
-"""A conversation as OpenAI chat messages, for programs that read those: the way back from `chat`.
+"""A conversation as OpenAI chat messages, for programs that read those: the way back from `from_openai`.
 
     thought, then preamble, call    one assistant message with `thinking`, `content` and `tool_calls`
     thought, then answer            one assistant message with `thinking` and `content`
@@ -14,10 +14,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ossia.config import DEFAULT_IDENTITY, DEFAULT_KNOWLEDGE_CUTOFF
 from ossia.harmony.builtin import BUILTIN_TOOLS
 from ossia.harmony.conversation import (
-    DEFAULT_IDENTITY,
-    DEFAULT_KNOWLEDGE_CUTOFF,
     JSON_CONTENT,
     Conversation,
     Message,

@@ -9,7 +9,7 @@ from ossia.errors import UserError
 from ossia.events import Note, OnEvent, counting, ignore
 
 if TYPE_CHECKING:
-    from ossia.evaluate.runner import Report
+    from ossia.evaluate.runner import Evaluation
 
 
 def evaluate(
@@ -21,7 +21,7 @@ def evaluate(
     checkpoint: int | None = None,
     overrides: Iterable[str] = (),
     on_event: OnEvent = ignore,
-) -> Report:
+) -> Evaluation:
     """Return the report of an evaluation. It is also written to the run's `evals/`.
 
     Args:
@@ -37,7 +37,6 @@ def evaluate(
         UserError: nothing of that name, no question, or data that cannot be read.
     """
     from ossia.data import load_conversations
-    from ossia.data.prepare import settings_of
     from ossia.evaluate import runner
     from ossia.generate.subject import open_subject
 
@@ -46,7 +45,7 @@ def evaluate(
     files = list(data) or subject.recipe.eval.data
     if not files:
         raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
-    loaded = load_conversations(files, settings_of(subject.recipe.data))
+    loaded = load_conversations(files, subject.recipe.data)
     if loaded.errors:
         message = f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them"
         on_event(Note(level="warning", message=message))

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ossia.checkpoint import locate
-from ossia.errors import UserError, did_you_mean
+from ossia.config import EFFORTS, Effort, HeaderOrder
+from ossia.errors import Problem, UserError, did_you_mean
 from ossia.events import Note, OnEvent, ignore
-from ossia.harmony.conversation import DEFAULT_SYSTEM, Conversation, Effort, SystemSettings
+from ossia.harmony.conversation import DEFAULT_SYSTEM, Conversation, ParsedMessage, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
 from ossia.harmony.parse import Parser, Start, parse_text
-from ossia.harmony.parsed import ParsedMessage
-from ossia.harmony.problem import Problem
-from ossia.harmony.render import HeaderOrder, render_conversation, render_prompt
-from ossia.harmony.request import EFFORTS
+from ossia.harmony.render import render_conversation, render_prompt
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 _RENDERED = {

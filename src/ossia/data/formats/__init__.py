@@ -2,11 +2,8 @@
 
     reading        what a format makes of a row: chat messages that know their place in it
     row            what all formats have in common: column names, settings of a row, further keys
-    roles          chat messages that are nearly OpenAI's, with roles by their many names
-    anthropic      Anthropic's content parts as OpenAI's messages
+    dialects       chat messages that are nearly OpenAI's, with roles by their many names
     think          <think> in an assistant's text, whatever the format
-    loose          JSON as data sets really have it
-    pythontypes    types of Python as JSON Schema
 
     messages       openai, multilingual-thinking, prompt-completion, alpaca
     responses      openai-responses
@@ -25,9 +22,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ossia.config import DataSection, Format
 from ossia.data.formats import glaive, harmony_text, hermes, messages, preference, responses, traces, turns, xlam
+from ossia.data.formats.dialects import plain_tools
 from ossia.data.formats.reading import Misfit, Reading, RowFormat
-from ossia.data.formats.roles import plain_tools
 from ossia.data.formats.row import (
     RowSettings,
     extra_of,
@@ -39,11 +37,9 @@ from ossia.data.formats.row import (
     under_column_names,
 )
 from ossia.data.formats.think import with_thoughts
-from ossia.data.settings import DEFAULTS, DataSettings, Format
-from ossia.errors import UserError
-from ossia.harmony.conversation import Conversation, Message
+from ossia.errors import OnProblem, Problem, UserError, raise_errors
+from ossia.harmony.conversation import Conversation, Message, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
-from ossia.harmony.problem import Problem, Report, raise_errors
 
 ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches
     *preference.FORMATS,
@@ -60,7 +56,7 @@ ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the fir
 _BY_NAME = {format.name: format for format in ORDER}
 
 
-def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
+def detect(row: Mapping[str, Any], settings: DataSection = DataSection()) -> Format:
     """The format of a row: what the settings fix, else what its keys (after `settings.columns`) look like.
 
     Raises:
@@ -84,14 +80,14 @@ def detect(row: Mapping[str, Any], settings: DataSettings = DEFAULTS) -> Format:
 
 
 def to_conversation(
-    row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
+    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: OnProblem = raise_errors
 ) -> Conversation:
-    """Make a conversation of a row: `read` without the format."""
-    return read(row, settings, source, report)[0]
+    """Make a conversation of a row: `convert_row` without the format."""
+    return convert_row(row, settings, source, report)[0]
 
 
-def read(
-    row: Mapping[str, Any], settings: DataSettings = DEFAULTS, source: str = "", report: Report = raise_errors
+def convert_row(
+    row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: OnProblem = raise_errors
 ) -> tuple[Conversation, str]:
     """Make a conversation of a row; also gives its format, "" if the columns of the settings are not those of the row.
 
@@ -118,7 +114,7 @@ def read(
 
 
 def _read(
-    row: Mapping[str, Any], format: RowFormat, settings: DataSettings, source: str, report: Report
+    row: Mapping[str, Any], format: RowFormat, settings: DataSection, source: str, report: OnProblem
 ) -> Conversation:
     row = renamed(row, settings.columns)
     reading = format.read(row, report)
@@ -137,12 +133,17 @@ def _read(
 _Convert = Callable[[list[Any], list[str], bool], Conversation]
 
 
-def _converter(reading: Reading, of_row: RowSettings, settings: DataSettings, report: Report) -> _Convert:
+def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, report: OnProblem) -> _Convert:
     """Makes conversations of lists of messages: (messages, places, whether problems are reported).
 
     A problem is reported once, however often the same messages are converted.
     """
-    system = settings.system(identity=of_row.identity, date=of_row.date)
+    system = SystemSettings(
+        identity=of_row.identity or settings.identity,
+        knowledge_cutoff=settings.knowledge_cutoff,
+        date=settings.date if of_row.date is None else of_row.date,
+        effort=settings.effort,
+    )
     builtin = [*settings.builtin_tools, *of_row.builtin_tools]
     told: set[Problem] = set()
 

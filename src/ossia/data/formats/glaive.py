@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ossia.data.formats.loose import loads, objects_in
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat
-from ossia.harmony.problem import Problem, Report
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat
+from ossia.data.loose_json import loads, objects_in
+from ossia.errors import OnProblem, Problem
 
 _SPEAKER = re.compile(r"(?:\A\s{0,20}|(?<=\n\n))(USER|ASSISTANT|FUNCTION RESPONSE):")
 _ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
@@ -26,12 +26,12 @@ _ARGUMENTS = re.compile(r'"arguments"\s{0,20}:\s{0,20}')
 _CALL, _END = "<functioncall>", "<|endoftext|>"
 
 
-def _matches(row: Row) -> bool:
+def _matches(row: JsonRow) -> bool:
     chat = row.get("chat")
     return isinstance(chat, str) and ("system" in row or _SPEAKER.match(chat) is not None)
 
 
-def _read(row: Row, report: Report) -> Reading:
+def _read(row: JsonRow, report: OnProblem) -> Reading:
     chat, system = row.get("chat"), row.get("system")
     if not isinstance(chat, str):
         raise Misfit("`chat` is not text")
@@ -53,7 +53,7 @@ def _read(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _add(reading: Reading, role: str, text: str, report: Report) -> None:
+def _add(reading: Reading, role: str, text: str, report: OnProblem) -> None:
     if role != "assistant" or _CALL not in text:
         reading.add("chat", role, text)
         return

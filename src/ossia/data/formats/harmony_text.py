@@ -13,17 +13,16 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import accumulate
 
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat
-from ossia.harmony.conversation import Message
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat
+from ossia.errors import OnProblem, Problem
+from ossia.harmony.conversation import Message, ParsedMessage
 from ossia.harmony.parse import parse_text
-from ossia.harmony.parsed import ParsedMessage
-from ossia.harmony.pieces import Pieces
-from ossia.harmony.problem import Problem, Report
+from ossia.harmony.tokenizer.vocabulary import Pieces
 
 START, _STARTOFTEXT = "<|start|>", "<|startoftext|>"
 
 
-def _matches(row: Row) -> bool:
+def _matches(row: JsonRow) -> bool:
     if "harmony" in row:
         return True
     halves = row.get("prompt"), row.get("completion")
@@ -34,7 +33,7 @@ def _begins(text: object) -> bool:
     return isinstance(text, str) and _beginning(text).startswith(START)
 
 
-def _read(row: Row, report: Report) -> Reading:
+def _read(row: JsonRow, report: OnProblem) -> Reading:
     text, path, cut = _text(row)
     if not text.startswith(START):
         what = f"the text does not begin with {START}"
@@ -57,7 +56,7 @@ def _read(row: Row, report: Report) -> Reading:
     return Reading(literal=messages)
 
 
-def _text(row: Row) -> tuple[str, str, int]:
+def _text(row: JsonRow) -> tuple[str, str, int]:
     """The text, its key, and how many of its characters are a prompt."""
     for key in ("harmony", "text"):
         if row.get(key) is not None:
@@ -75,7 +74,7 @@ def _beginning(text: str) -> str:
     return text.lstrip().removeprefix(_STARTOFTEXT).lstrip()
 
 
-def _given(text: str, parsed: list[ParsedMessage], cut: int, path: str, report: Report) -> set[int]:
+def _given(text: str, parsed: list[ParsedMessage], cut: int, path: str, report: OnProblem) -> set[int]:
     """The messages whose content begins in the prompt: they are context, though one may go on in the completion."""
     if not cut:
         return set()
@@ -91,7 +90,7 @@ def _given(text: str, parsed: list[ParsedMessage], cut: int, path: str, report: 
     return found
 
 
-def _cut_off(parsed: list[ParsedMessage], path: str, report: Report) -> set[int]:
+def _cut_off(parsed: list[ParsedMessage], path: str, report: OnProblem) -> set[int]:
     """The last message, if the text ends within it: training it would teach to stop there."""
     if not parsed or parsed[-1].complete:
         return set()

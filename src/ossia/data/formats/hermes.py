@@ -16,12 +16,12 @@ import json
 import re
 from collections.abc import Mapping
 
-from ossia.data.formats.loose import loads_loosely, objects_in
-from ossia.data.formats.reading import Reading, Row, RowFormat, add_system
-from ossia.data.formats.roles import ROLES
+from ossia.data.formats.dialects import ROLE_OF
+from ossia.data.formats.reading import JsonRow, Reading, RowFormat, add_system
 from ossia.data.formats.think import split_think
-from ossia.data.formats.turns import KEYS, Turn, begin, calls_from, speakers_of, turns_of
-from ossia.harmony.problem import Report
+from ossia.data.formats.turns import KEYS, Turn, begin, calls_from, speakers_of, turns_in
+from ossia.data.loose_json import loads_loosely, objects_in
+from ossia.errors import OnProblem
 
 _OBJECT = r"\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}"
 _MARK = r"<tool_call>\s{0,9}</tool_call>"
@@ -42,18 +42,18 @@ _TOOLS = re.compile(r"<tools>(?=\s{0,99}[\[{])")
 _RESULT_KEYS = frozenset({"name", "content", "role", "tool_call_id"})
 
 
-def _matches(row: Row) -> bool:
+def _matches(row: JsonRow) -> bool:
     return any(
         isinstance(text, str) and ("<tool_call>" in text or "<tools>" in text)
         for name, text in speakers_of(row)
-        if ROLES.get(name) in ("assistant", "system")
+        if ROLE_OF.get(name) in ("assistant", "system")
     )
 
 
-def _read(row: Row, report: Report) -> Reading:
+def _read(row: JsonRow, report: OnProblem) -> Reading:
     reading = begin(row)
     add_system(reading, row)
-    for turn in turns_of(row, report):
+    for turn in turns_in(row, report):
         text = turn.text
         if turn.role == "system" and isinstance(text, str) and "<tools>" in text:
             kept = _without_tools(text)
@@ -83,7 +83,7 @@ def blocks(text: str, tag: str) -> tuple[list[str], str]:
     return [inside.strip() for inside, _, _ in cut], "\n".join(part for part in map(str.strip, around) if part)
 
 
-def _add_assistant(reading: Reading, turn: Turn, text: str, report: Report) -> None:
+def _add_assistant(reading: Reading, turn: Turn, text: str, report: OnProblem) -> None:
     split = split_think(text)  # a thought may speak of calls
     bodies, around = blocks(split.content or "", "tool_call")
     calls = [call for body in bodies for call in calls_from(body, turn.path, report)]

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed, row_thought
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, listed, row_thought
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import Problem, Report
 
 _PARTS = ("reasoning_language", "developer", "user", "analysis", "final")
 _TOOLS = ("tools", "functions")
 
 
-def read_openai(row: Row, _report: Report) -> Reading:
+def read_openai(row: JsonRow, _report: OnProblem) -> Reading:
     """Take over the messages."""
     reading = Reading(tools=row.get("tools") or row.get("functions"))
     reading.tools_path = "tools" if row.get("tools") else "functions"
@@ -34,7 +34,7 @@ def read_openai(row: Row, _report: Report) -> Reading:
     return reading
 
 
-def _add_thought(reading: Reading, row: Row) -> None:
+def _add_thought(reading: Reading, row: JsonRow) -> None:
     """A thought in a column of its own belongs to the row's only answer, if that has none and ends the row."""
     spoken = [message for message in reading.messages if _role(message) == "assistant"]
     if len(spoken) != 1 or spoken[0] is not reading.messages[-1]:
@@ -49,11 +49,11 @@ def _role(message: object) -> object:
     return message.get("role") if isinstance(message, Mapping) else None
 
 
-def _is_multilingual(row: Row) -> bool:
+def _is_multilingual(row: JsonRow) -> bool:
     return "reasoning_language" in row and ("messages" in row or {"user", "final"} <= row.keys())
 
 
-def _read_multilingual(row: Row, report: Report) -> Reading:
+def _read_multilingual(row: JsonRow, report: OnProblem) -> Reading:
     if "messages" in row:
         return read_openai(row, report)
     parts = {key: row.get(key) for key in _PARTS}
@@ -81,7 +81,7 @@ PAIRS = (  # of question and answer; the first pair that a row has counts
 )
 
 
-def _pair(row: Row) -> tuple[str, str] | None:
+def _pair(row: JsonRow) -> tuple[str, str] | None:
     """The columns of question and answer. Under names that other data have as well, both must be text."""
     if "prompt" in row and "completion" in row:
         return PAIRS[0]
@@ -91,7 +91,7 @@ def _pair(row: Row) -> tuple[str, str] | None:
     return None
 
 
-def _read_prompt_completion(row: Row, _report: Report) -> Reading:
+def _read_prompt_completion(row: JsonRow, _report: OnProblem) -> Reading:
     asked, said = _pair(row) or PAIRS[0]
     prompt, completion = row.get(asked), row.get(said)
     reading = Reading(tools=row.get("tools") or row.get("functions"), used={asked, said})
@@ -111,7 +111,7 @@ def _read_prompt_completion(row: Row, _report: Report) -> Reading:
     return reading
 
 
-def _with_context(reading: Reading, row: Row, question: str) -> str:
+def _with_context(reading: Reading, row: JsonRow, question: str) -> str:
     """Dolly's third column: what the question is about, as in alpaca's `input`."""
     context = row.get("context")
     if not isinstance(context, str) or not context:
@@ -120,7 +120,7 @@ def _with_context(reading: Reading, row: Row, question: str) -> str:
     return f"{question}\n{context}"
 
 
-def _read_alpaca(row: Row, report: Report) -> Reading:
+def _read_alpaca(row: JsonRow, report: OnProblem) -> Reading:
     reading = Reading(tools=row.get("tools"))
     add_system(reading, row)
     _add_history(reading, row.get("history"), report)
@@ -136,7 +136,7 @@ def _read_alpaca(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _add_history(reading: Reading, history: object, report: Report) -> None:
+def _add_history(reading: Reading, history: object, report: OnProblem) -> None:
     if not isinstance(history or [], list):
         report(Problem("error", "history", "history is not a list of pairs [user, assistant]", path="history"))
         return

@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed
-from ossia.data.formats.roles import as_chat
-from ossia.harmony.problem import Problem, Report
+from ossia.data.formats.dialects import as_chat
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, listed
+from ossia.errors import OnProblem, Problem
 
 _PREFERRED = ("preferred_output", "preferred_completion")
 _REJECTED = ("non_preferred_output", "non_preferred_completion")
@@ -24,11 +24,11 @@ _SPEAKER = re.compile(r"(?:\A\s{0,20}|(?<=\n\n))(Human|Assistant):")
 _OUTPUTS = ("assistant", "tool", "function")
 
 
-def _matches_openai(row: Row) -> bool:
+def _matches_openai(row: JsonRow) -> bool:
     return "input" in row and any(key in row for key in _PREFERRED)
 
 
-def _read_openai(row: Row, report: Report) -> Reading:
+def _read_openai(row: JsonRow, report: OnProblem) -> Reading:
     input = row.get("input")
     if not isinstance(input, Mapping):
         raise Misfit("`input` is not an object with `messages`")
@@ -44,7 +44,7 @@ def _read_openai(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _read_trl(row: Row, report: Report) -> Reading:
+def _read_trl(row: JsonRow, report: OnProblem) -> Reading:
     reading = Reading(tools=row.get("tools"))
     chosen, rejected = (_alternative(row.get(key), key) for key in ("chosen", "rejected"))
     prompt = row.get("prompt")
@@ -117,7 +117,7 @@ def _as_chat(prompt: object) -> list[Any]:
     return [one for message in prompt for one in as_chat(message)] if isinstance(prompt, list) else []
 
 
-def _compare(reading: Reading, better_key: str, worse_key: str, report: Report) -> None:
+def _compare(reading: Reading, better_key: str, worse_key: str, report: OnProblem) -> None:
     assert reading.rejected is not None
     if not reading.rejected.messages or len(reading.messages) == reading.prompt:
         missing = worse_key if not reading.rejected.messages else better_key

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ossia.data.formats.loose import loads
-from ossia.data.formats.roles import as_chat
-from ossia.data.settings import Format
+from ossia.config import Format
+from ossia.data.formats.dialects import as_chat
+from ossia.data.loose_json import loads
+from ossia.errors import OnProblem
 from ossia.harmony.conversation import Message
 from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
-from ossia.harmony.problem import Report
 
-Row = Mapping[str, Any]
+JsonRow = Mapping[str, Any]
 SYSTEM_KEYS = ("system", "system_prompt")
 _SWITCHES = frozenset({"", "on", "off", "true", "false", "none", "low", "medium", "high"})
 """What a column such as `reasoning` says of the mode that an answer was made in; no thoughts."""
@@ -81,8 +81,8 @@ class RowFormat:
     """A format by name: whether a row is of it, and how it is read."""
 
     name: Format
-    matches: Callable[[Row], bool]
-    read: Callable[[Row, Report], Reading]
+    matches: Callable[[JsonRow], bool]
+    read: Callable[[JsonRow, OnProblem], Reading]
     """Faults of parts go to the report; raises Misfit where nothing can be made of the row."""
     keys: frozenset[str]
     """Keys of the row that `read` takes. Every other stays with the conversation as `extra`."""
@@ -108,7 +108,7 @@ def listed(value: object, path: str) -> list[Any]:
     return value
 
 
-def add_system(reading: Reading, row: Row, first: object = None) -> None:
+def add_system(reading: Reading, row: JsonRow, first: object = None) -> None:
     """Instructions from a column `system` or `system_prompt`, unless the `first` message repeats them."""
     known = first.get("content") if isinstance(first, Mapping) and first.get("role") in ("system", "developer") else ""
     said = text_of(known) or ""
@@ -120,7 +120,7 @@ def add_system(reading: Reading, row: Row, first: object = None) -> None:
             return
 
 
-def row_thought(reading: Reading, row: Row) -> str | None:
+def row_thought(reading: Reading, row: JsonRow) -> str | None:
     """The thought of a row that has it in a column of its own. A switch such as `reasoning: on` is none."""
     for key in THOUGHT_KEYS:
         if is_thought(row.get(key)):

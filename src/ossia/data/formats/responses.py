@@ -18,21 +18,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system, listed
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system, listed
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import text_of
-from ossia.harmony.problem import Problem, Report
 
 _OWN = ("function_call", "reasoning")  # items of the assistant that are no messages
 _KEYS = frozenset({"input", "output", "items", "instructions", "tools", "reasoning", "text"})
 
 
-def _matches(row: Row) -> bool:
+def _matches(row: JsonRow) -> bool:
     if isinstance(row.get("items"), list):
         return True
     return "input" in row and (isinstance(row.get("output"), list) or isinstance(row["input"], list))
 
 
-def _read(row: Row, report: Report) -> Reading:
+def _read(row: JsonRow, report: OnProblem) -> Reading:
     reading = Reading()
     add_system(reading, row)
     if row.get("instructions"):
@@ -48,7 +48,7 @@ def _read(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _items(row: Row) -> tuple[list[Any], list[str]]:
+def _items(row: JsonRow) -> tuple[list[Any], list[str]]:
     items: list[Any] = []
     paths: list[str] = []
     for key in ("items", "input", "output"):
@@ -68,7 +68,7 @@ def _items(row: Row) -> tuple[list[Any], list[str]]:
     return items, paths
 
 
-def _read_tools(reading: Reading, tools: object, report: Report) -> None:
+def _read_tools(reading: Reading, tools: object, report: OnProblem) -> None:
     if not isinstance(tools, list):
         reading.tools = tools
         return
@@ -86,7 +86,7 @@ def _read_tools(reading: Reading, tools: object, report: Report) -> None:
 class _Items:
     """Turns items into chat messages, in their order, but with every output next to its call."""
 
-    def __init__(self, reading: Reading, items: Sequence[Any], paths: Sequence[str], report: Report) -> None:
+    def __init__(self, reading: Reading, items: Sequence[Any], paths: Sequence[str], report: OnProblem) -> None:
         self._reading, self._items, self._paths, self._report = reading, items, paths, report
         self._outputs: dict[str, list[int]] = {}
         """Call id -> places of its outputs, last first."""

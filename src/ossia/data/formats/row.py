@@ -6,16 +6,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ossia.data.formats.reading import SYSTEM_KEYS, Reading, Row, is_thought
-from ossia.harmony.conversation import Effort
+from ossia.config import EFFORTS, Effort
+from ossia.data.formats.reading import SYSTEM_KEYS, JsonRow, Reading, is_thought
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import Problem, Report
-from ossia.harmony.request import EFFORTS
 
 NEVER_EXTRA = frozenset({"chat_template_kwargs", "parallel_tool_calls"})
 
 
-def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+def renamed(row: JsonRow, columns: Mapping[str, str]) -> JsonRow:
     """The row under the format's keys. A column that is renamed to a key takes the place of one of that name."""
     if not columns:
         return row
@@ -31,7 +30,7 @@ def doubled(columns: Mapping[str, str]) -> Iterator[str]:
             yield f"data.columns has {' and '.join(named)} for the one key `{key}`"
 
 
-def faulty_columns(row: Row, columns: Mapping[str, str]) -> list[Problem]:
+def faulty_columns(row: JsonRow, columns: Mapping[str, str]) -> list[Problem]:
     """An error for every key with several columns, and for every renamed column that the row lacks."""
     if not columns:
         return []
@@ -45,7 +44,7 @@ def faulty_columns(row: Row, columns: Mapping[str, str]) -> list[Problem]:
     ]
 
 
-def under_column_names(report: Report, columns: Mapping[str, str]) -> Report:
+def under_column_names(report: OnProblem, columns: Mapping[str, str]) -> OnProblem:
     """A report whose places begin with the row's own column names."""
     if not columns:
         return report
@@ -58,7 +57,7 @@ def under_column_names(report: Report, columns: Mapping[str, str]) -> Report:
     return renaming
 
 
-def in_the_row(report: Report, reading: Reading) -> Report:
+def in_the_row(report: OnProblem, reading: Reading) -> OnProblem:
     """A report that turns places in the chat messages and tools into places in the row.
 
     A message that the row has in another form has no `.content` there: its own place is the end.
@@ -98,7 +97,7 @@ class RowSettings:
     builtin_tools: tuple[str, ...]
 
 
-def settings_of(row: Row, reading: Reading, report: Report) -> RowSettings:
+def settings_of(row: JsonRow, reading: Reading, report: OnProblem) -> RowSettings:
     """Effort, identity, date and built-in tools from TRL's `chat_template_kwargs`, or from the row."""
     kwargs = row.get("chat_template_kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
@@ -128,7 +127,7 @@ def settings_of(row: Row, reading: Reading, report: Report) -> RowSettings:
     return RowSettings(known, texts["model_identity"], texts["current_date"], tuple(names or ()))
 
 
-def ignored_columns(row: Row, reading: Reading, report: Report) -> None:
+def ignored_columns(row: JsonRow, reading: Reading, report: OnProblem) -> None:
     """A warning for a column of instructions or of a thought that the row's format had no use for."""
     for key in (*SYSTEM_KEYS, *THOUGHT_KEYS):
         value = row.get(key)
@@ -138,7 +137,7 @@ def ignored_columns(row: Row, reading: Reading, report: Report) -> None:
             report(Problem("warning", "ignored-column", what, "put it into the messages, or remove it", key))
 
 
-def extra_of(row: Row, taken: Collection[str]) -> dict[str, Any]:
+def extra_of(row: JsonRow, taken: Collection[str]) -> dict[str, Any]:
     """What the format does not take: an expected answer, labels, an id."""
     return {
         key: value for key, value in row.items() if key not in taken and key not in NEVER_EXTRA and value is not None

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
-from ossia.harmony.problem import Problem, Report
 
 OPEN, CLOSE = "<think>", "</think>"
 _TAG = re.compile(r"</?think>")
@@ -72,7 +72,7 @@ def has_bare_tag(text: str) -> bool:
     return "think>" in text and _first_tag(text) is not None
 
 
-def with_thoughts(message: Any, path: str, report: Report) -> Any:
+def with_thoughts(message: Any, path: str, report: OnProblem) -> Any:
     """The chat message with its thought in `thinking`. Anything but an assistant's text comes back as it is."""
     if not isinstance(message, Mapping) or message.get("role") != "assistant" or message.get("channel") is not None:
         return message

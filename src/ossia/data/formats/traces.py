@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ossia.data.formats.reading import Misfit, Reading, Row, RowFormat, add_system
-from ossia.data.formats.roles import ROLES
+from ossia.data.formats.dialects import ROLE_OF
+from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_system
 from ossia.data.formats.think import CLOSE
-from ossia.data.formats.turns import KEYS, begin, speakers_of, turns_of
-from ossia.harmony.problem import Problem, Report
+from ossia.data.formats.turns import KEYS, begin, speakers_of, turns_in
+from ossia.errors import OnProblem, Problem
 
 _THOUGHT = ("<|begin_of_thought|>", "<|end_of_thought|>")
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
@@ -23,23 +23,23 @@ _VERDICTS = ("correctness_math_verify", "correctness_llama")
 _OPENR1_KEYS = frozenset({"problem", "generations", "messages", "is_reasoning_complete", "finish_reasons", *_VERDICTS})
 
 
-def _is_openthoughts(row: Row) -> bool:
+def _is_openthoughts(row: JsonRow) -> bool:
     if isinstance(system := row.get("system"), str) and "conversations" in row and _THOUGHT[0] in system:
         return True
     return any(
         isinstance(text, str) and _THOUGHT[0] in text
         for name, text in speakers_of(row)
-        if ROLES.get(name) == "assistant"
+        if ROLE_OF.get(name) == "assistant"
     )
 
 
-def _read_openthoughts(row: Row, report: Report) -> Reading:
+def _read_openthoughts(row: JsonRow, report: OnProblem) -> Reading:
     reading = begin(row)
     if _describes_marks(row.get("system")):
         reading.used.add("system")
     else:
         add_system(reading, row)
-    for turn in turns_of(row, report):
+    for turn in turns_in(row, report):
         text, fields = turn.text, turn.further
         if turn.role == "system" and _describes_marks(text):
             continue
@@ -69,7 +69,7 @@ def _between(text: str, marks: tuple[str, str]) -> tuple[str, str, bool]:
     return inside.strip(), around, bool(closed)
 
 
-def _read_openr1(row: Row, report: Report) -> Reading:
+def _read_openr1(row: JsonRow, report: OnProblem) -> Reading:
     generations = row.get("generations")
     if not isinstance(row.get("problem"), str):
         raise Misfit("`problem` is not text")
@@ -89,12 +89,12 @@ def _read_openr1(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _verdict(row: Row, index: int) -> int:
+def _verdict(row: JsonRow, index: int) -> int:
     """How many verifiers found the trace correct. The second was often asked only where the first failed."""
     return sum(_at(row.get(key), index) is True for key in _VERDICTS)
 
 
-def _is_complete(row: Row, index: int, text: object) -> bool:
+def _is_complete(row: JsonRow, index: int, text: object) -> bool:
     """Without a word on it in the row, a trace is complete that ends its thought."""
     if not isinstance(text, str) or _at(row.get("finish_reasons"), index) not in (None, "stop"):
         return False

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ossia.data.formats.loose import loads_loosely
-from ossia.data.formats.reading import Reading, Row, RowFormat, add_system, listed
-from ossia.data.formats.roles import ROLES
+from ossia.data.formats.dialects import ROLE_OF
+from ossia.data.formats.reading import JsonRow, Reading, RowFormat, add_system, listed
 from ossia.data.formats.think import split_think, with_thoughts
-from ossia.errors import did_you_mean
+from ossia.data.loose_json import loads_loosely
+from ossia.errors import OnProblem, Problem, did_you_mean
 from ossia.harmony.from_openai import THOUGHT_KEYS
-from ossia.harmony.problem import Problem, Report
 
 KEYS = frozenset({"conversations", "system", "tools"})
 _CALL_KEYS = ("weight", *THOUGHT_KEYS)
@@ -44,7 +43,7 @@ class Turn:
         return {"role": self.role, "content": self.text}
 
 
-def turns_key(row: Row) -> str:
+def turns_key(row: JsonRow) -> str:
     """The key of the list: `conversations`, `conversation`, or `messages` if these have `from`, or calls as turns."""
     if "conversations" in row:
         return "conversations"
@@ -58,15 +57,15 @@ def turns_key(row: Row) -> str:
 
 
 def _is_call(role: object) -> bool:
-    return isinstance(role, str) and ROLES.get(role.strip().lower()) == "call"
+    return isinstance(role, str) and ROLE_OF.get(role.strip().lower()) == "call"
 
 
-def begin(row: Row) -> Reading:
+def begin(row: JsonRow) -> Reading:
     """A reading for a row of turns."""
     return Reading(tools=row.get("tools"), used={turns_key(row)})
 
 
-def turns_of(row: Row, report: Report) -> Iterator[Turn]:
+def turns_in(row: JsonRow, report: OnProblem) -> Iterator[Turn]:
     """The turns under common role names. Items without a known role are reported and left out."""
     key = turns_key(row)
     for index, item in enumerate(listed(row.get(key), key)):
@@ -81,16 +80,16 @@ def turns_of(row: Row, report: Report) -> Iterator[Turn]:
             continue
         said = next((key for key in _SAID if key in item), "value")
         name = item.get(speaker or "from")
-        if not isinstance(name, str) or name.strip().lower() not in ROLES:
-            guess = did_you_mean(str(name), ROLES)
-            do = f'did you mean "{guess}"?' if guess else f"roles are {', '.join(ROLES)}"
+        if not isinstance(name, str) or name.strip().lower() not in ROLE_OF:
+            guess = did_you_mean(str(name), ROLE_OF)
+            do = f'did you mean "{guess}"?' if guess else f"roles are {', '.join(ROLE_OF)}"
             report(Problem("error", "unknown-role", f"unknown role {name!r}", do, f"{place}.{speaker or 'from'}"))
             continue
         further = {key: item[key] for key in _FURTHER if key in item}
-        yield Turn(ROLES[name.strip().lower()], item.get(said), f"{place}.{said}", further)
+        yield Turn(ROLE_OF[name.strip().lower()], item.get(said), f"{place}.{said}", further)
 
 
-def speakers_of(row: Row) -> Iterator[tuple[str, object]]:
+def speakers_of(row: JsonRow) -> Iterator[tuple[str, object]]:
     """Who says what, for recognising formats. Never raises."""
     turns = row.get(turns_key(row))
     for item in turns if isinstance(turns, list) else ():
@@ -98,10 +97,10 @@ def speakers_of(row: Row) -> Iterator[tuple[str, object]]:
             yield name.strip().lower(), item.get("value", item.get("content"))
 
 
-def read_turns(row: Row, report: Report) -> Reading:
+def read_turns(row: JsonRow, report: OnProblem) -> Reading:
     """All three formats of this module: they differ in what turns they have."""
     reading = begin(row)
-    turns = list(turns_of(row, report))
+    turns = list(turns_in(row, report))
     add_system(reading, row, turns[0].as_message() if turns else None)
     roles = [turn.role for turn in turns]
     calls = 0
@@ -116,7 +115,7 @@ def read_turns(row: Row, report: Report) -> Reading:
     return reading
 
 
-def _add_calls(reading: Reading, turn: Turn, report: Report) -> int:
+def _add_calls(reading: Reading, turn: Turn, report: OnProblem) -> int:
     """Add the calls of a turn; returns how many wait for results.
 
     They join the calls of the turn before, or what was said just before as its preamble, unless the weights differ or
@@ -158,7 +157,7 @@ def _weight(message: Mapping[str, Any]) -> Any:
     return 1 if message.get("weight") is None else message["weight"]
 
 
-def calls_from(text: Any, path: str, report: Report) -> list[Any]:
+def calls_from(text: Any, path: str, report: OnProblem) -> list[Any]:
     """The calls in a JSON text (or Python literal): one {"name", "arguments"}, or a list of these."""
     try:
         value = loads_loosely(text) if isinstance(text, str) else text
@@ -186,11 +185,11 @@ def _results(text: Any, calls: int) -> list[Any]:
     return [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in value]
 
 
-def _has_calls(row: Row) -> bool:
-    return any(ROLES.get(name) == "call" for name, _ in speakers_of(row))
+def _has_calls(row: JsonRow) -> bool:
+    return any(ROLE_OF.get(name) == "call" for name, _ in speakers_of(row))
 
 
-def _has_observations(row: Row) -> bool:
+def _has_observations(row: JsonRow) -> bool:
     return any(name == "observation" for name, _ in speakers_of(row))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from ossia.errors import UserError
 from ossia.harmony.tokenizer.files import PUBLISHED_FILES, SPECIAL_TOKENS, byte_alphabet, read_ranks
 
-PUBLISHED = PUBLISHED_FILES["tokenizer.json"][1]
+PUBLISHED_SHA256 = PUBLISHED_FILES["tokenizer.json"][1]
 """SHA-256 of the tokenizer.json that openai/gpt-oss-20b and -120b share."""
 
 _PROBE = "Don't  naïve 日本語 👩‍🚀 1234567 camelCase HTTPServer\r\n\tx += 1;"
@@ -47,7 +47,7 @@ def encoder_for(path: Path, digest: str) -> Encoder:
     Raises:
         UserError: the file is not the tokenizer of gpt-oss.
     """
-    return (fast_encoder() if digest == PUBLISHED else None) or file_encoder(path)
+    return (fast_encoder() if digest == PUBLISHED_SHA256 else None) or file_encoder(path)
 
 
 @functools.lru_cache(maxsize=1)

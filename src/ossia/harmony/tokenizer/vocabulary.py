@@ -18,7 +18,9 @@ from ossia.harmony.tokenizer.files import SPECIAL_TOKENS, offline_tokenizer_fold
 __all__ = [
     "CALL",
     "CHANNEL",
+    "CLOSING_TOKENS",
     "CONSTRAIN",
+    "CONTROL_TOKENS",
     "END",
     "ENDOFPROMPT",
     "ENDOFTEXT",
@@ -29,6 +31,7 @@ __all__ = [
     "STARTOFTEXT",
     "STOP_TOKENS",
     "VOCABULARY_SIZE",
+    "Pieces",
     "Vocabulary",
     "offline_tokenizer_folder",
 ]
@@ -49,6 +52,12 @@ VOCABULARY_SIZE = 201_088
 
 STOP_TOKENS = frozenset({RETURN, CALL, ENDOFTEXT})
 """Sampling stops here (the published generation_config.json)."""
+
+CLOSING_TOKENS = frozenset({END, RETURN, CALL, ENDOFTEXT})
+"""A message is over."""
+
+CONTROL_TOKENS = CLOSING_TOKENS | {START, CHANNEL, CONSTRAIN, MESSAGE, STARTOFTEXT}
+"""All other ids are text: reserved ones by their names, unknown ones as U+FFFD."""
 
 _SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL_TOKENS.values()) + ")")
 _SPECIAL_IDS = {text: id for id, text in SPECIAL_TOKENS.items()}
@@ -138,6 +147,34 @@ class Vocabulary:
             return f"<|reserved_{id}|>".encode()
         token = self._encoder.token(id) if 0 <= id < STARTOFTEXT else None
         return "\N{REPLACEMENT CHARACTER}".encode() if token is None else token
+
+
+class Pieces:
+    """A stand-in for a vocabulary, for Harmony kept as text: cut at the control tokens that are spelt out in it.
+
+    Every piece of text gets an id of its own, and control tokens their true ones.
+    """
+
+    def __init__(self) -> None:
+        self._known = {id: text.encode() for id, text in SPECIAL_TOKENS.items()}
+        self._next = 0
+
+    def split(self, text: str) -> list[str]:
+        """Control tokens and the pieces between them. Lone surrogates become U+FFFD."""
+        whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return [piece for piece in _SPECIAL_PATTERN.split(whole) if piece]
+
+    def id_of(self, piece: str) -> int:
+        """The id of the next piece of the text."""
+        if (special := _SPECIAL_IDS.get(piece)) is not None:
+            return special
+        id, self._next = self._next, (self._next + 1) % STARTOFTEXT  # by then nobody asks for the old ones
+        self._known[id] = piece.encode()
+        return id
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of a piece or a control token."""
+        return self._known[id]
 
 
 @functools.lru_cache(maxsize=4)

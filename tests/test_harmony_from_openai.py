@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from ossia.errors import UserError
+from ossia.errors import Problem, UserError
 from ossia.harmony import conversation as c
 from ossia.harmony.builtin import BROWSER, PYTHON
 from ossia.harmony.from_openai import conversation_from_chat, text_of
-from ossia.harmony.problem import Problem
 from ossia.harmony.request import response_formats_from_chat, split_effort
 
 U = {"role": "user", "content": "Hi"}
