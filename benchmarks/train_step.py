@@ -107,11 +107,11 @@ def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
 
 
 def _ossia(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any, Callable[[], Any]]:
-    from ossia.adapters import apply as lora
+    from ossia.adapters.apply import attach_adapter
     from ossia.model.batch import from_rows
     from ossia.model.load import load_model
 
-    model = lora.attach(
+    model = attach_adapter(
         load_model(path, dtype="bfloat16", device=device),
         rank=RANK, expert_rank=RANK, alpha=RANK, expert_alpha=RANK, targets=case.split(" and "),
     )  # fmt: skip

@@ -186,12 +186,12 @@ def sampled(rows: Sequence[Any], tokens: int, length: Callable[[Any], int] = len
 def _ossia(rows: Sequence[Row], per_step: int, path: Path, width: Width, device: str, share: bool) -> dict[str, Any]:
     import torch
 
-    from ossia.adapters import apply as lora
+    from ossia.adapters.apply import attach_adapter
     from ossia.model.load import load_model
     from ossia.train.steps import Collator
 
     base = load_model(path, dtype="bfloat16", device=device)
-    model = lora.attach(base, rank=RANK, expert_rank=RANK, alpha=RANK, expert_alpha=RANK).train()
+    model = attach_adapter(base, rank=RANK, expert_rank=RANK, alpha=RANK, expert_alpha=RANK).train()
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     collate = Collator(TOKENS_PER_PASS, share)

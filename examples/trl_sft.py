@@ -11,7 +11,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 import ossia
-from ossia.adapters import apply as lora
+from ossia.adapters.apply import attach_adapter, save_adapter
 
 
 def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
@@ -29,10 +29,10 @@ def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
         max_length=None,  # TRL would cut rows to 1,024 tokens
     )
     data = load_dataset("json", data_files=rows, split="train")
-    adapted = lora.attach(model, rank=16, expert_rank=8)
+    adapted = attach_adapter(model, rank=16, expert_rank=8)
     SFTTrainer(adapted, settings, train_dataset=data, processing_class=tokenizer).train()
     Path(folder).mkdir(parents=True, exist_ok=True)
-    lora.save(adapted, Path(folder))
+    save_adapter(adapted, Path(folder))
 
 
 if __name__ == "__main__":

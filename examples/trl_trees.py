@@ -12,7 +12,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
 import ossia
-from ossia.adapters import apply as lora
+from ossia.adapters.apply import attach_adapter, save_adapter
 from ossia.train.steps import TreeCollator
 
 
@@ -31,9 +31,9 @@ def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
         train_sampling_strategy="sequential", router_aux_loss_coef=0.0, save_strategy="no", report_to="none",
         logging_steps=1,
     )  # fmt: skip
-    data, adapted = load_dataset("json", data_files=rows, split="train"), lora.attach(model, rank=16, expert_rank=8)
+    data, adapted = load_dataset("json", data_files=rows, split="train"), attach_adapter(model, rank=16, expert_rank=8)
     TreeTrainer(adapted, settings, TreeCollator(), train_dataset=data, processing_class=tokenizer).train()
-    lora.save(adapted, Path(folder))
+    save_adapter(adapted, Path(folder))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,22 @@ def stock_adapter(
     return model.eval()
 
 
+def stock_adapter_with_swapped_experts(base: Path, folder: Path) -> PeftModel:
+    """The same for experts as if transformers did not say `is_transposed`: PEFT then swaps their axes."""
+    stock = stock_model(base)
+    experts = [layer.mlp.experts for layer in stock.model.layers]
+    for module in experts:
+        module.is_transposed = False
+    model = peft_model(stock, LoraConfig(r=2, lora_alpha=8, target_modules=[], target_parameters=EXPERTS))
+    for module in experts:
+        module.is_transposed = True  # transformers' own forward pass depends on it
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(str(folder))
+    return model
+
+
 def peft_model(model: Any, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's own, about transformers' newest names

@@ -49,7 +49,7 @@ def adapted(folder: Path, targets: Iterable[str] = ("attention", "experts"), **s
     """An Ossia model with random adapters, A and B alike."""
     torch.manual_seed(0)
     ranks = {"rank": 4, "expert_rank": 2, "router_rank": 3, "vocabulary_rank": 5} | settings
-    model = lora.attach(base_model(folder), targets=list(targets), **ranks)
+    model = lora.attach_adapter(base_model(folder), targets=list(targets), **ranks)
     for _, parameter in lora.trainable_parameters(model):
         torch.nn.init.normal_(parameter, std=0.1)
     return model

@@ -44,7 +44,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(folder: Path) -> None:
     grads = {}
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        model = lora.attach(load_model(folder, dtype="float32", device=device), rank=4, expert_rank=2)
+        model = lora.attach_adapter(load_model(folder, dtype="float32", device=device), rank=4, expert_rank=2)
         generator = torch.Generator().manual_seed(1)
         for _, parameter in lora.trainable_parameters(model):
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)

@@ -72,12 +72,12 @@ def run(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     checkpoint = made.checkpoint(10)
     checkpoint.mkdir(parents=True)
-    adapted = lora.attach(load_model(model_folder, dtype="float32", device="cpu"), rank=2, expert_rank=2)
+    adapted = lora.attach_adapter(load_model(model_folder, dtype="float32", device="cpu"), rank=2, expert_rank=2)
     torch.manual_seed(0)
     with torch.no_grad():
         for _, parameter in lora.trainable_parameters(adapted):
             parameter.normal_(0, 1.0)
-    lora.save(adapted, checkpoint)
+    lora.save_adapter(adapted, checkpoint)
     return made
 
 

@@ -17,8 +17,7 @@ from export_samples import ATTENTION, EXPERTS, PROMPT, float_weights, logits, ma
 from lora_samples import TARGETS, adapted, relative
 from ossia.adapters import apply as lora
 from ossia.adapters.config import WEIGHTS_FILE
-from ossia.adapters.read import Delta
-from ossia.adapters.read import read as read_adapter
+from ossia.adapters.read import LoraDelta, read_adapter
 from ossia.checkpoint import layout
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import MICRO
@@ -239,7 +238,7 @@ def test_what_ossia_trains_is_merged_as_it_spoke(base: Path, tmp_path: Path) -> 
     """Every target at once, written by Ossia."""
     (tmp_path / "adapter").mkdir()
     tuned = adapted(base, TARGETS)
-    lora.save(tuned, tmp_path / "adapter")
+    lora.save_adapter(tuned, tmp_path / "adapter")
     export(base, tmp_path / "adapter", tmp_path / "out", experts="bf16")
     said, before = logits(tuned.eval()), logits(load_model(base, dtype="float32", device="cpu"))
     merged = logits(load_model(tmp_path / "out", dtype="float32", device="cpu"))
@@ -375,8 +374,8 @@ def test_a_merged_model_that_speaks_otherwise_is_reported(
 ) -> None:
     """The comparison of logits sees a wrong merge: here every update with its sign turned."""
     stock_adapter(base, tmp_path / "adapter", ATTENTION, 2**-3)
-    matrix = Delta.matrix
-    monkeypatch.setattr(Delta, "matrix", lambda *arguments, **settings: -matrix(*arguments, **settings))
+    matrix = LoraDelta.matrix
+    monkeypatch.setattr(LoraDelta, "matrix", lambda *arguments, **settings: -matrix(*arguments, **settings))
     done = export(base, tmp_path / "adapter", tmp_path / "out")
     assert any("differs from the tuned one" in warning for warning in done.warnings)
 

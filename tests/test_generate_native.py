@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def tuned(tmp_path: Path) -> Any:
     fresh = load_model(write_tiny(tmp_path / "micro", MICRO), dtype="float32", device="cpu")
-    peft_model = lora.attach(fresh, rank=4, expert_rank=2)
+    peft_model = lora.attach_adapter(fresh, rank=4, expert_rank=2)
     torch.manual_seed(0)
     with torch.no_grad():
         for _, parameter in lora.trainable_parameters(peft_model):

@@ -115,7 +115,7 @@ def test_a_whole_model_gives_the_same_loss_and_gradients(tmp_path: Path, exact: 
                 if not fused:
                     patch.setattr(flash, "_DEVICES", ("cuda",))
                 torch.manual_seed(0)
-                model = lora.attach(load_model(folder, dtype="float32", device="cpu"), rank=4, expert_rank=2)
+                model = lora.attach_adapter(load_model(folder, dtype="float32", device="cpu"), rank=4, expert_rank=2)
                 for _, parameter in lora.trainable_parameters(model):
                     torch.nn.init.normal_(parameter, std=0.1)
                 before = len(exact.calls)

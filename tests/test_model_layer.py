@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 
 from ossia.adapters import apply as lora
-from ossia.adapters.linear import LoraLinear
+from ossia.adapters.layers import LoraLinear
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.model import layer as layer_module
 from ossia.model.batch import from_rows
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def adapted(folder: Path, recompute: bool, dtype: str = "float32") -> Any:
     torch.manual_seed(0)
-    model = lora.attach(load_model(folder, dtype=dtype, device="cpu"), rank=4, expert_rank=2).train()
+    model = lora.attach_adapter(load_model(folder, dtype=dtype, device="cpu"), rank=4, expert_rank=2).train()
     for _, parameter in lora.trainable_parameters(model):
         nn.init.normal_(parameter, std=0.1)
     base = model.get_base_model()

@@ -18,6 +18,7 @@ from transformers import GptOssConfig
 from export_samples import make_base, stock_adapter
 from ossia import recipes
 from ossia.adapters import apply as lora
+from ossia.adapters.layout import lora_parameters, lora_targets
 from ossia.checkpoint.layout import Shape, bytes_of, config_json, tensors
 from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
 from ossia.config import LoraSection, Recipe
@@ -25,8 +26,9 @@ from ossia.errors import DoesNotFitError, UserError
 from ossia.model import batch, loss
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
-from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
+from ossia.plan import Examples, Found, Machine, doctor, estimate, find_model, memory, speed
 from ossia.plan.machine import Disk
+from ossia.plan.model import head_rows
 from ossia.plan.work import Work, flops_per_token, work
 
 PUBLISHED = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
@@ -57,8 +59,8 @@ def test_published_sizes(shape: Shape, weights: float, attention: float, experts
     lines = memory.lines(Recipe(), found(shape), 1024, "cpu", "bfloat16")
     resident = sum(line.bytes for line in lines if line.name in ("experts", "other weights"))
     assert resident == bytes_of(shape) == pytest.approx(weights, rel=1e-4)
-    assert adapter.attention_parameters(shape, 16) == pytest.approx(attention, rel=2e-3)
-    assert adapter.expert_parameters(shape, 8) == pytest.approx(experts, rel=2e-3)
+    assert lora_parameters(shape, LoraSection(rank=16, targets=["attention"])) == pytest.approx(attention, rel=2e-3)
+    assert lora_parameters(shape, LoraSection(expert_rank=8, targets=["experts"])) == pytest.approx(experts, rel=2e-3)
 
 
 @pytest.mark.parametrize(("shape", "forward"), [(Shape.GPT_OSS_20B, 7.2e9), (Shape.GPT_OSS_120B, 10.3e9)])
@@ -91,8 +93,8 @@ def test_full_size_model_has_the_planned_parameters(name: str) -> None:
     assert {key: tuple(value.shape) for key, value in state.items()} == {t.name: t.shape for t in tensors(shape)}
     assert sum(value.nbytes for value in state.values()) == bytes_of(shape)
     settings = recipe.lora.model_dump(exclude={"start_from"})
-    trained = sum(p.numel() for _, p in lora.trainable_parameters(lora.attach(model, **settings)))
-    assert trained == adapter.parameters(shape, recipe.lora)
+    trained = sum(p.numel() for _, p in lora.trainable_parameters(lora.attach_adapter(model, **settings)))
+    assert trained == lora_parameters(shape, recipe.lora)
 
 
 TARGETS = ["attention", "experts", "router", "embeddings", "head"]
@@ -102,11 +104,11 @@ TARGETS = ["attention", "experts", "router", "embeddings", "head"]
 def test_adapter_of_a_small_model(targets: list[Any]) -> None:
     settings = LoraSection(rank=5, expert_rank=3, router_rank=2, vocabulary_rank=7, targets=targets)
     for lora_settings in (settings, settings.model_copy(update={"attention_ranks": {"k_proj": 9}})):
-        model = lora.attach(meta(TINY), **lora_settings.model_dump(exclude={"start_from"}))
+        model = lora.attach_adapter(meta(TINY), **lora_settings.model_dump(exclude={"start_from"}))
         trained = list(lora.trainable_parameters(model))
-        assert sum(p.numel() for _, p in trained) == adapter.parameters(TINY, lora_settings)
+        assert sum(p.numel() for _, p in trained) == lora_parameters(TINY, lora_settings)
         assert {p.dtype for _, p in trained} == {torch.float32}
-        assert adapter.targets(lora_settings) == targets
+        assert lora_targets(lora_settings) == targets
 
 
 @pytest.mark.parametrize(
@@ -123,23 +125,23 @@ def test_adapter_to_start_from_is_counted_as_it_is(tmp_path: Path, targets: list
     base = make_base(tmp_path / "base")
     stock_adapter(base, tmp_path / "adapter", targets, rank_pattern={"q_proj": 3, "gate_up_proj": 2})
     settings = LoraSection(rank=64, expert_rank=64, start_from=str(tmp_path / "adapter"))
-    model = lora.load(load_model(base, dtype="float32", device="cpu"), tmp_path / "adapter", trainable=True)
-    assert adapter.parameters(MICRO, settings) == sum(p.numel() for _, p in lora.trainable_parameters(model))
-    assert adapter.targets(settings) == names
+    model = lora.load_adapter(load_model(base, dtype="float32", device="cpu"), tmp_path / "adapter", trainable=True)
+    assert lora_parameters(MICRO, settings) == sum(p.numel() for _, p in lora.trainable_parameters(model))
+    assert lora_targets(settings) == names
 
 
 def test_adapter_to_start_from_must_be_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no adapter"):
-        adapter.parameters(TINY, LoraSection(start_from=str(tmp_path / "missing")))
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="not an adapter"):
+        lora_parameters(TINY, LoraSection(start_from=str(tmp_path / "missing")))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
     with pytest.raises(UserError, match="cannot be read"):
-        adapter.parameters(TINY, LoraSection(start_from=str(tmp_path)))
+        lora_parameters(TINY, LoraSection(start_from=str(tmp_path)))
 
 
 def test_an_adapted_head_is_computed_row_by_row() -> None:
     grouped = Found("x", TINY, Path(), head_rows=300)
-    assert adapter.head_rows(grouped, LoraSection()) == 300
-    assert adapter.head_rows(grouped, LoraSection(targets=["head"])) == TINY.vocabulary
+    assert head_rows(grouped, LoraSection()) == 300
+    assert head_rows(grouped, LoraSection(targets=["head"])) == TINY.vocabulary
 
 
 # Working memory: the formulas against the bytes that torch really holds
@@ -229,7 +231,7 @@ def measured_peak(
             state[name] = (torch.randn(value.shape, generator=generator) * 0.1).to(kind)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
-    tuned = lora.attach(model, **(settings or {"rank": 4, "expert_rank": 2})).train()
+    tuned = lora.attach_adapter(model, **(settings or {"rank": 4, "expert_rank": 2})).train()
     if recompute:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -404,7 +406,7 @@ def test_disk_counts_checkpoints_and_a_missing_model() -> None:
     assert missing.verdict == "does not fit"
     assert "disk" in missing.reasons[0]
     assert missing.downloads[0].bytes == bytes_of(Shape.GPT_OSS_20B)
-    trained = adapter.parameters(Shape.GPT_OSS_20B, recipe.lora)
+    trained = lora_parameters(Shape.GPT_OSS_20B, recipe.lora)
     assert missing.disk_needed == (2 + 2) * 12 * trained
 
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from export_samples import stock_adapter
 from lora_samples import reference_loss
 from ossia import events, recipes, runs
 from ossia.adapters import apply as lora
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
@@ -105,7 +107,7 @@ def test_validation_loss_is_that_of_the_saved_adapter(model: Path) -> None:
     seen: list[events.Event] = []
     train(wanted, run, examples(16), held_back, watch=seen.append)
     reported = next(event.loss for event in seen if isinstance(event, events.Validation) and event.step == 4)
-    reloaded = lora.load(load_model(model, dtype="float32", device="cpu"), run.checkpoint(4))
+    reloaded = lora.load_adapter(load_model(model, dtype="float32", device="cpu"), run.checkpoint(4))
     total = count = 0.0
     for example in held_back:  # one row at a time, full logits, shifted by hand
         log_p = reloaded(torch.tensor([example.ids])).logits[0, :-1].log_softmax(-1)
@@ -137,7 +139,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, ta
     train(wanted, broken, data, held_back)
     assert losses(broken) == losses(whole)
     assert losses(whole)[10] < losses(whole)[1] - 0.2
-    mine, other = (lora.load_file(run.checkpoint(10) / lora.WEIGHTS_FILE) for run in (broken, whole))
+    mine, other = (load_file(run.checkpoint(10) / WEIGHTS_FILE) for run in (broken, whole))
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 
@@ -228,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
 ) -> None:
     wanted = recipe(model, steps=6, checkpoint_every=2)
     run = runs.create(wanted, "test")
-    save = lora.save
+    save = lora.save_adapter
 
     def full_disk(adapter: Any, folder: Path) -> None:
         if "000004" in folder.name:
@@ -236,7 +238,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
             raise OSError(28, "No space left on device")
         save(adapter, folder)
 
-    monkeypatch.setattr(lora, "save", full_disk)
+    monkeypatch.setattr(lora, "save_adapter", full_disk)
     with pytest.raises(OssiaError, match="No space left"):
         train(wanted, run, examples(16), [])
     assert run.steps() == [2]
@@ -263,11 +265,11 @@ def test_resuming_a_finished_run_trains_no_further_step(model: Path) -> None:
     wanted, data = recipe(model, steps=8), examples(24)  # 8 steps end within the second epoch
     run = runs.create(wanted, "test")
     train(wanted, run, data, [])
-    before = (run.checkpoint(8) / lora.WEIGHTS_FILE).read_bytes()
+    before = (run.checkpoint(8) / WEIGHTS_FILE).read_bytes()
     last = train(wanted, run, data, [])
     assert (last.status, last.step) == ("done", 8)
     assert (run.steps()[-1], max(losses(run))) == (8, 8)
-    assert (run.checkpoint(8) / lora.WEIGHTS_FILE).read_bytes() == before
+    assert (run.checkpoint(8) / WEIGHTS_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("recompute", [True, False])
@@ -289,9 +291,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint_and_has_a_name(
         train(wanted, run, examples(16), examples(4, seed=1))
     assert "is that of model.layers.1.self_attn.k_proj.lora_A.default.weight" in str(error.value.why)
     assert run.steps()[-1] == 2
-    assert all(
-        torch.isfinite(tensor).all() for tensor in lora.load_file(run.checkpoint(2) / lora.WEIGHTS_FILE).values()
-    )
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(run.checkpoint(2) / WEIGHTS_FILE).values())
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_run_of_one_step_learns(model: Path) -> None:
     wanted = recipe(model, steps=1)  # with the default warm-up
     run = runs.create(wanted, "test")
     train(wanted, run, examples(4), [])
-    tensors = lora.load_file(run.checkpoint(1) / lora.WEIGHTS_FILE)
+    tensors = load_file(run.checkpoint(1) / WEIGHTS_FILE)
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
 
@@ -378,7 +378,7 @@ def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Pa
     train(again, second, examples(16), [])
     # Both begin with the same examples.
     assert losses(second)[1] < losses(first)[1] - 0.1
-    ranks = json.loads((second.checkpoint(6) / lora.CONFIG_FILE).read_text())
+    ranks = json.loads((second.checkpoint(6) / CONFIG_FILE).read_text())
     assert ranks["r"] == 4  # the adapter's, not the recipe's
 
 
@@ -396,12 +396,12 @@ def test_starting_from_an_adapter_of_stock_peft(model: Path, tmp_path: Path) -> 
     train(wanted, run, data, [])
     truth = reference_loss(stock, [(example.ids, example.weights) for example in data]).item()
     assert abs(losses(run)[1] - truth) < 1e-5 * truth
-    before, after = (lora.load_file(folder / lora.WEIGHTS_FILE) for folder in (tmp_path / "adapter", run.checkpoint(2)))
+    before, after = (load_file(folder / WEIGHTS_FILE) for folder in (tmp_path / "adapter", run.checkpoint(2)))
     assert {name: tensor.shape for name, tensor in before.items() if ".lora_" in name} == {
         name: tensor.shape for name, tensor in after.items()
     }
     assert not any(torch.equal(before[name], after[name]) for name in after)
-    config = json.loads((run.checkpoint(2) / lora.CONFIG_FILE).read_text())
+    config = json.loads((run.checkpoint(2) / CONFIG_FILE).read_text())
     assert (config["rank_pattern"], config["use_rslora"]) == (ranks, True)
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ossia import runs
+from ossia.adapters.layout import lora_parameters
 from ossia.checkpoint.layout import Shape
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe, TrainSection
 from ossia.errors import UserError
-from ossia.plan import adapter, memory
+from ossia.plan import memory
 from ossia.train import optimizers
 from ossia.train.supervised import train
 from test_train import examples, losses, recipe
@@ -67,9 +68,9 @@ def test_eight_bits_are_refused_before_the_model_is_loaded(tmp_path: Path, monke
 def test_the_plan_counts_a_quarter_for_eight_bits() -> None:
     def moments(**settings: Any) -> int:
         wanted = Recipe(train=TrainSection(**settings))
-        return memory._moments(wanted, adapter.parameters(Shape.GPT_OSS_20B, wanted.lora))[0]
+        return memory._moments(wanted, lora_parameters(Shape.GPT_OSS_20B, wanted.lora))[0]
 
-    assert moments() == 8 * adapter.parameters(Shape.GPT_OSS_20B, Recipe().lora)
+    assert moments() == 8 * lora_parameters(Shape.GPT_OSS_20B, Recipe().lora)
     assert 0.25 < moments(optimizer="adamw-8bit") / moments() < 0.26
     assert moments(optimizer="paged-adamw-8bit") == moments(optimizer="adamw-8bit")
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ossia import events, runs
-from ossia.adapters import apply as lora
+from ossia.adapters.config import WEIGHTS_FILE
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
 from ossia.train.supervised import train
@@ -123,7 +124,7 @@ def seen(run: runs.Run, rank: int) -> dict[str, Any]:
 
 
 def adapter(run: runs.Run, step: int = STEPS) -> dict[str, torch.Tensor]:
-    return dict(lora.load_file(run.checkpoint(step) / lora.WEIGHTS_FILE))
+    return dict(load_file(run.checkpoint(step) / WEIGHTS_FILE))
 
 
 def validations(run: runs.Run) -> list[float]:

@@ -53,7 +53,7 @@ def test_the_example_has_ossia_s_loss_learns_and_writes_an_adapter(tmp_path: Pat
     own = model(**from_rows((example.ids, example.weights) for example in prepared.train).inputs()).loss.item()
     assert losses[0] == pytest.approx(own, rel=1e-3)  # TRL prints four digits
     assert losses[2] < losses[1] < losses[0]
-    lora.load(load_model(base), tmp_path / "adapter")
+    lora.load_adapter(load_model(base), tmp_path / "adapter")
 
 
 @pytest.mark.filterwarnings("default")
@@ -64,7 +64,7 @@ def test_trl_s_batches_give_the_loss_and_gradients_of_separate_rows(tmp_path: Pa
 
     torch.manual_seed(0)
     model = load_model(write_tiny(tmp_path / "micro", MICRO, seed=0), dtype="float32", device="cpu")
-    adapted = lora.attach(model, rank=4, expert_rank=2)
+    adapted = lora.attach_adapter(model, rank=4, expert_rank=2)
     for _, parameter in lora.trainable_parameters(adapted):
         torch.nn.init.normal_(parameter, std=0.05)
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +131,7 @@ def test_trees_in_trl_weigh_batches_of_a_step_by_their_tokens(tmp_path: Path, mo
             gradient_accumulation_steps=2 // batch, train_sampling_strategy="sequential", bf16=False, use_cpu=True,
             router_aux_loss_coef=0.0, save_strategy="no", report_to="none", logging_steps=1,
         )  # fmt: skip
-        adapted = lora.attach(model, rank=4, expert_rank=2)
+        adapted = lora.attach_adapter(model, rank=4, expert_rank=2)
         data = Dataset.from_list(rows)
         trainer = trainer_class(adapted, settings, TreeCollator(), train_dataset=data, processing_class=tokenizer)
         trainer.train()

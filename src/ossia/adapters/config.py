@@ -1,31 +1,35 @@
-"""adapter_config.json of stock PEFT, and what Ossia makes of it in memory.
+"""adapter_config.json of stock PEFT: what decides what an adapter computes, and which adapters Ossia refuses.
 
 On disk an adapter names modules (`target_modules`: attention projections, `embed_tokens`, `lm_head`) and parameters
-(`target_parameters`: the experts' and the router's). In memory the layers of `ossia.adapters.layers` take the place
-of modules that hold such parameters.
+(`target_parameters`: the experts' and the router's). Neither torch nor PEFT is imported here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from peft import LoraConfig
-
-from ossia.adapters.layers import LAYERS, PROJECTIONS, MemoryConfig
 from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-VOCABULARY: dict[LoraTarget, str] = {"embeddings": "embed_tokens", "head": "lm_head"}
-PARAMETERS: dict[str, LoraTarget] = {
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+EXPERT_PROJECTIONS = ("gate_up_proj", "down_proj")
+"""In the order in which the experts' module holds them."""
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_VOCABULARY: dict[LoraTarget, str] = {"embeddings": "embed_tokens", "head": "lm_head"}
+_PARAMETERS: dict[str, LoraTarget] = {
     "mlp.experts.gate_up_proj": "experts",
     "mlp.experts.down_proj": "experts",
     "mlp.router.weight": "router",
 }
+_PARAMETER = r"((.*\.)?experts\.)?(gate_up_proj|down_proj)|(.*\.)?router\.weight"
 
 #: Settings that mean nothing for what a trained adapter computes, or that are read below. Any other that is on is
 #: refused, those of later versions of PEFT included.
@@ -38,113 +42,155 @@ _HARMLESS = {
 #: Initialisations after which the base weights are still the published ones.
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
 
-
-def configuration(settings: LoraSection) -> LoraConfig:
-    """Return the configuration on disk of a new adapter."""
-    found = settings.ranks_and_alphas()
-    modules = ATTENTION if "attention" in found else []
-    vocabulary = {name: found[target] for target, name in VOCABULARY.items() if target in found}
-    pairs: dict[str, tuple[int, float]] = {}
-    if "attention" in found:
-        per_rank = settings.alpha / settings.rank
-        pairs |= {name: (own, per_rank * own) for name, own in settings.attention_ranks.items()}
-    if "experts" in found:
-        pairs |= dict.fromkeys(PROJECTIONS, found["experts"])
-    if "router" in found:
-        pairs["router.weight"] = found["router"]
-    pairs |= vocabulary
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=[*modules, *vocabulary],
-        target_parameters=[name for name, target in PARAMETERS.items() if target in found] or None,
-        rank_pattern={name: own for name, (own, _) in pairs.items()},
-        alpha_pattern={name: own for name, (_, own) in pairs.items()},
-    )
+_Value = TypeVar("_Value")
 
 
-def in_memory(on_disk: LoraConfig, *, packed: bool) -> MemoryConfig:
-    """Return what PEFT is given: the owners of parameters that get our layers are named as modules.
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What decides what an adapter computes, by PEFT's rules.
 
-    packed: the experts are. Experts in floating point keep PEFT's own layers for parameters.
+    target_modules: ends of modules' names, sorted, or one regular expression for whole names.
+    target_parameters: ends of parameters' names.
+    rank_pattern, alpha_pattern: regular expression for the end of a module's or parameter's name -> its own rank or
+    alpha; the first one that matches counts.
+
+    Raises ValueError when a rank, an alpha or a regular expression is none.
     """
-    parameters = on_disk.target_parameters or []
-    ours = [name for name in parameters if packed or _last(name) not in PROJECTIONS]
-    owners = sorted({name.rpartition(".")[0] or "experts" for name in ours})
-    modules = on_disk.target_modules
-    if isinstance(modules, str):  # a regular expression
-        modules = "|".join([f"(?:{modules})", *(rf"(?:.*\.)?{re.escape(owner)}" for owner in owners)])
-    else:
-        modules = sorted({*(modules or []), *owners})
-    config = MemoryConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=on_disk.base_model_name_or_path,
-        r=on_disk.r,
-        lora_alpha=on_disk.lora_alpha,
-        use_rslora=on_disk.use_rslora,
-        target_modules=modules,
-        target_parameters=[name for name in parameters if name not in ours] or None,
-        rank_pattern=on_disk.rank_pattern,
-        alpha_pattern=on_disk.alpha_pattern,
-    )
-    config.on_disk = on_disk
-    config._register_custom_module(LAYERS)
-    return config
+
+    rank: int
+    alpha: float
+    rslora: bool = False
+    target_modules: tuple[str, ...] | str = ()
+    target_parameters: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_model: str | None = None
+
+    def __post_init__(self) -> None:
+        for rank in (self.rank, *self.rank_pattern.values()):
+            if type(rank) is not int or rank < 1:
+                raise ValueError(f"{rank!r} is no rank")
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if type(alpha) not in (int, float) or not math.isfinite(alpha):
+                raise ValueError(f"{alpha!r} is no alpha")
+        whole = [self.target_modules] if isinstance(self.target_modules, str) else []
+        for expression in (*whole, *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise ValueError(f"{expression!r} is no regular expression: {error}") from None
+
+    @classmethod
+    def of(cls, settings: LoraSection) -> AdapterConfig:
+        """Return the configuration of a new adapter."""
+        found = settings.ranks_and_alphas()
+        modules = _ATTENTION if "attention" in found else ()
+        vocabulary = {name: found[target] for target, name in _VOCABULARY.items() if target in found}
+        pairs: dict[str, tuple[int, float]] = {}
+        if "attention" in found:
+            per_rank = settings.alpha / settings.rank
+            pairs |= {name: (own, per_rank * own) for name, own in settings.attention_ranks.items()}
+        if "experts" in found:
+            pairs |= dict.fromkeys(EXPERT_PROJECTIONS, found["experts"])
+        if "router" in found:
+            pairs["router.weight"] = found["router"]
+        pairs |= vocabulary
+        return cls(
+            rank=settings.rank,
+            alpha=settings.alpha,
+            target_modules=tuple(sorted([*modules, *vocabulary])),
+            target_parameters=tuple(name for name, target in _PARAMETERS.items() if target in found),
+            rank_pattern={name: own for name, (own, _) in pairs.items()},
+            alpha_pattern={name: own for name, (_, own) in pairs.items()},
+        )
+
+    def targets_module(self, name: str) -> bool:
+        """Whether the adapter changes the module of this name (`check_target_module_exists` in PEFT)."""
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, name) is not None
+        return _is_among(name, self.target_modules)
+
+    def targets_parameter(self, name: str) -> bool:
+        """Whether the adapter changes the parameter of this name (`_inject_parameters` in PEFT)."""
+        return _is_among(name, self.target_parameters)
+
+    def rank_of(self, name: str) -> int:
+        """Rank of the module or parameter of this name."""
+        return _matching(self.rank_pattern, name, self.rank)
+
+    def alpha_of(self, name: str) -> float:
+        """Alpha of the module or parameter of this name."""
+        return _matching(self.alpha_pattern, name, self.alpha)
+
+    def scale_of(self, name: str) -> float:
+        """alpha / rank; rank-stabilised LoRA divides by the square root (Kalajdzievski 2023)."""
+        rank = self.rank_of(name)
+        return self.alpha_of(name) / (math.sqrt(rank) if self.rslora else rank)
+
+    @property
+    def remedy(self) -> str:
+        """What to do when the adapter does not fit a model."""
+        named = f", {self.base_model}," if self.base_model else ""
+        return f"give the model it was trained on{named} with --model, or as model.path of a recipe"
 
 
-def write_config(on_disk: LoraConfig, folder: Path) -> None:
-    """Write adapter_config.json, the same bytes for the same adapter."""
-    if not isinstance(on_disk.target_modules, str):
-        on_disk.target_modules = sorted(on_disk.target_modules or [])
-    on_disk.inference_mode = True
-    on_disk.save_pretrained(str(folder))
-
-
-def read_config(folder: Path) -> LoraConfig:
+def read_config(folder: Path) -> AdapterConfig:
     """Read adapter_config.json and keep what decides what the adapter computes.
 
     Raises:
         UserError: not an adapter in PEFT's layout, or one that changes or does what Ossia's model does not; named.
     """
+    file = folder / CONFIG_FILE
     try:
-        found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        if (kind := found["peft_type"]) != "LORA":
-            raise UserError(f"the adapter is of type {kind}, not LORA", where=str(folder))
-        _check(found, folder)
-        return LoraConfig(
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=found.get("base_model_name_or_path"),
-            r=int(found["r"]),
-            lora_alpha=found["lora_alpha"],
-            use_rslora=bool(found.get("use_rslora")),
-            target_modules=found.get("target_modules") or [],
-            target_parameters=found.get("target_parameters") or None,
+        found = json.loads(file.read_text(encoding="utf-8"))
+        _check(found, str(file))
+        modules = found.get("target_modules") or ()
+        return AdapterConfig(
+            rank=found["r"],
+            alpha=found["lora_alpha"],
+            rslora=bool(found.get("use_rslora")),
+            target_modules=modules if isinstance(modules, str) else tuple(sorted(modules)),
+            target_parameters=tuple(found.get("target_parameters") or ()),
             rank_pattern=dict(found.get("rank_pattern") or {}),
             alpha_pattern=dict(found.get("alpha_pattern") or {}),
+            base_model=found.get("base_model_name_or_path") or None,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"not an adapter in PEFT's layout ({error})", where=str(folder)) from None
+        raise UserError(f"not an adapter in PEFT's layout ({error})", where=str(file)) from None
 
 
-def _check(found: dict[str, Any], folder: Path) -> None:
+def _check(found: Mapping[str, Any], where: str) -> None:
+    """Refuse by name what Ossia does not load: the one policy for training, chat, planning and export."""
+    if (kind := found["peft_type"]) != "LORA":
+        raise UserError(f"the adapter is of type {kind}, not LORA", where=where)
+    if missing := [key for key in ("r", "lora_alpha") if key not in found]:
+        raise UserError(f"the key {missing[0]!r} is missing", where=where)
     modules = found.get("target_modules") or []
     modules = [] if isinstance(modules, str) else modules
-    strange = [name for name in modules if _last(name) not in {*ATTENTION, *VOCABULARY.values()}]
+    strange = [name for name in modules if name.rpartition(".")[2] not in {*_ATTENTION, *_VOCABULARY.values()}]
     strange += [name for name in found.get("target_parameters") or [] if not re.fullmatch(_PARAMETER, name)]
     if strange:
-        raise UserError(
-            f"the adapter changes {', '.join(sorted(strange))}, which Ossia does not load", where=str(folder)
-        )
+        raise not_adaptable(strange, where)
     if (init := found.get("init_lora_weights", True)) not in _INITS:
-        raise UserError(f"the adapter was initialised by {init!r}, which changes the base weights", where=str(folder))
+        raise UserError(f"the adapter was initialised by {init!r}, which changes the base weights", where=where)
     for name, value in found.items():
         if value and name not in _HARMLESS and (name, value) != ("bias", "none"):
-            raise UserError(f"the adapter has {name} = {value!r}, which Ossia does not load", where=str(folder))
+            raise UserError(f"the adapter has {name} = {value!r}, which Ossia does not load", where=where)
 
 
-_PARAMETER = r"((.*\.)?experts\.)?(gate_up_proj|down_proj)|(.*\.)?router\.weight"
+def not_adaptable(names: Iterable[str], where: str) -> UserError:
+    """The refusal of an adapter that changes these modules or parameters."""
+    return UserError(
+        f"the adapter changes {', '.join(sorted(names))}, which Ossia does not load",
+        where=where,
+        why="adapted are attention projections, experts, routers, embed_tokens and lm_head",
+    )
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _is_among(name: str, ends: Iterable[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _matching(pattern: Mapping[str, _Value], name: str, default: _Value) -> _Value:
+    """What belongs to the first expression that matches the end of the name (`get_pattern_key` in PEFT)."""
+    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)

@@ -1,13 +1,14 @@
-"""LoRA layers of our own, for what PEFT's cannot be put on: packed experts and the router.
+"""LoRA layers of our own: for packed experts and the router, which PEFT's cannot be put on, and a frugal linear one.
 
-PEFT puts them on the model through its hook for custom modules (`LAYERS`). Attention and head get `LoraLinear`, a PEFT
-layer in one autograd step; embeddings get PEFT's own.
+PEFT puts them on the model through its hook for custom modules; the model says which takes the place of which module
+(`adapter_layers`). Attention and head get `LoraLinear`; embeddings get PEFT's own layer.
 
 PEFT matches the rank and alpha patterns of an adapter with the names of parameters where `target_parameters` is used
 (`mlp.experts.gate_up_proj`), and with the names of modules where one of these layers is put in (`mlp.experts`). So the
 layers look their ranks up themselves, under the parameters' names, in the configuration as it is on disk.
 
-Shapes: E experts, R LoRA rank, I input and O output size of a projection, T tokens, D hidden size, K experts per token.
+Shapes: E experts, R LoRA rank, I inputs and O outputs of what is adapted, T tokens, D hidden size, K experts per token,
+N rows.
 """
 
 from __future__ import annotations
@@ -18,45 +19,30 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from peft.utils.other import get_pattern_key
+from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
-from ossia.adapters.linear import LoraLinear
-from ossia.model.experts import LowRank, PackedExperts
+from ossia.adapters.config import EXPERT_PROJECTIONS, AdapterConfig
+from ossia.kernels.lowrank import narrow, outer
+from ossia.kernels.reference import LowRank
 
 ADAPTER = "default"
-PROJECTIONS = ("gate_up_proj", "down_proj")
 
 
 class MemoryConfig(LoraConfig):
     """The configuration that PEFT works with: layers of ours are named as modules, whatever they are on disk."""
 
-    on_disk: LoraConfig
+    on_disk: AdapterConfig
     """As stock PEFT reads and writes it."""
-
-    def targets(self, parameter: str) -> bool:
-        """Whether the adapter changes the parameter of this name, by PEFT's rule for `target_parameters`."""
-        names = self.on_disk.target_parameters or []
-        return any(parameter == name or parameter.endswith(f".{name}") for name in names)
-
-    def rank_and_alpha(self, parameter: str) -> tuple[int, float]:
-        """Rank and alpha of the parameter of this name, by PEFT's rule for patterns."""
-        ranks, alphas = self.rank_pattern, self.alpha_pattern
-        return (
-            ranks.get(get_pattern_key(ranks.keys(), parameter), self.r),
-            alphas.get(get_pattern_key(alphas.keys(), parameter), self.lora_alpha),
-        )
-
-    def scale(self, rank: int, alpha: float) -> float:
-        """alpha / rank; rank-stabilised LoRA divides by the square root (Kalajdzievski 2023)."""
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 class ExpertsLora(nn.Module, LoraLayer):
     """Packed experts with a LoRA update on one or both projections of every expert, as a PEFT layer.
 
+    The experts' module is asked for its sizes, the device of its blocks, and its `run`, which takes the updates.
     lora_gate_up_A/B and lora_down_A/B hold float32 [E, R, I] and [E, O, R] per adapter name.
     """
 
@@ -64,7 +50,7 @@ class ExpertsLora(nn.Module, LoraLayer):
 
     def __init__(
         self,
-        base_layer: PackedExperts,
+        base_layer: nn.Module,
         adapter_name: str,
         config: MemoryConfig,
         r: int,
@@ -93,11 +79,12 @@ class ExpertsLora(nn.Module, LoraLayer):
         device = base.gate_up_proj_blocks.device
         self.r[adapter_name] = self.lora_alpha[adapter_name] = self.scaling[adapter_name] = 1
         self.scales[adapter_name] = {}
-        for projection, inputs, outputs in zip(PROJECTIONS, (D, F), (2 * F, D), strict=True):
-            if not config.targets(f"{target_name}.{projection}"):
+        for projection, inputs, outputs in zip(EXPERT_PROJECTIONS, (D, F), (2 * F, D), strict=True):
+            parameter = f"{target_name}.{projection}"
+            if not config.on_disk.targets_parameter(parameter):
                 continue
-            rank, alpha = config.rank_and_alpha(f"{target_name}.{projection}")
-            self.scales[adapter_name][projection] = config.scale(rank, alpha)
+            rank = config.on_disk.rank_of(parameter)
+            self.scales[adapter_name][projection] = config.on_disk.scale_of(parameter)
             name = projection.removesuffix("_proj")
             a_ERI = torch.empty(E, rank, inputs, device=device, dtype=torch.float32).uniform_(-1, 1)
             b_EOR = torch.zeros(E, outputs, rank, device=device, dtype=torch.float32)
@@ -116,7 +103,7 @@ class ExpertsLora(nn.Module, LoraLayer):
         """Return the update of gate_up and the update of down; None for a projection that has none."""
         scales = self.scales[adapter]
         found: list[LowRank | None] = []
-        for projection in PROJECTIONS:
+        for projection in EXPERT_PROJECTIONS:
             name = projection.removesuffix("_proj")
             a, b = getattr(self, f"lora_{name}_A"), getattr(self, f"lora_{name}_B")
             there = projection in scales
@@ -155,7 +142,8 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
         self, adapter_name: str, r: int, lora_alpha: float, config: MemoryConfig, target_name: str, **_: Any
     ) -> None:
         """Add an adapter, initialised as PEFT's on a linear layer."""
-        rank, alpha = config.rank_and_alpha(f"{target_name}.weight")
+        on_disk, parameter = config.on_disk, f"{target_name}.weight"
+        rank, alpha = on_disk.rank_of(parameter), on_disk.alpha_of(parameter)
         LoraLayer.update_layer(self, adapter_name, rank, alpha, config=config)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,9 +161,61 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
         return logits_TE, top_TK.softmax(-1).to(hidden_states.dtype), indices_TK
 
 
-#: Module of the model -> layer that takes its place when it gets an adapter.
-LAYERS: dict[type[nn.Module], type[nn.Module]] = {
-    PackedExperts: ExpertsLora,
-    nn.Linear: LoraLinear,
-    GptOssTopKRouter: RouterLora,
-}
+class LoraLinear(Linear):
+    """PEFT's LoRA layer; with one plain adapter (no dropout, no variant, not merged) in one autograd step.
+
+    PEFT's own keeps the input a second time in float32 and adds the update in float32; in bfloat16 that costs more than
+    the update's arithmetic. Here everything is in the compute dtype and nothing is kept but the input. The matrices
+    stay float32 parameters and get float32 gradients.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return x W^T + bias + scale * (x A^T) B^T, [..., O] in x's type."""
+        if self.disable_adapters or self.merged or args or kwargs or not self._is_plain():
+            result: Tensor = super().forward(x, *args, **kwargs)
+            return result
+        name = self.active_adapters[0]
+        base = self.get_base_layer()
+        matrices = self.lora_A[name].weight, self.lora_B[name].weight
+        y: Tensor = _LowRankLinear.apply(x, base.weight, base.bias, *matrices, self.scaling[name])
+        return y
+
+    def _is_plain(self) -> bool:
+        if len(self.active_adapters) != 1:
+            return False
+        name = self.active_adapters[0]
+        base = self.get_base_layer()
+        return (
+            name in self.lora_A
+            and name not in self.lora_variant
+            and not self.lora_bias[name]
+            and isinstance(self.lora_dropout[name], nn.Identity)
+            and type(base) is nn.Linear
+            and not base.weight.requires_grad
+            and (base.bias is None or not base.bias.requires_grad)
+        )
+
+
+class _LowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, w_OI, a_RI, b_OR)
+        ctx.scale = scale
+        x_NI = x.flatten(0, -2)
+        y_NO = functional.linear(x_NI, w_OI, bias_O)
+        low_NR = narrow(x_NI, a_RI.to(x.dtype), True, scale)
+        return y_NO.addmm_(low_NR, b_OR.to(x.dtype).T).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, w_OI, a_RI, b_OR = ctx.saved_tensors
+        x_NI, grad_NO = x.flatten(0, -2), grad.flatten(0, -2)
+        a, b = a_RI.to(x.dtype), b_OR.to(x.dtype)
+        high_NR = narrow(grad_NO, b, False, ctx.scale)
+        da_RI = outer(high_NR, x_NI, False).to(a_RI.dtype)
+        db_OR = outer(narrow(x_NI, a, True, ctx.scale), grad_NO, True).to(b_OR.dtype)
+        dx = (grad_NO @ w_OI).addmm_(high_NR, a).view(x.shape) if ctx.needs_input_grad[0] else None
+        return dx, None, None, da_RI, db_OR, None

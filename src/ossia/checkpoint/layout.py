@@ -212,6 +212,12 @@ def config_json(shape: Shape, mxfp4: bool = True) -> dict[str, Any]:
     return dict(sorted(config.items()))
 
 
+def is_packed(config: Any) -> bool:
+    """Whether a model's configuration (transformers' `GptOssConfig`) says that its experts are MXFP4."""
+    quantisation = getattr(config, "quantization_config", None) or {}
+    return bool(dict(quantisation).get("quant_method") == "mxfp4")
+
+
 def generation_config_json(shape: Shape) -> dict[str, Any]:
     """generation_config.json as published: end at `<|return|>`, `<|endoftext|>` or `<|call|>`, sample."""
     call, start = min(200_012, shape.vocabulary - 3), min(199_998, shape.vocabulary - 4)

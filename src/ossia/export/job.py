@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ossia.adapters import read as adapters
+from ossia.adapters.read import read_adapter
 from ossia.checkpoint.locate import locate
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.events import Exported
@@ -59,8 +59,8 @@ def export(
     folder.check_destination(out, overwrite=overwrite, sources=(base, source.adapter))
     reader = CheckpointReader(base)
     reader.check(mxfp4=reader.is_mxfp4)
-    adapter = adapters.read(source.adapter, reader.shape())
-    adapter.check_copies(reader)
+    adapter = read_adapter(source.adapter, reader.shape())
+    adapter.check_copies(reader.get)
     with folder.export_folder(out) as partial:
         job = ExportJob(source, reader, adapter, partial, out, experts, progress or _silent)
         result = target.write(job)

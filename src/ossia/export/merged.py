@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ossia.adapters.read import Adapter, Delta
+from ossia.adapters.read import Adapter, LoraDelta
 from ossia.checkpoint.layout import TensorSpec, tensors
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.export.rounding import Survival, requantised, rounded
@@ -103,18 +103,18 @@ class MergedModel:
         parts = (TensorPart(rows.start, tuple(tensor[rows] for tensor in stored)) for rows in _slices(specs[0].shape))
         return MergedTensor(specs, parts, copied=True)
 
-    def _rows(self, delta: Delta, survival: Survival) -> Iterator[TensorPart]:
+    def _rows(self, delta: LoraDelta, survival: Survival) -> Iterator[TensorPart]:
         stored = self.source.get(delta.name)
         for rows in _slices(stored.shape):
             base, update = stored[rows].to(self.device, torch.float32), delta.matrix(device=self.device, rows=rows)
             yield TensorPart(rows.start, (rounded(base, update, self.dtype, survival),))
 
-    def _codes(self, delta: Delta, survival: Survival) -> Iterator[TensorPart]:
+    def _codes(self, delta: LoraDelta, survival: Survival) -> Iterator[TensorPart]:
         for expert in range(len(delta.a)):
             blocks, scales = requantised(self.source, delta, expert, self.device, survival)
             yield TensorPart(expert, (blocks[None], scales[None]))
 
-    def _floats(self, name: str, delta: Delta | None, survival: Survival) -> Iterator[TensorPart]:
+    def _floats(self, name: str, delta: LoraDelta | None, survival: Survival) -> Iterator[TensorPart]:
         """[1, inputs, outputs] of each expert, as transformers has it."""
         for expert in range(self.source.shape().experts):
             base = self._expert(name, expert)

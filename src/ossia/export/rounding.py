@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ossia.adapters.read import Adapter, Delta
+from ossia.adapters.read import Adapter, LoraDelta
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.errors import UserError
 from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone
@@ -214,7 +214,7 @@ def sample(
 
 
 def requantised(
-    source: CheckpointReader, delta: Delta, expert: int, device: str, survival: Survival
+    source: CheckpointReader, delta: LoraDelta, expert: int, device: str, survival: Survival
 ) -> tuple[Tensor, Tensor]:
     """Blocks and scales of one merged expert. One without an update keeps its bytes, the signs of zeros included."""
     blocks, scales = source.get(f"{delta.name}_blocks")[expert], source.get(f"{delta.name}_scales")[expert]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ossia import events, runs
-from ossia.adapters.config import CONFIG_FILE
+from ossia.adapters.config import CONFIG_FILE, read_config
 from ossia.config import Recipe
 from ossia.errors import UserError
 
@@ -65,10 +64,7 @@ def find_source(reference: str, model: str | None = None, step: int | None = Non
 
 
 def _base(folder: Path) -> str:
-    try:
-        base = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
+    base = read_config(folder).base_model
     if not base:
         raise UserError("the adapter does not say which model it belongs to", where=str(folder), do="add --model BASE")
-    return str(base)
+    return base

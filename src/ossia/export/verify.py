@@ -101,10 +101,10 @@ def warnings(logits: dict[str, Any]) -> list[str]:
 
 
 def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: str) -> tuple[Tensor, Tensor]:
-    from ossia.adapters import apply as lora
+    from ossia.adapters.apply import load_adapter
     from ossia.model.load import load_model
 
-    model = lora.load(load_model(base, dtype="float32", device=device), adapter).eval()
+    model = load_adapter(load_model(base, dtype="float32", device=device), adapter).eval()
     tuned = _log_probabilities(model, prompts, device)
     with model.disable_adapter():
         untuned = _log_probabilities(model, prompts, device)

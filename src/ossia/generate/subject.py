@@ -57,9 +57,9 @@ class Subject:
         model = load.load_model(locate.locate(section.path), dtype=section.dtype, device=section.device)
         if self.checkpoint is None:
             return model
-        from ossia.adapters import apply as lora
+        from ossia.adapters.apply import load_adapter
 
-        return lora.load(model, self.checkpoint).eval()
+        return load_adapter(model, self.checkpoint).eval()
 
 
 def find(reference: str, *, checkpoint: int | None = None, overrides: Iterable[str] = ()) -> Subject:

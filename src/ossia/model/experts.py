@@ -25,15 +25,8 @@ from torch.autograd.function import once_differentiable
 from ossia.kernels.gate import gate, gate_backward, plain_gate
 from ossia.kernels.lowrank import narrow, outer
 from ossia.kernels.product import Into, Packed, Update, product
+from ossia.kernels.reference import LowRank
 from ossia.kernels.reference.mxfp4 import fake_quantise
-
-
-class LowRank(NamedTuple):
-    """A LoRA update of every expert's projection: scale * (x A^T) B^T. a_ERI: [E, R, in], b_EOR: [E, out, R]."""
-
-    a_ERI: Tensor
-    b_EOR: Tensor
-    scale: float
 
 
 class Experts(nn.Module):

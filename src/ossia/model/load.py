@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ossia import hardware
-from ossia.checkpoint.layout import generation_config_json
+from ossia.checkpoint.layout import generation_config_json, is_packed
 from ossia.checkpoint.locate import locate, tokenizer_folder
 from ossia.checkpoint.reader import CheckpointReader, side_file
 from ossia.errors import UserError
@@ -50,9 +50,9 @@ def load(
     model = load_model(folder, dtype=dtype, device=device)
     if adapter is None:
         return model, tokenizer
-    from ossia.adapters import apply as lora
+    from ossia.adapters.apply import load_adapter
 
-    return lora.load(model, Path(adapter)).eval(), tokenizer
+    return load_adapter(model, Path(adapter)).eval(), tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -80,7 +80,7 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     """Return the model alone. See `load`."""
     from transformers import GenerationConfig, GptOssConfig
 
-    from ossia.model.modeling import empty, is_packed
+    from ossia.model.modeling import empty
 
     on = hardware.device(device).value
     torch_dtype = getattr(torch, hardware.dtype(dtype, on).value)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 from transformers.utils import ModelOutput
 
+from ossia.checkpoint.layout import is_packed
 from ossia.errors import UserError
 from ossia.model import attention, batch
 from ossia.model.experts import PackedExperts
@@ -135,6 +137,17 @@ class OssiaForCausalLM(GptOssForCausalLM):
             if is_sharded:
                 self.lm_head.reshard()
 
+    @property
+    def adapter_layers(self) -> dict[type[nn.Module], type[nn.Module]]:
+        """Module of the model -> layer that takes its place when it gets an adapter."""
+        from ossia.adapters import layers  # PEFT takes a second to load
+
+        return {
+            PackedExperts: layers.ExpertsLora,
+            nn.Linear: layers.LoraLinear,
+            GptOssTopKRouter: layers.RouterLora,
+        }
+
     def head(self) -> Head:
         """Return the output layer for the loss, with equal rows of a frozen head grouped; found once per weight.
 
@@ -164,12 +177,6 @@ def head_update(layer: Any) -> HeadUpdate | None:
     if len(active) > 1 or layer.lora_variant or drops or layer.lora_B[name].bias is not None:
         raise UserError("the loss knows plain LoRA on lm_head: one adapter, without dropout, bias or variants")
     return HeadUpdate(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
-
-
-def is_packed(config: GptOssConfig) -> bool:
-    """Whether the checkpoint's experts are MXFP4."""
-    quantisation = getattr(config, "quantization_config", None) or {}
-    return bool(dict(quantisation).get("quant_method") == "mxfp4")
 
 
 def empty(config: GptOssConfig, dtype: torch.dtype) -> OssiaForCausalLM:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ossia.adapters.layout import lora_parameters
 from ossia.checkpoint.layout import bytes_of
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError
-from ossia.plan import adapter, memory
+from ossia.plan import memory
 from ossia.plan.machine import Machine
 from ossia.plan.memory import Line
 from ossia.plan.model import Found
@@ -112,7 +113,7 @@ def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine,
         downloads=[] if model.folder else [Line("model", bytes_of(shape), f"download of {recipe.model.path}")],
         sharing=sharing(recipe, examples),
         work=work(recipe, examples),
-        trained_parameters=adapter.parameters(shape, recipe.lora),
+        trained_parameters=lora_parameters(shape, recipe.lora),
         flops_per_token=flops_per_token(shape, recompute=recipe.train.recompute, supervised=share)["training"],
         seconds=None if speed is None else seconds(recipe, model, examples, speed),
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ossia.adapters.layout import lora_parameters
 from ossia.checkpoint.layout import Shape, bytes_of, expert_matrices
 from ossia.config import Recipe
-from ossia.plan import adapter
-from ossia.plan.model import Found
+from ossia.plan.model import Found, head_rows
 
 FLOAT = 4
 LOGITS = 1 << 25
@@ -45,7 +45,7 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
     b = 2 if dtype == "bfloat16" else FLOAT
     shape = model.shape
     tokens = min(recipe.train.tokens_per_pass, recipe.train.examples_per_step * longest)
-    trained = adapter.parameters(shape, recipe.lora)
+    trained = lora_parameters(shape, recipe.lora)
     return [
         *_weights(shape, b, device),
         Line("adapter", FLOAT * trained, f"{trained:,} parameters in float32"),
@@ -152,7 +152,7 @@ def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
 
 def _largest(recipe: Recipe, model: Found, tokens: int, b: int) -> Line:
     """The larger of what is never alive together: a layer's work and a chunk of logits. AdamW's step makes nothing."""
-    shape, words = model.shape, adapter.head_rows(model, recipe.lora)
+    shape, words = model.shape, head_rows(model, recipe.lora)
     layer = f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point"
     rivals = {
         layer: layer_peak(shape, tokens, b, recipe.train.recompute),
@@ -169,7 +169,7 @@ def _logits(words: int, tokens: int) -> int:
 
 def disk_lines(recipe: Recipe, shape: Shape) -> list[Line]:
     """Bytes of a run's checkpoints."""
-    trained = adapter.parameters(shape, recipe.lora)
+    trained = lora_parameters(shape, recipe.lora)
     count = recipe.train.keep_checkpoints + 2
     one = FLOAT * trained + _moments(recipe, trained)[0]
     how = f"{count} of {one / 1e6:,.1f} MB (adapter, AdamW): the newest {count - 2}, the best, one being written"

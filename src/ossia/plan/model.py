@@ -6,9 +6,11 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ossia.adapters.layout import lora_targets
 from ossia.checkpoint.layout import Shape
 from ossia.checkpoint.locate import locate
 from ossia.checkpoint.reader import CheckpointReader, read_shape
+from ossia.config import LoraSection
 from ossia.errors import UserError, did_you_mean
 
 PUBLISHED = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
@@ -64,6 +66,11 @@ def find_model(path: str) -> Found:
         raise
     shape = read_shape(folder)
     return Found(path, shape, folder, _head_rows(folder, shape))
+
+
+def head_rows(model: Found, lora: LoraSection) -> int:
+    """Rows of the head that the loss computes: equal ones once, unless the head itself is adapted."""
+    return model.shape.vocabulary if "head" in lora_targets(lora) else model.head_rows
 
 
 def _head_rows(folder: Path, shape: Shape) -> int:

@@ -83,7 +83,8 @@ class _Bench:
         """Seconds of one expert's forward and backward pass with `count` tokens."""
         import torch
 
-        from ossia.model.experts import LowRank, PackedExperts
+        from ossia.kernels.reference import LowRank
+        from ossia.model.experts import PackedExperts
 
         inner = max(GROUP, shape.intermediate // THINNER // GROUP * GROUP)
         config = SimpleNamespace(

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ossia.adapters.layout import lora_targets
 from ossia.checkpoint.layout import Shape
 from ossia.config import Recipe
 from ossia.errors import UserError
-from ossia.plan import adapter
-from ossia.plan.model import Found
+from ossia.plan.model import Found, head_rows
 from ossia.plan.speed import Speed
 from ossia.sequences.tree import WORTH
 
@@ -75,7 +75,7 @@ class Sharing:
 
 def counts_tokens(recipe: Recipe) -> bool:
     """Whether the loss has a part in which a token that examples share would count once: the load-balancing loss."""
-    return "router" in adapter.targets(recipe.lora) and recipe.train.balance_loss != 0
+    return "router" in lora_targets(recipe.lora) and recipe.train.balance_loss != 0
 
 
 def sharing(recipe: Recipe, examples: Examples) -> Sharing:
@@ -176,7 +176,7 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> d
     D, K = shape.hidden, shape.experts_per_token
     context = examples.tokens / max(1, examples.count)
     projections = 2 * attention_parameters(shape) * shape.layers
-    head = 2 * D * adapter.head_rows(model, recipe.lora) * share
+    head = 2 * D * head_rows(model, recipe.lora) * share
     # A windowed layer multiplies blocks of queries with the keys of two windows.
     windowed = sum(map(shape.is_sliding, range(shape.layers)))
     full = shape.layers - windowed

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ossia.adapters import apply as lora
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
 from ossia.errors import OssiaError, UserError
 from ossia.files import atomic_folder, write_json
 from ossia.runs import BEST, Run
@@ -63,8 +63,8 @@ def check_complete(folder: Path) -> None:
         UserError: names the part, and what to do instead.
     """
     parts = {
-        lora.WEIGHTS_FILE: _is_file,
-        lora.CONFIG_FILE: _is_json,
+        WEIGHTS_FILE: _is_file,
+        CONFIG_FILE: _is_json,
         "trainer_state.json": _is_json,
         "optimizer.pt": zipfile.is_zipfile,  # torch.save writes zip archives
         "scheduler.pt": zipfile.is_zipfile,

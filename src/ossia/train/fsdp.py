@@ -77,7 +77,7 @@ class Twin:
         if self._model is not None:
             strange = self._model.load_state_dict(tensors, strict=False).unexpected_keys
             assert tensors and not strange, strange
-            lora.save(self._model, folder)
+            lora.save_adapter(self._model, folder)
 
 
 def save_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, file: Path) -> None:

@@ -103,7 +103,7 @@ def _train(
     _check_record(run, "base", weights_digest(folder), "the base model is not the one that this run began with")
     model = _model(recipe, folder, "cpu" if sharded else recipe.model.device)
     if newest:
-        lora.load_weights(model, run.checkpoint(newest))
+        lora.load_adapter_weights(model, run.checkpoint(newest))
     balance, why = _balance(recipe, model)
     sharing = _sharing(recipe, model, examples, balance)
     trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter, balance, sharing.on)
@@ -166,9 +166,9 @@ def _model(recipe: Recipe, folder: Path, device: str) -> Any:
     base.name_or_path = recipe.model.path
     base.config.use_cache = False
     if recipe.lora.start_from:
-        model = lora.load(base, Path(recipe.lora.start_from), trainable=True)
+        model = lora.load_adapter(base, Path(recipe.lora.start_from), trainable=True)
     else:
-        model = lora.attach(base, **recipe.lora.model_dump(exclude={"start_from"}))
+        model = lora.attach_adapter(base, **recipe.lora.model_dump(exclude={"start_from"}))
     if recipe.train.recompute:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})

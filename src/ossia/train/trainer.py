@@ -256,7 +256,7 @@ class OssiaTrainer(Trainer):
         if self.twin is not None:
             self.twin.save(model, Path(str(output_dir)))
         elif self.args.should_save:
-            lora.save(model, Path(str(output_dir)))
+            lora.save_adapter(model, Path(str(output_dir)))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.twin is None:

@@ -25,6 +25,7 @@ from lora_samples import (
     stock,
 )
 from ossia.adapters import apply as lora
+from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
 from ossia.model import loss
@@ -77,7 +78,7 @@ def test_loss_and_gradients_equal_stock_peft_on_stock_transformers(
 ) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
     mine = adapted(folder, targets)
-    lora.save(mine, tmp_path)
+    lora.save_adapter(mine, tmp_path)
     other = on_stock(folder, tmp_path)
     for model in (mine, other):
         for name, parameter in model.named_parameters():
@@ -124,7 +125,7 @@ def test_adapters_load_where_ossia_is_not(folder: Path, tmp_path: Path) -> None:
         adapter.mkdir()
         model = adapted(folder, targets)
         said[adapter] = logits(model)
-        lora.save(model, adapter)
+        lora.save_adapter(model, adapter)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     arguments = [str(folder), str(tmp_path / "ids.pt"), *map(str, said)]
     done = subprocess.run(
@@ -140,8 +141,8 @@ def test_adapters_load_where_ossia_is_not(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("targets", SETS, ids="+".join)
 def test_an_adapter_comes_back_from_disk_bit_for_bit(folder: Path, tmp_path: Path, targets: list[str]) -> None:
     model = adapted(folder, targets, attention_ranks={"q_proj": 7})
-    lora.save(model, tmp_path)
-    back = lora.load(base_model(folder), tmp_path)
+    lora.save_adapter(model, tmp_path)
+    back = lora.load_adapter(base_model(folder), tmp_path)
     wanted = dict(lora.trainable_parameters(model))
     got = {name: parameter for name, parameter in back.named_parameters() if name in wanted}
     assert got.keys() == wanted.keys()
@@ -150,8 +151,8 @@ def test_an_adapter_comes_back_from_disk_bit_for_bit(folder: Path, tmp_path: Pat
     assert torch.equal(logits(back), logits(model))
     again = tmp_path / "again"
     again.mkdir()
-    lora.save(back, again)
-    for file in (lora.CONFIG_FILE, lora.WEIGHTS_FILE):
+    lora.save_adapter(back, again)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
         assert (again / file).read_bytes() == (tmp_path / file).read_bytes()
 
 
@@ -172,7 +173,7 @@ def test_switching_the_adapter_off_gives_the_base(folder: Path, rows: Rows, targ
 def test_a_new_adapter_changes_nothing_and_learns(folder: Path, rows: Rows) -> None:
     """As PEFT does it: one of A and B is zero at first, and that one has a gradient."""
     base = base_model(folder)
-    model = lora.attach(base_model(folder), targets=TARGETS)
+    model = lora.attach_adapter(base_model(folder), targets=TARGETS)
     inputs = from_rows(rows).inputs()
     assert torch.allclose(model(**inputs).loss, base(**inputs).loss, rtol=1e-6)
     model(**inputs).loss.backward()
@@ -184,7 +185,7 @@ def test_a_new_adapter_changes_nothing_and_learns(folder: Path, rows: Rows) -> N
 
 def test_generate_uses_the_adapters(folder: Path, tmp_path: Path) -> None:
     model = adapted(folder, TARGETS)
-    lora.save(model, tmp_path)
+    lora.save_adapter(model, tmp_path)
     wanted = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": MICRO.pad_id, "eos_token_id": None}
     mine = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **wanted)
     other = on_stock(folder, tmp_path).generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **wanted)
@@ -193,7 +194,7 @@ def test_generate_uses_the_adapters(folder: Path, tmp_path: Path) -> None:
 
 def test_recorded_router_logits_are_the_adapted_ones(folder: Path, tmp_path: Path) -> None:
     model = adapted(folder, ["router"])
-    lora.save(model, tmp_path)
+    lora.save_adapter(model, tmp_path)
     with torch.no_grad():
         mine = model(input_ids=IDS, output_router_logits=True).router_logits
         other = on_stock(folder, tmp_path)(input_ids=IDS, output_router_logits=True).router_logits
@@ -205,7 +206,7 @@ def test_recorded_router_logits_are_the_adapted_ones(folder: Path, tmp_path: Pat
 def test_a_router_update_below_bfloat16s_resolution_counts(folder: Path) -> None:
     from ossia.model.load import load_model
 
-    model = lora.attach(load_model(folder, dtype="bfloat16", device="cpu"), targets=["router"], router_rank=1)
+    model = lora.attach_adapter(load_model(folder, dtype="bfloat16", device="cpu"), targets=["router"], router_rank=1)
     router = model.base_model.model.model.layers[0].mlp.router
     hidden = torch.randn(9, MICRO.hidden, generator=torch.Generator().manual_seed(0)).bfloat16()
     before, _, _ = router(hidden)
@@ -248,7 +249,7 @@ def test_every_target_has_its_rank_and_its_scale(folder: Path) -> None:
         "rank": 4, "alpha": 12.0, "attention_ranks": {"o_proj": 6}, "expert_rank": 2, "expert_alpha": 5.0,
         "router_rank": 3, "router_alpha": 7.0, "vocabulary_rank": 5, "vocabulary_alpha": 11.0,
     }  # fmt: skip
-    model = lora.attach(base_model(folder), targets=TARGETS, **settings).base_model.model
+    model = lora.attach_adapter(base_model(folder), targets=TARGETS, **settings).base_model.model
     layer = model.model.layers[1]
     scales = {name: getattr(layer.self_attn, name).scaling["default"] for name in ("q_proj", "o_proj")}
     assert scales == {"q_proj": 3.0, "o_proj": 3.0}
