@@ -223,7 +223,12 @@ def requantised(
         survival.add_unchanged(base)
         return blocks, scales
     update = delta.matrix(expert, device)
-    blocks, scales = mxfp4.quantise(base + update, "best", scales.to(device))
+    try:
+        blocks, scales = mxfp4.quantise(base + update, "best", scales.to(device))
+    except UserError as error:
+        error.why = "training diverged, or the merge overflowed"
+        error.do = "use an earlier checkpoint, or a lower learning rate"
+        raise
     survival.add(base, update, mxfp4.dequantise(blocks, scales, torch.float32))
     return blocks, scales
 
