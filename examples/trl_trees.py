@@ -31,8 +31,7 @@ def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
         train_sampling_strategy="sequential", router_aux_loss_coef=0.0, save_strategy="no", report_to="none",
         logging_steps=1,
     )  # fmt: skip
-    data = load_dataset("json", data_files=rows, split="train")
-    adapted = attach_adapter(model, rank=16, expert_rank=8)
+    data, adapted = load_dataset("json", data_files=rows, split="train"), attach_adapter(model, rank=16, expert_rank=8)
     TreeTrainer(adapted, settings, TreeCollator(), train_dataset=data, processing_class=tokenizer).train()
     save_adapter(adapted, Path(folder))
 
