@@ -366,7 +366,7 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
     from rich.console import Console
 
     from ossia import recipes
-    from ossia.cli.train_ import Screen
+    from ossia.cli import train_
     from ossia.data.prepare import prepare
 
     (agent / "r.yaml").write_text("data: {train: a.jsonl, validation_share: 0}\n")
@@ -381,6 +381,7 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
         recipe = recipes.load(str(agent / "r.yaml"), [f"train.share_prefixes={word}"])
         recipe.data.train[0] = str(agent / "a.jsonl")
         prepared = prepare(recipe.data, Vocabulary.load(), recipe.train.seed)
-        Screen(Console(file=(shown := StringIO()), width=200)).header("run", recipe, prepared)
+        screen = train_.Screen(Console(file=(shown := StringIO()), width=200))
+        screen.header("run", recipe, prepared, train_._saving(recipe, prepared))
         told = f"in steps of 16 examples: {tokens:,} tokens, {shared:,} with shared prefixes" in shown.getvalue()
         assert told == (word == "auto")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossia.model.batch import Segments, from_rows, from_trees
-from ossia.sequences.tree import Tree, grow, pack, saving, split
+from ossia.sequences.sharing import saving
+from ossia.sequences.tree import Tree, grow, pack, split, tokens_computed
 
 
 @dataclass
@@ -19,6 +20,9 @@ class Sequence:
     ids: list[int]
     weights: list[float]
     channels: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def sequence(ids: list[int], weights: list[float] | None = None, channel: str | None = "final") -> Sequence:
@@ -90,7 +94,7 @@ def test_trees_have_every_prefix_once_and_every_edge_with_its_weight(examples: l
     check(trees, examples)
     prefixes = {tuple(e.ids[:i]) for e in examples for i in range(1, len(e.ids) + 1)}
     assert sum(tree.tokens for tree in trees) == len(prefixes)
-    assert saving(examples) == (len(prefixes), sum(len(e.ids) for e in examples))
+    assert saving([examples]) == (sum(len(e.ids) for e in examples), len(prefixes))
     assert len(trees) == len({e.ids[0] for e in examples})
 
 
@@ -102,7 +106,7 @@ def test_short_shared_stretches_are_repeated(examples: list[Sequence], shortest:
     for tree in trees:
         parents = {node.parent for node in tree.nodes}
         assert all(len(node.ids) >= shortest or node.ends or i not in parents for i, node in enumerate(tree.nodes))
-    assert saving(examples, shortest)[0] == sum(tree.tokens for tree in trees)
+    assert tokens_computed(examples, shortest=shortest) == sum(tree.tokens for tree in trees)
 
 
 @given(sets(), st.integers(9, 20))
@@ -156,7 +160,9 @@ def test_a_conversation_is_a_trunk_and_a_leaf_per_turn() -> None:
     batch = from_trees([tree])
     assert len(batch.segments_N2) == 10
     assert sorted(batch.ancestors_M3[:, 0].tolist()) == list(range(1, 10))
-    assert saving(turns) == (tree.tokens, tree.unshared) == (40 + 10 * 2 + 9 * 3 + 10 * 54, 40 * 10 + 5 * 45 + 56 * 10)
+    assert (
+        saving([turns]) == (tree.unshared, tree.tokens) == (40 * 10 + 5 * 45 + 56 * 10, 40 + 10 * 2 + 9 * 3 + 10 * 54)
+    )
 
 
 def test_a_repeated_sequence_counts_twice_and_a_prefix_ends_within() -> None:
@@ -177,7 +183,7 @@ def test_thousands_of_long_sequences_take_seconds_at_most() -> None:
     """2,000 sequences of 3,000 tokens over one schema: no comparison of all pairs, no walk token by token."""
     schema = list(range(5000, 7000))
     examples = [sequence([*schema, n % 50, *range(n, n + 999)], [0.0] * 3000) for n in range(2000)]
-    shared, unshared = saving(examples)
+    unshared, shared = saving([examples])
     assert unshared == 2000 * 3000
     assert shared == 2000 + 50 + 2000 * 999
 

@@ -28,7 +28,9 @@ from ossia.model.modeling import OssiaForCausalLM, empty
 from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
 from ossia.plan.machine import Disk
 from ossia.plan.work import Work, flops_per_token, work
+from ossia.sequences.sharing import Sharing
 
+ALONE = Sharing(False, "test")
 PUBLISHED = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
 
 
@@ -254,14 +256,14 @@ def test_chunk_of_logits_is_the_losss() -> None:
 )
 def test_steps_of_sixteen_examples(count: int, epochs: float, steps: int) -> None:
     examples = Examples(count, count * 100, count * 50, 100, 0, "test")
-    assert work(Recipe.model_validate({"train": {"epochs": epochs}}), examples).steps == steps
-    assert work(Recipe.model_validate({"train": {"epochs": epochs, "steps": 7}}), examples).steps == 7
+    assert work(Recipe.model_validate({"train": {"epochs": epochs}}), examples, ALONE).steps == steps
+    assert work(Recipe.model_validate({"train": {"epochs": epochs, "steps": 7}}), examples, ALONE).steps == 7
 
 
 def test_passes_and_validations() -> None:
     recipe = Recipe.model_validate({"data": {"max_tokens": 100}, "train": {"tokens_per_pass": 400, "steps": 101}})
     examples = Examples(count=1000, tokens=100_000, trained=50_000, longest=100, validation_tokens=900, source="test")
-    assert work(recipe, examples) == Work(steps=101, passes=404, tokens=161_600, validations=3)
+    assert work(recipe, examples, ALONE) == Work(steps=101, passes=404, tokens=161_600, validations=3)
 
 
 def test_time_is_linear_in_the_steps_and_counts_validation() -> None:

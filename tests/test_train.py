@@ -21,8 +21,9 @@ from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
 from ossia.model.load import load_model
+from ossia.sequences.example import prompt_of
 from ossia.train import checkpoints, supervised
-from ossia.train.steps import Collator, cut, fingerprint, prompt_of
+from ossia.train.steps import Collator, cut, fingerprint
 from ossia.train.supervised import train
 from ossia.train.trainer import OssiaTrainer
 

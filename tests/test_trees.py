@@ -34,10 +34,11 @@ from ossia.model.batch import from_rows
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM
 from ossia.sequences.order import conversations_of
+from ossia.sequences.sharing import Obstacles, Saving, Sharing, decide, estimated_saving, may_share
 from ossia.sequences.weighting import weighted
+from ossia.train import supervised
 from ossia.train.order import ConversationOrder
-from ossia.train.sharing import decided, obstacles
-from ossia.train.steps import Collator
+from ossia.train.steps import Collator, model_obstacles
 from ossia.train.supervised import train
 from tree_samples import Example, Plan, conversation, sets
 
@@ -307,30 +308,56 @@ def test_an_example_longer_than_a_pass_is_the_users_error() -> None:
 # Whether to share.
 
 
+def decided(wanted: Any, examples: list[Example], per_step: int, most: int, dropout: float = 0.0) -> Sharing:
+    return decide(wanted, Obstacles(dropout), estimated_saving(examples, per_step, 0, most))
+
+
 def test_auto_shares_where_it_saves_and_is_exact() -> None:
-    steps = [chats(2)]
-    assert decided("auto", [], steps, 1000).on and "x)" in decided("auto", [], steps, 1000).reason
+    examples = chats(2)
+    assert decided("auto", examples, 8, 1000).on and "x)" in decided("auto", examples, 8, 1000).reason
     # A tree that passes cut down to single examples saves nothing.
     alike = [Example([*range(60), n], [0.0] * 60 + [1.0]) for n in (70, 80, 90)]
-    assert decided("auto", [], [alike], 100).on and not decided("auto", [], [alike], 61).on
-    single_turns = [[Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]]
-    assert "next to nothing to save" in decided("auto", [], single_turns, 1000).reason
-    assert decided("on", [], single_turns, 1000).on
-    assert not decided("off", [], steps, 1000).on
-    inexact = decided("auto", ["dropout (0.1) would differ"], steps, 1000)
+    assert decided("auto", alike, 3, 100).on and not decided("auto", alike, 3, 61).on
+    single_turns = [Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]
+    assert "next to nothing to save" in decided("auto", single_turns, 10, 1000).reason
+    assert decided("on", single_turns, 10, 1000).on
+    assert not decided("off", examples, 8, 1000).on
+    inexact = decided("auto", examples, 8, 1000, dropout=0.1)
     assert not inexact.on and "dropout (0.1)" in inexact.reason
-    with pytest.raises(UserError, match="would not be exact"):
-        decided("on", ["dropout (0.1) would differ"], steps, 1000)
+    with pytest.raises(UserError, match="would not be exact") as refused:
+        decided("on", examples, 8, 1000, dropout=0.1)
+    assert "dropout (0.1)" in (refused.value.why or "")
+    with pytest.raises(UserError, match="an example has 61 tokens, a pass holds 60"):
+        decided("auto", alike, 3, 60)
+
+
+def test_auto_wants_to_save_a_fiftieth() -> None:
+    assert decide("auto", Obstacles(), Saving(1000, 980)).on and not decide("auto", Obstacles(), Saving(1000, 981)).on
+    assert decide("on", Obstacles(), Saving(1000, 1000)).on
+    assert not decide("on", Obstacles(), None).on and "no data" in decide("auto", Obstacles(), None).reason
+
+
+def test_the_decision_is_said_in_a_sentence() -> None:
+    assert str(decide("auto", Obstacles(), Saving(3000, 1500))) == (
+        "shared prefixes are computed once, with the same loss and gradients: 1,500 tokens instead of 3,000 (2.00x)"
+    )
+    assert str(decide("off", Obstacles(), None)) == "prefixes are not shared, because train.share_prefixes is off"
+
+
+def test_what_is_saved_counts_only_where_it_matters() -> None:
+    assert may_share("auto", Obstacles()) and may_share("on", Obstacles()) and not may_share("off", Obstacles())
+    assert not may_share("on", Obstacles(balance_loss=True))
 
 
 def test_dropout_balance_loss_and_noise_stand_in_the_way() -> None:
     model = nn.Sequential(nn.Embedding(3, 4), nn.Dropout(0.0))
-    assert obstacles(model) == []
-    assert "load-balancing" in obstacles(model, balance=0.001)[0]
-    assert "NEFTune" in obstacles(model, neftune_alpha=5.0)[0]
+    assert model_obstacles(model) == Obstacles() and Obstacles().sentences() == []
+    assert "load-balancing" in model_obstacles(model, balance=0.001).sentences()[0]
+    assert "NEFTune" in model_obstacles(model, neftune_alpha=5.0).sentences()[0]
     model[0].neftune_noise_alpha = 5.0
     model[1].p = 0.1
-    assert [found.split()[0] for found in obstacles(model)] == ["dropout", "NEFTune's"]
+    assert model_obstacles(model) == Obstacles(dropout=0.1, noise=True)
+    assert [found.split()[0] for found in model_obstacles(model).sentences()] == ["dropout", "NEFTune's"]
 
 
 # Runs.
@@ -362,6 +389,22 @@ def test_a_run_with_a_trained_router_says_why_it_does_not_share(
     refused = routed.model_copy(update={"train": routed.train.model_copy(update={"share_prefixes": "on"})})
     with pytest.raises(UserError, match="sharing would not be exact"):
         train(refused, runs.create(refused, "test"), chats(2), [])
+
+
+def test_a_run_takes_a_saving_that_was_counted_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
+    wanted = recipe(folder, steps=1, examples_per_step=4, tokens_per_pass=256, samples=0)
+    for counted in (Saving(900, 300), Saving(900, 899)):
+        run = runs.create(wanted, "test")
+        with monkeypatch.context() as patched:
+            patched.delattr(supervised, "estimated_saving")  # it is not counted again
+            train(wanted, run, chats(2), [], saving=counted)
+        notes = [event.message for event in events.read(run.path) if isinstance(event, events.Note)]
+        assert str(decide("auto", Obstacles(), counted)) in notes
+        (step,) = steps_of(run)
+        assert (step.tokens < step.example_tokens) == (counted.shared == 300)
 
 
 def test_a_run_weighted_by_turns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

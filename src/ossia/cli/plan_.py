@@ -53,7 +53,8 @@ def _examples(recipe: Any, found: Found) -> Examples:
     from ossia.data.prepare import prepare
     from ossia.errors import UserError
     from ossia.plan import Examples
-    from ossia.sequences.savings import estimated
+    from ossia.plan.work import recipe_obstacles
+    from ossia.sequences.sharing import estimated_saving, may_share
 
     if not recipe.data.train:
         return Examples.assumed(recipe)
@@ -66,14 +67,13 @@ def _examples(recipe: Any, found: Found) -> Examples:
         prepared = prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
     for line in prepared.remarks():
         output.err().print(line, markup=False)
-    shared = None
-    if recipe.train.share_prefixes != "off":
-        settings = recipe.train
+    saving, settings = None, recipe.train
+    if may_share(settings.share_prefixes, recipe_obstacles(recipe)):
         with output.progress("looking for shared prefixes", None):
-            shared = estimated(
+            saving = estimated_saving(
                 prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_pass
-            ).shared
-    return Examples.counted(prepared.train, prepared.validation, shared)
+            )
+    return Examples.counted(prepared.train, prepared.validation, saving)
 
 
 def show(plan: Plan, found: Found, measured: str | None) -> None:

@@ -13,7 +13,7 @@ from ossia.data.branches import Branch, Forest, forest, whose
 from ossia.data.page import framed, heading, tokens
 from ossia.data.rendered import Rendered
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
-from ossia.sequences.savings import Saving
+from ossia.sequences.sharing import Saving
 
 
 def tree_page(title: str, conversations: Sequence[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:

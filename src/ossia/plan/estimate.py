@@ -15,7 +15,18 @@ from ossia.plan.machine import Machine
 from ossia.plan.memory import Line
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
-from ossia.plan.work import FASTER, SLOWER, Examples, Sharing, Work, flops_per_token, seconds, sharing, supervised, work
+from ossia.plan.work import (
+    FASTER,
+    SLOWER,
+    Examples,
+    Work,
+    flops_per_token,
+    foretell_sharing,
+    seconds,
+    supervised_share,
+    work,
+)
+from ossia.sequences.sharing import Sharing
 
 Verdict = Literal["fits", "tight", "does not fit"]
 COMFORTABLE = 0.9
@@ -102,7 +113,8 @@ def estimate(recipe: Recipe, model: Found, examples: Examples, machine: Machine,
 def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine, speed: Speed | None) -> Plan:
     shape = model.shape
     longest = min(examples.longest, recipe.data.max_tokens)
-    share = supervised(recipe, examples)
+    sharing = foretell_sharing(recipe, examples)
+    share = supervised_share(examples, sharing)
     plan = Plan(
         recipe=recipe,
         machine=machine,
@@ -110,11 +122,11 @@ def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine,
         memory=memory.lines(recipe, model, longest, machine.device, machine.dtype),
         disk=memory.disk_lines(recipe, shape),
         downloads=[] if model.folder else [Line("model", bytes_of(shape), f"download of {recipe.model.path}")],
-        sharing=sharing(recipe, examples),
-        work=work(recipe, examples),
+        sharing=sharing,
+        work=work(recipe, examples, sharing),
         trained_parameters=adapter.parameters(shape, recipe.lora),
         flops_per_token=flops_per_token(shape, recompute=recipe.train.recompute, supervised=share)["training"],
-        seconds=None if speed is None else seconds(recipe, model, examples, speed),
+        seconds=None if speed is None else seconds(recipe, model, examples, sharing, speed),
     )
     verdict, reasons = _judge(plan)
     return dataclasses.replace(plan, verdict=verdict, reasons=reasons)

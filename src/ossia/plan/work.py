@@ -9,11 +9,10 @@ from typing import Protocol
 
 from ossia.checkpoint.layout import Shape
 from ossia.config import Recipe
-from ossia.errors import UserError
 from ossia.plan import adapter
 from ossia.plan.model import Found
 from ossia.plan.speed import Speed
-from ossia.sequences.tree import WORTH
+from ossia.sequences.sharing import Obstacles, Saving, Sharing, decide
 
 SLOWER, FASTER = 2.0, 0.5
 """The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
@@ -41,13 +40,23 @@ class Examples:
     shared: int | None = None
     """Tokens left when the examples of a step share what they begin with. None: not counted."""
 
+    @property
+    def saving(self) -> Saving | None:
+        """What sharing would save of an epoch. None: not counted."""
+        return None if self.shared is None else Saving(self.tokens, self.shared)
+
+    def computed(self, sharing: Sharing) -> int:
+        """Return the tokens that an epoch computes."""
+        return self.shared if sharing.on and self.shared is not None else self.tokens
+
     @staticmethod
-    def counted(train: Sequence[Tokens], validation: Sequence[Tokens], shared: int | None = None) -> Examples:
+    def counted(train: Sequence[Tokens], validation: Sequence[Tokens], saving: Saving | None = None) -> Examples:
         """Count compiled training examples."""
         lengths = [len(example) for example in train]
         trained = sum(example.trained_tokens for example in train)
         held_back = sum(map(len, validation))
         source = f"counted: {len(train):,} examples, {len(validation):,} for validation"
+        shared = saving and saving.shared
         return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source, shared)
 
     @staticmethod
@@ -65,53 +74,28 @@ class Examples:
         )
 
 
-@dataclass(frozen=True)
-class Sharing:
-    """Whether training computes shared prefixes once, as far as it can be told beforehand; in words, why."""
+def recipe_obstacles(recipe: Recipe) -> Obstacles:
+    """Return what can be told from a recipe of what keeps shared tokens from counting as in separate sequences.
 
-    on: bool
-    reason: str
-
-
-def counts_tokens(recipe: Recipe) -> bool:
-    """Whether the loss has a part in which a token that examples share would count once: the load-balancing loss."""
-    return "router" in adapter.targets(recipe.lora) and recipe.train.balance_loss != 0
+    Raises:
+        UserError: there is no readable adapter in the folder of `lora.start_from`.
+    """
+    balanced = "router" in adapter.targets(recipe.lora) and recipe.train.balance_loss != 0
+    return Obstacles(balance_loss=balanced)
 
 
-def sharing(recipe: Recipe, examples: Examples) -> Sharing:
-    """Foretell what training decides about `train.share_prefixes` (`ossia.train.sharing`).
+def foretell_sharing(recipe: Recipe, examples: Examples) -> Sharing:
+    """Return what training will decide about `train.share_prefixes`, as far as it can be told beforehand.
 
     Raises:
         UserError: training would refuse.
     """
-    wanted = recipe.train.share_prefixes
-    if wanted == "off":
-        return Sharing(False, "train.share_prefixes is off")
-    if counts_tokens(recipe):
-        why = "the router is trained with a load-balancing loss, which counts tokens"
-        if wanted == "on":
-            raise UserError(
-                "train.share_prefixes is on, but sharing would not be exact",
-                why=why,
-                do="--set train.share_prefixes=auto, or --set train.balance_loss=0",
-            )
-        return Sharing(False, why)
-    if examples.shared is None:
-        return Sharing(False, "there are no data to count, so nothing is taken to be shared")
-    counts = f"{examples.shared:,} tokens instead of {examples.tokens:,}"
-    if wanted == "auto" and examples.shared > (1 - WORTH) * examples.tokens:
-        return Sharing(False, f"there is next to nothing to save: {counts}")
-    return Sharing(True, f"{counts} ({examples.tokens / max(1, examples.shared):.2f}x)")
+    return decide(recipe.train.share_prefixes, recipe_obstacles(recipe), examples.saving)
 
 
-def computed(recipe: Recipe, examples: Examples) -> int:
-    """Tokens that an epoch computes."""
-    return examples.shared or 0 if sharing(recipe, examples).on else examples.tokens
-
-
-def supervised(recipe: Recipe, examples: Examples) -> float:
-    """Rows of the head over tokens that are computed, 0..1."""
-    return min(1.0, examples.trained / max(1, computed(recipe, examples)))
+def supervised_share(examples: Examples, sharing: Sharing) -> float:
+    """Return the rows of the head over the tokens that are computed, 0..1."""
+    return min(1.0, examples.trained / max(1, examples.computed(sharing)))
 
 
 @dataclass(frozen=True)
@@ -124,11 +108,11 @@ class Work:
     validations: int
 
 
-def work(recipe: Recipe, examples: Examples) -> Work:
+def work(recipe: Recipe, examples: Examples, sharing: Sharing) -> Work:
     """Count what a recipe does with its examples. A step is cut into passes of at most train.tokens_per_pass tokens."""
     settings = recipe.train
     steps = settings.total_steps(examples.count)
-    mean = computed(recipe, examples) / max(1, examples.count)
+    mean = examples.computed(sharing) / max(1, examples.count)
     per_step = mean * min(settings.examples_per_step, examples.count)
     passes = steps * math.ceil(per_step / settings.tokens_per_pass)
     validations = math.ceil(steps / settings.evaluate_every) if examples.validation_tokens else 0
@@ -165,12 +149,12 @@ def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float =
     }
 
 
-def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> dict[str, float]:
+def seconds(recipe: Recipe, model: Found, examples: Examples, sharing: Sharing, speed: Speed) -> dict[str, float]:
     """Seconds of each part of the training, from speeds measured with the code that does the work."""
-    shape, todo = model.shape, work(recipe, examples)
+    shape, todo = model.shape, work(recipe, examples, sharing)
     # With recompute attention runs forward twice, and of the experts the first projection, two thirds of the work.
     forwards, expert_forwards = (2, 5 / 3) if recipe.train.recompute else (1, 1)
-    share = supervised(recipe, examples)
+    share = supervised_share(examples, sharing)
     checked = todo.validations * examples.validation_tokens
     checks = math.ceil(checked / recipe.train.tokens_per_pass)
     D, K = shape.hidden, shape.experts_per_token

@@ -15,9 +15,9 @@ from ossia.generate.engine import Sampling
 from ossia.generate.native import NativeEngine
 from ossia.harmony.parse import parse
 from ossia.runs import Run
+from ossia.sequences.example import TrainingExample, prompt_of
 from ossia.train.distributed import is_main
 from ossia.train.fsdp import is_sharded
-from ossia.train.steps import Trainable, prompt_of
 
 if TYPE_CHECKING:
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -99,7 +99,7 @@ class Reporter(TrainerCallback):
 class Sampler(TrainerCallback):
     """Answers a few validation prompts after each evaluation, greedily, so that one can watch the model change."""
 
-    def __init__(self, examples: Sequence[Trainable], vocabulary: Vocabulary, tokens: int, emit: Watch) -> None:
+    def __init__(self, examples: Sequence[TrainingExample], vocabulary: Vocabulary, tokens: int, emit: Watch) -> None:
         self.examples, self.vocabulary, self.tokens, self.emit = examples, vocabulary, tokens, emit
 
     def on_evaluate(

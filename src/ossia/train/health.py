@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
+from ossia.sequences.example import TrainingExample
 from ossia.train import fsdp as sharding
 from ossia.train import routing
 from ossia.train.callbacks import Watch
-from ossia.train.steps import Trainable, cut, unsupervised
+from ossia.train.steps import cut, unsupervised
 
 if TYPE_CHECKING:
     from ossia.train.trainer import OssiaTrainer
@@ -33,7 +34,7 @@ PROBE_TOKENS = 1024
 class RoutingHealth(TrainerCallback):
     """Reports every `every` steps and at the last one. All processes of a job look at the same probe."""
 
-    def __init__(self, examples: Sequence[Trainable], tokens_per_pass: int, every: int, emit: Watch) -> None:
+    def __init__(self, examples: Sequence[TrainingExample], tokens_per_pass: int, every: int, emit: Watch) -> None:
         """
         Args:
             examples: the first ones, as many as PROBE_TOKENS hold, are the probe.
@@ -125,9 +126,9 @@ def _adapter_off(model: PeftModel) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _first(examples: Sequence[Trainable], tokens: int) -> list[Trainable]:
+def _first(examples: Sequence[TrainingExample], tokens: int) -> list[TrainingExample]:
     """The first examples that have so many tokens together, but at least one."""
-    taken: list[Trainable] = []
+    taken: list[TrainingExample] = []
     for example in examples:
         tokens -= len(example)
         if tokens < 0 and taken:

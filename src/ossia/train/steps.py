@@ -12,29 +12,15 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 
-from ossia.errors import UserError
 from ossia.model.batch import from_rows, from_trees
+from ossia.sequences.example import Labelled, TrainingExample, check_length
+from ossia.sequences.sharing import Obstacles
 from ossia.sequences.tree import Tree, alone, grow, pack, split
-
-
-class Trainable(Protocol):
-    """What training needs of an example of n tokens. All three sequences have one entry per token.
-
-    weights[i] is the weight of predicting ids[i]; channels[i] names the channel that the token belongs to. They may be
-    put together anew at each access; `len` is cheap.
-    """
-
-    def __len__(self) -> int: ...
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def weights(self) -> Sequence[float]: ...
-    @property
-    def channels(self) -> Sequence[str | None]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +39,7 @@ class Collator:
     process: int = 0
     processes: int = 1
 
-    def __call__(self, examples: Sequence[Trainable]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
         """
         Raises:
             UserError: one example alone is longer than a pass.
@@ -79,20 +65,20 @@ class TreeCollator:
     """For other people's training loops: turns a batch of rows into the inputs of one call of an Ossia model.
 
     A row is a mapping with input_ids and labels of equal length, -100 where nothing is trained (as TRL prepares them),
-    or an example as `Trainable` describes. What rows begin with in common is computed once, so the turns of a
+    or an example (`ossia.sequences.example`). What rows begin with in common is computed once, so the turns of a
     conversation, or conversations with the same system message, should be in one batch. The result has no padding:
 
         loss = model(**TreeCollator()(rows)).loss
 
     is the mean over the trained tokens of all rows. (Where batches of different sizes make up a step, pass the step's
     count as `denominator`.) Dropout, the load-balancing loss and NEFTune give shared tokens another effect than
-    separate rows: see `ossia.train.sharing.obstacles`.
+    separate rows: see `model_obstacles`.
     """
 
     share: bool = True
     """Off: the rows end to end, to compare with."""
 
-    def __call__(self, rows: Sequence[Mapping[str, Any] | Trainable]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any] | TrainingExample]) -> dict[str, torch.Tensor]:
         """Return the inputs on the CPU, ids int64 and weights float32 (`ossia.model.batch.FlatBatch`).
 
         Raises:
@@ -102,21 +88,18 @@ class TreeCollator:
         return from_trees(grow(examples) if self.share else alone(examples)).inputs()
 
 
-class Labelled:
-    """A row with input_ids and labels, as an example."""
+def model_obstacles(model: nn.Module, balance: float = 0.0, neftune_alpha: float | None = None) -> Obstacles:
+    """Return what of a model keeps a token that sequences share from counting as in separate sequences.
 
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        if missing := {"input_ids", "labels"} - set(row):
-            raise ValueError(f"a row has no {' and no '.join(sorted(missing))}")
-        self.ids = [int(token) for token in row["input_ids"]]
-        labels = [int(label) for label in row["labels"]]
-        if any(label not in (-100, token) for token, label in zip(self.ids, labels, strict=True)):
-            raise ValueError("labels must repeat input_ids where they are not -100")
-        self.weights = [float(label != -100) for label in labels]
-        self.channels: list[str | None] = [None] * len(self.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    Args:
+        model: with its adapter, and with hooks if it has any.
+        balance: coefficient of the load-balancing loss.
+        neftune_alpha: of noise on embeddings.
+    """
+    dropout = max((module.p for module in model.modules() if isinstance(module, nn.Dropout)), default=0.0)
+    embeddings: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    noise = neftune_alpha or any(getattr(module, "neftune_noise_alpha", None) for module in embeddings)
+    return Obstacles(dropout, bool(balance), bool(noise))
 
 
 def passes_of(trees: Sequence[Tree], most: int, longest: int, processes: int = 1) -> list[list[Tree]]:
@@ -157,7 +140,7 @@ def _tokens(trees: Iterable[Tree]) -> int:
     return sum(tree.tokens for tree in trees)
 
 
-def unsupervised(examples: Iterable[Trainable]) -> dict[str, torch.Tensor]:
+def unsupervised(examples: Iterable[TrainingExample]) -> dict[str, torch.Tensor]:
     """A pass over the examples that asks for hidden states only."""
     inputs = from_rows((example.ids, example.weights) for example in examples).inputs()
     return {name: value for name, value in inputs.items() if name not in ("rows", "targets", "weights")}
@@ -168,13 +151,13 @@ def idle_pass() -> dict[str, torch.Tensor]:
     return from_rows([([0], [0.0])]).inputs()
 
 
-def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Trainable]]:
+def cut(examples: Iterable[TrainingExample], tokens_per_pass: int) -> Iterator[list[TrainingExample]]:
     """Group examples into passes of at most `tokens_per_pass` tokens, similar lengths together.
 
     Raises:
         UserError: one example alone is longer than a pass.
     """
-    group: list[Trainable] = []
+    group: list[TrainingExample] = []
     total = 0
     for example in sorted(examples, key=len):
         check_length(len(example), tokens_per_pass)
@@ -187,25 +170,7 @@ def cut(examples: Iterable[Trainable], tokens_per_pass: int) -> Iterator[list[Tr
         yield group
 
 
-def check_length(tokens: int, tokens_per_pass: int) -> None:
-    """
-    Raises:
-        UserError: an example of so many tokens does not fit into a pass.
-    """
-    if tokens > tokens_per_pass:
-        raise UserError(
-            f"an example has {tokens} tokens, a pass holds {tokens_per_pass}",
-            do=f"--set train.tokens_per_pass={tokens}, or a smaller data.max_tokens",
-        )
-
-
-def prompt_of(example: Trainable) -> list[int]:
-    """Return the tokens before the first supervised one: what the model would be asked to continue."""
-    first = next(i for i, weight in enumerate(example.weights) if weight)
-    return list(example.ids[:first])
-
-
-def fingerprint(*sets: Sequence[Trainable]) -> str:
+def fingerprint(*sets: Sequence[TrainingExample]) -> str:
     """Return a hash of the examples' tokens, weights and turns, to tell whether a resumed run sees the same data."""
     digest = hashlib.sha256()
     for examples in sets:

@@ -32,15 +32,15 @@ from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.model import attention
 from ossia.model.load import load_model, locate
 from ossia.runs import Run
-from ossia.sequences.order import conversations_of, epoch
+from ossia.sequences.example import TrainingExample
+from ossia.sequences.sharing import Saving, Sharing, decide, estimated_saving, may_share
 from ossia.sequences.weighting import weighted
 from ossia.train import checkpoints, optimizers, routing
 from ossia.train import fsdp as sharding
 from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
 from ossia.train.distributed import is_main, world_size
 from ossia.train.health import RoutingHealth
-from ossia.train.sharing import Sharing, decided, obstacles
-from ossia.train.steps import Collator, Trainable, fingerprint
+from ossia.train.steps import Collator, fingerprint, model_obstacles
 from ossia.train.trainer import OssiaTrainer
 
 RECORD = "data/sha256.json"
@@ -49,11 +49,12 @@ RECORD = "data/sha256.json"
 def train(
     recipe: Recipe,
     run: Run,
-    examples: Sequence[Trainable],
-    validation: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
     *,
     command: str = "",
     watch: Watch = lambda event: None,
+    saving: Saving | None = None,
 ) -> events.Finished:
     """Fine-tune, or continue a run that was interrupted.
 
@@ -61,6 +62,7 @@ def train(
         examples, validation: compiled training examples; validation may be empty.
         command: what started this, for the record.
         watch: called with every event as it is written.
+        saving: what an epoch saves by sharing, if the caller has it (`ossia.sequences.sharing.estimated_saving`).
 
     Returns:
         The last event, whose status is done or stopped.
@@ -75,16 +77,17 @@ def train(
         raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
     with _claimed(run):
         _check_data(run, examples, validation)
-        return _train(recipe, run, examples, validation, command, watch)
+        return _train(recipe, run, examples, validation, command, watch, saving)
 
 
 def _train(
     recipe: Recipe,
     run: Run,
-    examples: Sequence[Trainable],
-    validation: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
     command: str,
     watch: Watch,
+    saving: Saving | None,
 ) -> events.Finished:
     reporter = Reporter(run, watch, recipe.train.early_stopping)
     newest = run.steps()[-1] if run.steps() else 0
@@ -105,7 +108,7 @@ def _train(
     if newest:
         lora.load_weights(model, run.checkpoint(newest))
     balance, why = _balance(recipe, model)
-    sharing = _sharing(recipe, model, examples, balance)
+    sharing = _sharing(recipe, model, examples, balance, saving)
     trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter, balance, sharing.on)
     reporter.emit(
         events.Started(
@@ -119,7 +122,7 @@ def _train(
     )
     if any(isinstance(event, events.Step) for event in events.read(run.path)):
         reporter.emit(events.Resumed(step=newest))
-    for message in filter(None, (why, sharing.reason, _attention(model, trainer.args.device))):
+    for message in filter(None, (why, str(sharing), _attention(model, trainer.args.device))):
         reporter.emit(events.Note(level="info", message=message))
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
@@ -204,20 +207,22 @@ def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:
     return chosen, f"the router is trained, so a load-balancing loss (coefficient {chosen:g}) keeps it from collapsing"
 
 
-def _sharing(recipe: Recipe, model: Any, examples: Sequence[Trainable], balance: float) -> Sharing:
-    """Look at the steps as they will come, as far as it takes."""
-    settings = recipe.train
-    order = epoch(conversations_of(examples), settings.examples_per_step, settings.seed, 0)
-    steps = ([examples[index] for index in step] for step in order)
-    return decided(settings.share_prefixes, obstacles(model, balance), steps, settings.tokens_per_pass)
+def _sharing(
+    recipe: Recipe, model: Any, examples: Sequence[TrainingExample], balance: float, saving: Saving | None
+) -> Sharing:
+    """Decide with the model as it is. The steps are looked at as they will come, unless somebody has done so."""
+    settings, obstacles = recipe.train, model_obstacles(model, balance)
+    if saving is None and may_share(settings.share_prefixes, obstacles):
+        saving = estimated_saving(examples, settings.examples_per_step, settings.seed, settings.tokens_per_pass)
+    return decide(settings.share_prefixes, obstacles, saving)
 
 
 def _trainer(
     recipe: Recipe,
     run: Run,
     model: Any,
-    examples: Sequence[Trainable],
-    validation: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
     folder: Path,
     reporter: Reporter,
     balance: float,
@@ -333,7 +338,7 @@ def _claimed(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def _check_data(run: Run, examples: Sequence[Trainable], validation: Sequence[Trainable]) -> None:
+def _check_data(run: Run, examples: Sequence[TrainingExample], validation: Sequence[TrainingExample]) -> None:
     now = fingerprint(examples, validation)
     _check_record(run, "examples", now, "the training data are not those that this run began with")
 
