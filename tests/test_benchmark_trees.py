@@ -32,7 +32,7 @@ def test_sets_are_what_the_issue_asks_for(sets: dict[str, list[trees.Row]]) -> N
     assert 1400 < next(place for place, weight in enumerate(sets["agents"][0].weights) if weight) < 1700
     assert first[:10] == second[:10]
     assert all(max(row.ids) < 16_768 and any(row.weights) for rows in sets.values() for row in rows)
-    assert max(len(row) for rows in sets.values() for row in rows) <= trees.TOKENS_PER_PASS
+    assert max(len(row) for rows in sets.values() for row in rows) <= trees.TOKENS_PER_MICRO_BATCH
 
 
 def test_the_token_ratios_leave_room_for_the_targets(sets: dict[str, list[trees.Row]]) -> None:

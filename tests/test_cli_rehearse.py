@@ -177,7 +177,7 @@ def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
     recipe = rehearsal.recipe_of(
         "gpt-oss-20b", Path("x"), lora, steps=2, tokens=4096, sequence=512, overrides=["model.device=cpu"]
     )
-    assert (recipe.train.examples_per_step, recipe.train.tokens_per_pass) == (8, 2048)
+    assert (recipe.train.examples_per_step, recipe.train.tokens_per_micro_batch) == (8, 2048)
     shape = Shape.GPT_OSS_20B
     examples = rehearsal.examples_of(recipe, shape, 512, 0.4)
     assert len(examples) == 16

@@ -162,7 +162,7 @@ def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
     assert statistics(rows).tree_tokens_steps == 0
     assert estimated_saving(examples, 4, 7, 100_000) == counted
     longest = max(map(len, examples))
-    cut = estimated_saving(examples, 4, 7, longest)  # what does not fit into a pass is computed again
+    cut = estimated_saving(examples, 4, 7, longest)  # what does not fit into a micro-batch is computed again
     assert counted.shared < cut.shared <= cut.unshared
     part = estimated_saving(examples, 4, 7, 100_000, looked_at=1)
     assert part.unshared == counted.unshared and 0 < part.shared < part.unshared

@@ -39,7 +39,7 @@ def test_hardware_line_says_what_the_plan_says(name: str) -> None:
     assert len(stated) == len(lengths) == 2
     for gigabytes, length in zip(stated, lengths, strict=True):
         sections = recipe.model_dump()
-        sections["data"]["max_tokens"] = sections["train"]["tokens_per_pass"] = length
+        sections["data"]["max_tokens"] = sections["train"]["tokens_per_micro_batch"] = length
         found = Found(name, shape, None, shape.vocabulary)
         lines = memory.lines(Recipe.model_validate(sections), found, length, "cuda", "bfloat16")
         assert gigabytes == pytest.approx(sum(line.bytes for line in lines) / 1e9, abs=1)

@@ -175,17 +175,17 @@ def test_a_trained_router_is_balanced_and_the_log_says_why(model: Path, settings
     assert len(values) == 3 and all(value > K - 0.5 for value in values)
 
 
-def test_the_gradient_of_a_step_does_not_depend_on_equal_passes_of_it(model: Path) -> None:
-    """Passes count by their tokens: twice the same pass is the pass itself."""
+def test_the_gradient_of_a_step_does_not_depend_on_equal_micro_batches_of_it(model: Path) -> None:
+    """Micro-batches count by their tokens: twice the same one is the one itself."""
     mine = load_model(model, dtype="float32", device="cpu")
     weight = mine.model.layers[0].mlp.router.weight.requires_grad_()
     watch = routing.Routers(list(mine.model.layers))
     inputs = from_rows([(ROWS[0], [0.0] * len(ROWS[0]))]).inputs()  # nothing supervised: only the balance is left
 
-    def gradient(passes: int) -> Tensor:
+    def gradient(micro_batches: int) -> Tensor:
         weight.grad = None
-        for _ in range(passes):
-            with watch.training_pass(scale=1.0 / passes):
+        for _ in range(micro_batches):
+            with watch.training_pass(scale=1.0 / micro_batches):
                 loss = mine(**inputs, denominator=1.0).loss
             loss.backward()
         assert weight.grad is not None

@@ -71,7 +71,7 @@ def _examples(recipe: Any, found: Found) -> Examples:
     if may_share(settings.share_prefixes, recipe_obstacles(recipe)):
         with output.progress("looking for shared prefixes", None):
             saving = estimated_saving(
-                prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_pass
+                prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch
             )
     return Examples.counted(prepared.train, prepared.validation, saving)
 
@@ -88,7 +88,7 @@ def show(plan: Plan, found: Found, measured: str | None) -> None:
     line(f"computes  on {machine.device} ({machine.device_reason}) in {machine.dtype} ({machine.dtype_reason})")
     line(f"data      {examples.source}; {examples.tokens:,} tokens, longest {examples.longest:,}")
     line(f"prefixes  {'shared' if plan.sharing.on else 'not shared'}: {plan.sharing.reason}")
-    amount = f"{work.steps:,} steps in {work.passes:,} passes, {work.tokens:,} tokens"
+    amount = f"{work.steps:,} steps in {work.micro_batches:,} micro-batches, {work.tokens:,} tokens"
     line(f"training  {amount}, {plan.trained_parameters:,} trained parameters\n")
     rows = [(entry.name, output.size(entry.bytes), entry.how) for entry in plan.memory]
     rows.append(("total at the peak", output.size(plan.memory_needed), f"have {output.size(machine.memory)}"))

@@ -31,8 +31,8 @@ from ossia.plan.model import PUBLISHED
 from ossia.plan.peak import Memory
 from ossia.plan.speed import Speed
 
-PASS = 2048
-"""Tokens of a pass. On a CPU twice as many are not faster and take 1.4 GB more."""
+MICRO_BATCH = 2048
+"""Tokens of a micro-batch. On a CPU twice as many are not faster and take 1.4 GB more."""
 
 Report = Callable[[int, int, str], None]
 """Told (bytes done, bytes in total, tensor name)."""
@@ -165,7 +165,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
 def recipe_of(
     name: str, folder: Path, lora: dict[str, Any], *, steps: int, tokens: int, sequence: int, overrides: list[str]
 ) -> Recipe:
-    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, in passes of PASS tokens, none validated.
+    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, MICRO_BATCH at a time, none validated.
 
     Raises:
         UserError: a sequence is longer than a step, or an override is wrong or has nothing to say here.
@@ -193,7 +193,7 @@ def recipe_of(
         "train": {
             "steps": steps,
             "examples_per_step": tokens // sequence,
-            "tokens_per_pass": max(64, sequence, min(tokens // sequence * sequence, PASS)),
+            "tokens_per_micro_batch": max(64, sequence, min(tokens // sequence * sequence, MICRO_BATCH)),
             "schedule": "constant",
             "samples": 0,
             "checkpoint_every": 1_000_000,  # only the one that every training ends with

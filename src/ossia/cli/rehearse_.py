@@ -31,7 +31,7 @@ def rehearse(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; the first one only warms up.")] = 2,
-    tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, in passes of 2,048.")] = 4096,
+    tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, in micro-batches of 2,048.")] = 4096,
     sequence: Annotated[int, typer.Option(min=2, max=131_072, help="Tokens of an example.")] = 512,
     supervised: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the tokens that are trained on.")] = 0.4,
     targets: Annotated[str, typer.Option(help="What gets an adapter, with commas between.")] = ",".join(TARGETS),

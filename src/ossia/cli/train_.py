@@ -109,7 +109,7 @@ def _saving(recipe: Recipe, prepared: Prepared) -> Saving | None:
     obstacles = Obstacles() if recipe.lora.start_from else recipe_obstacles(recipe)
     if not may_share(settings.share_prefixes, obstacles):
         return None
-    return estimated_saving(prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_pass)
+    return estimated_saving(prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
 
 
 def _report(run: runs.Run, last: events.Finished, json: bool) -> None:

@@ -8,7 +8,7 @@ as the sequence it stands for.
 
 Supervision is explicit: (source row, target id, weight) triples, so that one token can predict several children and
 nothing is ever shifted by rolling. The loss of a step is sum(weight * -log p(target | source)) / denominator, with one
-denominator for the whole step however it is cut into passes.
+denominator for the whole step however it is cut into micro-batches.
 
 Shapes: T tokens, N segments, M ancestor ranges, S supervised triples.
 """

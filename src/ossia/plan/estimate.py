@@ -191,13 +191,13 @@ def _milder(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
         yield {"train.recompute": True}
     if not recipe.train.offload and device == "cuda":
         yield {"train.recompute": True, "train.offload": True}
-    tokens, longest = recipe.train.tokens_per_pass, recipe.data.max_tokens
+    tokens, longest = recipe.train.tokens_per_micro_batch, recipe.data.max_tokens
     while tokens > longest:
         tokens = max(longest, tokens // 2)
-        yield {"train.tokens_per_pass": tokens}
+        yield {"train.tokens_per_micro_batch": tokens}
     while longest > 256:
         longest = max(256, longest // 2)
-        yield {"train.tokens_per_pass": longest, "data.max_tokens": longest}
+        yield {"train.tokens_per_micro_batch": longest, "data.max_tokens": longest}
     rank, alpha = recipe.lora.expert_rank, recipe.lora.expert_alpha
     if "experts" in recipe.lora.targets and recipe.lora.start_from is None:
         while rank > 2:

@@ -3,7 +3,7 @@
 The formulas of the working sets count the tensors that the present attention, experts and loss keep for the backward
 pass; tests/test_plan.py holds them against the measured peak of real passes, so that they move when the code moves.
 
-Letters: T tokens of a pass, D hidden size, F intermediate size, E experts, K experts per token,
+Letters: T tokens of a micro-batch, D hidden size, F intermediate size, E experts, K experts per token,
 H heads, A heads * head size, b bytes of the compute type.
 """
 
@@ -44,7 +44,7 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
     """
     b = 2 if dtype == "bfloat16" else FLOAT
     shape = model.shape
-    tokens = min(recipe.train.tokens_per_pass, recipe.train.examples_per_step * longest)
+    tokens = min(recipe.train.tokens_per_micro_batch, recipe.train.examples_per_step * longest)
     trained = adapter.parameters(shape, recipe.lora)
     return [
         *_weights(shape, b, device),

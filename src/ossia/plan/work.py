@@ -1,4 +1,4 @@
-"""How much a recipe computes: steps, passes, arithmetic and, with measured speeds, seconds."""
+"""How much a recipe computes: steps, micro-batches, arithmetic and, with measured speeds, seconds."""
 
 from __future__ import annotations
 
@@ -100,23 +100,23 @@ def supervised_share(examples: Examples, sharing: Sharing) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """Steps, forward and backward passes, tokens computed over the whole training, and validations."""
+    """Steps, micro-batches and tokens computed over the whole training, and validations."""
 
     steps: int
-    passes: int
+    micro_batches: int
     tokens: int
     validations: int
 
 
 def work(recipe: Recipe, examples: Examples, sharing: Sharing) -> Work:
-    """Count what a recipe does with its examples. A step is cut into passes of at most train.tokens_per_pass tokens."""
+    """Count what a recipe does with its examples. A step is cut into micro-batches."""
     settings = recipe.train
     steps = settings.total_steps(examples.count)
     mean = examples.computed(sharing) / max(1, examples.count)
     per_step = mean * min(settings.examples_per_step, examples.count)
-    passes = steps * math.ceil(per_step / settings.tokens_per_pass)
+    micro_batches = steps * math.ceil(per_step / settings.tokens_per_micro_batch)
     validations = math.ceil(steps / settings.evaluate_every) if examples.validation_tokens else 0
-    return Work(steps, passes, round(steps * per_step), validations)
+    return Work(steps, micro_batches, round(steps * per_step), validations)
 
 
 def attention_parameters(shape: Shape) -> int:
@@ -156,7 +156,7 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, sharing: Sharing, 
     forwards, expert_forwards = (2, 5 / 3) if recipe.train.recompute else (1, 1)
     share = supervised_share(examples, sharing)
     checked = todo.validations * examples.validation_tokens
-    checks = math.ceil(checked / recipe.train.tokens_per_pass)
+    checks = math.ceil(checked / recipe.train.tokens_per_micro_batch)
     D, K = shape.hidden, shape.experts_per_token
     context = examples.tokens / max(1, examples.count)
     projections = 2 * attention_parameters(shape) * shape.layers
@@ -165,8 +165,8 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, sharing: Sharing, 
     windowed = sum(map(shape.is_sliding, range(shape.layers)))
     full = shape.layers - windowed
 
-    def pass_cost(forward: int, experts: float, backward: int, passes: int, tokens: int) -> dict[str, float]:
-        experts_met = passes * min(shape.experts, tokens * K // max(1, passes)) * shape.layers
+    def cost(forward: int, experts: float, backward: int, micro_batches: int, tokens: int) -> dict[str, float]:
+        experts_met = micro_batches * min(shape.experts, tokens * K // max(1, micro_batches)) * shape.layers
         scores = tokens * shape.heads * (full * context + windowed * min(context, 2 * shape.sliding_window))
         return {
             "experts": experts_met * (experts * speed.expert_forward + backward * speed.expert_backward)
@@ -176,6 +176,6 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, sharing: Sharing, 
             "head and loss": tokens * head * (1 + backward) / speed.flops,
         }
 
-    training = pass_cost(forwards, expert_forwards, 1, todo.passes, todo.tokens)
-    validation = sum(pass_cost(1, 1, 0, checks, checked).values())
+    training = cost(forwards, expert_forwards, 1, todo.micro_batches, todo.tokens)
+    validation = sum(cost(1, 1, 0, checks, checked).values())
     return {**training, "validation": validation}

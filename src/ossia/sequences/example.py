@@ -52,13 +52,13 @@ def prompt_of(example: TrainingExample) -> list[int]:
     return list(example.ids[:first])
 
 
-def check_length(tokens: int, tokens_per_pass: int) -> None:
+def check_length(tokens: int, tokens_per_micro_batch: int) -> None:
     """
     Raises:
-        UserError: an example of so many tokens does not fit into a pass.
+        UserError: an example of so many tokens does not fit into a micro-batch.
     """
-    if tokens > tokens_per_pass:
+    if tokens > tokens_per_micro_batch:
         raise UserError(
-            f"an example has {tokens} tokens, a pass holds {tokens_per_pass}",
-            do=f"--set train.tokens_per_pass={tokens}, or a smaller data.max_tokens",
+            f"an example has {tokens} tokens, a micro-batch holds {tokens_per_micro_batch}",
+            do=f"--set train.tokens_per_micro_batch={tokens}, or a smaller data.max_tokens",
         )

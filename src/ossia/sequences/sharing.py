@@ -42,16 +42,16 @@ class Saving(NamedTuple):
         return f"{self.unshared:,} tokens, {self.shared:,} with shared prefixes ({fewer:.0%} fewer, {self.times:.2f}x)"
 
 
-def saving(steps: Iterable[Sequence[TrainingExample]], tokens_per_pass: int | None = None) -> Saving:
+def saving(steps: Iterable[Sequence[TrainingExample]], tokens_per_micro_batch: int | None = None) -> Saving:
     """Return what sharing leaves of whole steps.
 
     Args:
-        tokens_per_pass: count as well what is computed again because a tree does not fit into a pass.
+        tokens_per_micro_batch: count as well what is computed again because a tree does not fit into a micro-batch.
     """
     unshared = shared = 0
     for step in steps:
         unshared += sum(map(len, step))
-        shared += tokens_computed(step, tokens_per_pass)
+        shared += tokens_computed(step, tokens_per_micro_batch)
     return Saving(unshared, shared)
 
 
@@ -59,25 +59,25 @@ def estimated_saving(
     examples: Sequence[TrainingExample],
     examples_per_step: int,
     seed: int,
-    tokens_per_pass: int,
+    tokens_per_micro_batch: int,
     looked_at: int = LOOKED_AT,
 ) -> Saving:
-    """Return what sharing leaves of an epoch, passes considered: counted for the first steps, else in proportion.
+    """Return what sharing leaves of an epoch cut into micro-batches: the first steps counted, the rest in proportion.
 
     Args:
         looked_at: tokens after which the rest is taken to be like what was seen.
 
     Raises:
-        UserError: an example does not fit into a pass.
+        UserError: an example does not fit into a micro-batch.
     """
     seen, first = 0, list[list[TrainingExample]]()
     for step in islice(steps_of(examples, examples_per_step, seed), _MOST_STEPS):
-        check_length(max(map(len, step)), tokens_per_pass)
+        check_length(max(map(len, step)), tokens_per_micro_batch)
         first.append(step)
         seen += sum(map(len, step))
         if seen > looked_at:
             break
-    counted = saving(first, tokens_per_pass)
+    counted = saving(first, tokens_per_micro_batch)
     unshared = sum(map(len, examples))
     return Saving(unshared, round(unshared * counted.shared / max(1, counted.unshared)))
 

@@ -2,7 +2,7 @@
 
 Weights of turns and conversations are settled once for the whole data set, one per example on average, and a step
 divides by the number of its examples. So a conversation that fills several steps counts no more than one that shares a
-step with others, and how examples fall into steps and passes does not matter.
+step with others, and how examples fall into steps and micro-batches does not matter.
 """
 
 from __future__ import annotations

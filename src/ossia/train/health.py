@@ -34,12 +34,14 @@ PROBE_TOKENS = 1024
 class RoutingHealth(TrainerCallback):
     """Reports every `every` steps and at the last one. All processes of a job look at the same probe."""
 
-    def __init__(self, examples: Sequence[TrainingExample], tokens_per_pass: int, every: int, emit: Watch) -> None:
+    def __init__(
+        self, examples: Sequence[TrainingExample], tokens_per_micro_batch: int, every: int, emit: Watch
+    ) -> None:
         """
         Args:
             examples: the first ones, as many as PROBE_TOKENS hold, are the probe.
         """
-        self.probe = [unsupervised(group) for group in cut(_first(examples, PROBE_TOKENS), tokens_per_pass)]
+        self.probe = [unsupervised(group) for group in cut(_first(examples, PROBE_TOKENS), tokens_per_micro_batch)]
         self.every, self.emit = every, emit
         self.trainer: OssiaTrainer | None = None
         self._base: list[Tensor] | None = None

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 
-def first_activation(model: nn.Module, passes: Iterable[Mapping[str, Any]]) -> str | None:
-    """Run the passes again and return the name of the first module whose output is not finite.
+def first_activation(model: nn.Module, micro_batches: Iterable[Mapping[str, Any]]) -> str | None:
+    """Run the micro-batches again and return the name of the first module whose output is not finite.
 
-    With a sharded model all processes must call this, with as many passes each.
+    With a sharded model all processes must call this, with as many micro-batches each.
     """
     found: list[str] = []
 
@@ -31,7 +31,7 @@ def first_activation(model: nn.Module, passes: Iterable[Mapping[str, Any]]) -> s
     hooks = [module.register_forward_hook(look(short(name))) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            for inputs in passes:
+            for inputs in micro_batches:
                 model(**inputs)
     finally:
         for hook in hooks:

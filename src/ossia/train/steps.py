@@ -1,8 +1,9 @@
 """From examples to optimiser steps.
 
 A step is a number of examples. Its loss is the mean over all their supervised tokens (or turns, or conversations:
-`ossia.sequences.weighting`), with one denominator, however the examples are cut into passes. A pass is one flat batch
-of at most `tokens_per_pass` tokens: prefix trees of the step's examples, or with sharing off the examples end to end.
+`ossia.sequences.weighting`), with one denominator, however the examples are cut into micro-batches. A micro-batch is
+one flat batch of at most `tokens_per_micro_batch` tokens: prefix trees of the step's examples, or with sharing off the
+examples end to end.
 Loss and gradients are the same, so a step is the same, too.
 """
 
@@ -27,31 +28,32 @@ from ossia.sequences.tree import Tree, alone, grow, pack, split
 class Collator:
     """Makes a step's batch out of its examples.
 
-    The result has: passes, a list of the model's inputs; channels, per pass the channel of each of its triples;
+    The result has: micro_batches, a list of the model's inputs; channels, per micro-batch the channel of each triple;
     example_tokens, the tokens that the step's examples have; repeated_tokens, those of shared prefixes that are
-    computed in a second pass because a tree did not fit into one; examples, their number; seconds, how long this took.
-    In a job of several processes each gives it the whole step and is given the passes that are its own.
+    computed again because a tree did not fit into a micro-batch; examples, their number; seconds, how long this took.
+    In a job of several processes each gives it the whole step and is given the micro-batches that are its own.
     """
 
-    tokens_per_pass: int
+    tokens_per_micro_batch: int
     share: bool = True
-    """Compute what examples begin with in common once (`ossia.sequences.tree`), within a pass."""
+    """Compute what examples begin with in common once (`ossia.sequences.tree`), within a micro-batch."""
     process: int = 0
     processes: int = 1
 
     def __call__(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
         """
         Raises:
-            UserError: one example alone is longer than a pass.
+            UserError: one example alone is longer than a micro-batch.
         """
         began = time.perf_counter()
         longest = max(map(len, examples), default=0)
-        check_length(longest, self.tokens_per_pass)
+        check_length(longest, self.tokens_per_micro_batch)
         trees = grow(examples) if self.share else alone(examples)
-        groups = shared_out(passes_of(trees, self.tokens_per_pass, longest, self.processes), self.processes)
+        micro_batches = micro_batches_of(trees, self.tokens_per_micro_batch, longest, self.processes)
+        groups = shared_out(micro_batches, self.processes)
         mine = groups[self.process]
         return {
-            "passes": [from_trees(group).inputs() for group in mine],
+            "micro_batches": [from_trees(group).inputs() for group in mine],
             "channels": [[edge.channel or "other" for tree in group for edge in tree.edges] for group in mine],
             "example_tokens": sum(map(len, examples)),
             "repeated_tokens": _tokens(tree for part in groups for group in part for tree in group) - _tokens(trees),
@@ -102,33 +104,34 @@ def model_obstacles(model: nn.Module, balance: float = 0.0, neftune_alpha: float
     return Obstacles(dropout, bool(balance), bool(noise))
 
 
-def passes_of(trees: Sequence[Tree], most: int, longest: int, processes: int = 1) -> list[list[Tree]]:
-    """Cut trees into passes of at most `most` tokens: as few as possible, for several processes a multiple of them.
+def micro_batches_of(trees: Sequence[Tree], most: int, longest: int, processes: int = 1) -> list[list[Tree]]:
+    """Cut trees into micro-batches of at most `most` tokens, as few as possible.
 
     Args:
-        longest: tokens of the longest example; no pass can be made smaller.
+        processes: for several, the number of micro-batches is a multiple of theirs.
+        longest: tokens of the longest example; no micro-batch can be made smaller.
     """
-    passes = _packed(trees, most)
+    micro_batches = _packed(trees, most)
     if processes == 1:
-        return passes
-    wanted = -(-len(passes) // processes) * processes
+        return micro_batches
+    wanted = -(-len(micro_batches) // processes) * processes
     smaller = max(longest, -(-_tokens(trees) // wanted))
     while smaller < most:
         tried = _packed(trees, smaller)
         if len(tried) <= wanted:
             return tried
         smaller += max(1, smaller // 16)
-    return passes
+    return micro_batches
 
 
-def shared_out(passes: Sequence[list[Tree]], processes: int) -> list[list[list[Tree]]]:
-    """The passes of each process, the largest first to whoever has least (Graham 1969). Some may have none."""
+def shared_out(micro_batches: Sequence[list[Tree]], processes: int) -> list[list[list[Tree]]]:
+    """The micro-batches of each process, the largest first to whoever has least (Graham 1969). Some may have none."""
     groups: list[list[list[Tree]]] = [[] for _ in range(processes)]
     loads = [0] * processes
-    for number in sorted(range(len(passes)), key=lambda number: -_tokens(passes[number])):
+    for number in sorted(range(len(micro_batches)), key=lambda number: -_tokens(micro_batches[number])):
         process = loads.index(min(loads))
-        groups[process].append(passes[number])
-        loads[process] += _tokens(passes[number])
+        groups[process].append(micro_batches[number])
+        loads[process] += _tokens(micro_batches[number])
     return groups
 
 
@@ -141,27 +144,27 @@ def _tokens(trees: Iterable[Tree]) -> int:
 
 
 def unsupervised(examples: Iterable[TrainingExample]) -> dict[str, torch.Tensor]:
-    """A pass over the examples that asks for hidden states only."""
+    """A micro-batch of the examples that asks for hidden states only."""
     inputs = from_rows((example.ids, example.weights) for example in examples).inputs()
     return {name: value for name, value in inputs.items() if name not in ("rows", "targets", "weights")}
 
 
-def idle_pass() -> dict[str, torch.Tensor]:
-    """One token without supervision: the pass of a process that has no work left while others have."""
+def idle_micro_batch() -> dict[str, torch.Tensor]:
+    """One token without supervision: the micro-batch of a process that has no work left while others have."""
     return from_rows([([0], [0.0])]).inputs()
 
 
-def cut(examples: Iterable[TrainingExample], tokens_per_pass: int) -> Iterator[list[TrainingExample]]:
-    """Group examples into passes of at most `tokens_per_pass` tokens, similar lengths together.
+def cut(examples: Iterable[TrainingExample], tokens_per_micro_batch: int) -> Iterator[list[TrainingExample]]:
+    """Group examples into micro-batches of at most `tokens_per_micro_batch` tokens, similar lengths together.
 
     Raises:
-        UserError: one example alone is longer than a pass.
+        UserError: one example alone is longer than a micro-batch.
     """
     group: list[TrainingExample] = []
     total = 0
     for example in sorted(examples, key=len):
-        check_length(len(example), tokens_per_pass)
-        if total + len(example) > tokens_per_pass and group:
+        check_length(len(example), tokens_per_micro_batch)
+        if total + len(example) > tokens_per_micro_batch and group:
             yield group
             group, total = [], 0
         group.append(example)

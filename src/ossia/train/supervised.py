@@ -133,7 +133,7 @@ def _train(
             raise DoesNotFitError(
                 f"the GPU's memory was full at step {trainer.state.global_step + 1}",
                 where=str(run.path),
-                do="a new run with a smaller train.tokens_per_pass and data.max_tokens; ossia plan estimates it",
+                do="a new run with a smaller train.tokens_per_micro_batch and data.max_tokens; ossia plan estimates it",
             ) from error
         raise
     finally:
@@ -213,7 +213,7 @@ def _sharing(
     """Decide with the model as it is. The steps are looked at as they will come, unless somebody has done so."""
     settings, obstacles = recipe.train, model_obstacles(model, balance)
     if saving is None and may_share(settings.share_prefixes, obstacles):
-        saving = estimated_saving(examples, settings.examples_per_step, settings.seed, settings.tokens_per_pass)
+        saving = estimated_saving(examples, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
     return decide(settings.share_prefixes, obstacles, saving)
 
 
@@ -230,7 +230,7 @@ def _trainer(
 ) -> tuple[OssiaTrainer, Interruption]:
     interruption = Interruption(reporter)
     health = RoutingHealth(
-        validation or examples, recipe.train.tokens_per_pass, recipe.train.evaluate_every, reporter.emit
+        validation or examples, recipe.train.tokens_per_micro_batch, recipe.train.evaluate_every, reporter.emit
     )
     callbacks: list[Any] = [reporter, interruption, health]
     if recipe.train.samples and validation:
@@ -249,7 +249,7 @@ def _trainer(
         trainer = OssiaTrainer(
             model=model,
             args=arguments,
-            data_collator=Collator(recipe.train.tokens_per_pass, share),
+            data_collator=Collator(recipe.train.tokens_per_micro_batch, share),
             train_dataset=weighted(examples, recipe.train.loss_weighting),
             eval_dataset=list(validation) or None,
             callbacks=callbacks,

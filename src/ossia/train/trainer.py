@@ -1,4 +1,4 @@
-"""transformers' Trainer with five things of our own: a step made of passes, the loss inside the model's forward,
+"""transformers' Trainer with five things of our own: steps made of micro-batches, the loss inside the model's forward,
 checkpoints in Ossia's layout, validation in the same code path as training, and a stop with a name when a number is not
 finite.
 
@@ -30,7 +30,7 @@ from ossia.train import fsdp as sharding
 from ossia.train.fsdp import Twin
 from ossia.train.order import ConversationOrder
 from ossia.train.routing import Routers
-from ossia.train.steps import Collator, idle_pass
+from ossia.train.steps import Collator, idle_micro_batch
 
 CHANNELS = ("analysis", "commentary", "final", "other")
 
@@ -74,15 +74,15 @@ class OssiaTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices, or with
+        """Run a step's micro-batches and return its loss: the mean over its supervised tokens on all devices, or with
         `by_examples` the weighted sum over the number of its examples.
         """
         model.train()
         # A process may have nothing to do in a step, and Trainer takes an empty batch for a mistake.
-        passes = self._prepare_inputs(inputs["passes"]) if inputs["passes"] else []
+        micro_batches = self._prepare_inputs(inputs["micro_batches"]) if inputs["micro_batches"] else []
         sizes_2 = torch.zeros(2, device=self.args.device)
-        for p in passes:
-            sizes_2 += torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())])
+        for batch in micro_batches:
+            sizes_2 += torch.stack([batch["weights"].sum(), batch["weights"].new_tensor(batch["input_ids"].numel())])
         weight, tokens = self.accelerator.reduce(sizes_2).tolist()
         self.step_tokens, self.collating = int(tokens), inputs["seconds"]
         self.example_tokens, self.repeated_tokens = inputs["example_tokens"], inputs["repeated_tokens"]
@@ -90,34 +90,34 @@ class OssiaTrainer(Trainer):
             raise OssiaError(f"step {self.state.global_step + 1} has no supervised token")
         denominator = inputs["examples"] if self.by_examples else weight
         total = torch.zeros((), device=self.args.device)
-        devices, idle = self.accelerator.num_processes, self._idle(len(passes))
-        for number, batch in enumerate([*passes, *idle], 1):
-            works = number <= len(passes)
+        devices, idle = self.accelerator.num_processes, self._idle(len(micro_batches))
+        for number, batch in enumerate([*micro_batches, *idle], 1):
+            works = number <= len(micro_batches)
             # Gradients of several devices are averaged, but the denominator already counts all of them.
-            with self._unsynchronised(model, last=number == max(1, len(passes))):
+            with self._unsynchronised(model, last=number == max(1, len(micro_batches))):
                 share = batch["input_ids"].numel() / tokens if works else 0.0
                 with self.routers.training_pass(scale=self.balance * share * devices, count=works):
                     loss = model(**batch, denominator=denominator).loss * devices
                 self.accelerator.backward(loss)
             total += loss.detach().float()
-        self._check_finite(model, total, [*passes, *idle])
+        self._check_finite(model, total, [*micro_batches, *idle])
         return total
 
     def _unsynchronised(self, model: nn.Module, last: bool) -> Any:
-        """Gradients are averaged over devices with the last pass; sharded ones at once, for whole ones take memory."""
+        """Average gradients over devices with the last micro-batch; sharded ones at once: whole ones take memory."""
         return contextlib.nullcontext() if last or self.twin is not None else self.accelerator.no_sync(model)
 
-    def _idle(self, passes: int) -> list[dict[str, Tensor]]:
-        """Passes of a single token that keep a sharded model's processes in step with the one that has most to do.
+    def _idle(self, micro_batches: int) -> list[dict[str, Tensor]]:
+        """Micro-batches of one token that keep a sharded model's processes in step with the one that has most to do.
 
         Otherwise a process needs one only if it has nothing else, to take part in averaging the gradients.
         """
         if self.twin is None:
-            return [] if passes else [self.on_device(idle_pass())]
-        most = int(self.accelerator.gather(torch.tensor([passes], device=self.args.device)).max())
-        return [self.on_device(idle_pass()) for _ in range(most - passes)]
+            return [] if micro_batches else [self.on_device(idle_micro_batch())]
+        most = int(self.accelerator.gather(torch.tensor([micro_batches], device=self.args.device)).max())
+        return [self.on_device(idle_micro_batch()) for _ in range(most - micro_batches)]
 
-    def _check_finite(self, model: nn.Module, total: Tensor, passes: Sequence[Mapping[str, Any]]) -> None:
+    def _check_finite(self, model: nn.Module, total: Tensor, micro_batches: Sequence[Mapping[str, Any]]) -> None:
         """Stop before the optimiser's step if the loss or a gradient is not finite, and say where it began.
 
         Raises:
@@ -131,7 +131,7 @@ class OssiaTrainer(Trainer):
             return
         what, value = ("gradient", norm) if losses.isfinite().all() else ("loss", losses.mean())
         model = self.accelerator.unwrap_model(model)
-        found = gather_object([nonfinite.first_activation(model, passes)])
+        found = gather_object([nonfinite.first_activation(model, micro_batches)])
         name = next((name for name in found if name), None)
         if name is not None:
             why = f"the first output that is not finite is that of {name}"
@@ -159,7 +159,7 @@ class OssiaTrainer(Trainer):
         return load_LE, summed / tokens if self.balance else None, int(tokens)
 
     def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A pass's inputs where the model computes."""
+        """A micro-batch's inputs where the model computes."""
         return {name: value.to(self.args.device) for name, value in inputs.items()}
 
     def evaluation_loop(
@@ -175,7 +175,7 @@ class OssiaTrainer(Trainer):
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad():
-            for inputs, names in self._evaluation_passes(dataloader):
+            for inputs, names in self._evaluation_micro_batches(dataloader):
                 nll_S = model(**inputs).nll.double() * inputs["weights"]
                 for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
                     known = name if name in CHANNELS else "other"
@@ -184,17 +184,17 @@ class OssiaTrainer(Trainer):
         metrics = self._reduced(sums, metric_key_prefix)
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
-    def _evaluation_passes(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        passes: Iterable[Any] = (
-            pair for batch in dataloader for pair in zip(batch["passes"], batch["channels"], strict=True)
+    def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        micro_batches: Iterable[Any] = (
+            pair for batch in dataloader for pair in zip(batch["micro_batches"], batch["channels"], strict=True)
         )
         if self.twin is not None:
-            mine = list(passes)
-            passes = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
-        return ((self.on_device(inputs), names) for inputs, names in passes)
+            mine = list(micro_batches)
+            micro_batches = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
+        return ((self.on_device(inputs), names) for inputs, names in micro_batches)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Every process is given whole steps; the collator picks the passes that are the process's own."""
+        """Every process is given whole steps; the collator picks the micro-batches that are the process's own."""
         order = ConversationOrder(
             conversations_of(self.train_dataset),
             self.examples_per_step,
