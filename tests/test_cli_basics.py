@@ -273,9 +273,9 @@ def test_make_tiny(place: Path) -> None:
 
 
 def test_make_synthetic(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ossia.plan import model
+    from ossia.plan import inputs
 
-    monkeypatch.setitem(model.PUBLISHED, "gpt-oss-20b", MICRO)
+    monkeypatch.setitem(inputs.PUBLISHED_SHAPES, "gpt-oss-20b", MICRO)
     result = ossia("make", "synthetic", "gpt-oss-20b", "out", "--json")
     assert json.loads(result.stdout) == {"folder": "out", "bytes": bytes_of(MICRO)}
 

@@ -183,9 +183,9 @@ def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
     assert len(examples) == 16
     assert sum(example.weights[0] for example in examples) == 0
     assert sum(sum(example.weights) for example in examples) == 16 * 205
-    from ossia.plan import Found
+    from ossia.plan import FoundModel
 
-    plan = rehearsal.plan_of(recipe, Found("x", shape, Path(), shape.vocabulary), examples)
+    plan = rehearsal.plan_of(recipe, FoundModel("x", shape, Path(), shape.vocabulary), examples)
     sizes = {line.name: line.bytes for line in plan.memory}
     assert sizes["experts"] == pytest.approx(10.152e9, rel=1e-3)
     assert sizes["adapter"] == pytest.approx(4 * 96.4e6, rel=2e-3)

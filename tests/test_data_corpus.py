@@ -139,7 +139,7 @@ def test_tree_tokens_are_the_nodes_of_the_prefix_tree(vocabulary: Vocabulary) ->
 
 def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
     """The order of steps is training's own, and the count is that of the trees that it makes of them."""
-    from ossia.train.order import ConversationOrder
+    from ossia.train.trainer import ConversationOrder
 
     rng = random.Random(4)
     rows = []

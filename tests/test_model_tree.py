@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ossia.model.batch import Segments, from_rows, from_trees
 from ossia.sequences.sharing import saving
-from ossia.sequences.tree import Tree, grow, pack, split, tokens_computed
+from ossia.sequences.tree import Tree, grow, pack_trees, split_tree, tokens_computed
 
 
 @dataclass
@@ -113,10 +113,10 @@ def test_short_shared_stretches_are_repeated(examples: list[Sequence], shortest:
 @settings(max_examples=300, deadline=None)
 def test_pieces_are_small_whole_and_have_each_edge_once(examples: list[Sequence], most: int) -> None:
     trees = grow(examples)
-    pieces = [piece for tree in trees for piece in split(tree, most)]
+    pieces = [piece for tree in trees for piece in split_tree(tree, most)]
     assert all(piece.tokens <= most for piece in pieces)
     check(pieces, examples)
-    groups = pack(pieces, most)
+    groups = pack_trees(pieces, most)
     assert all(sum(tree.tokens for tree in group) <= most for group in groups)
     assert sorted(map(id, pieces)) == sorted(id(tree) for group in groups for tree in group)
     # No two groups would fit into one.
@@ -127,7 +127,7 @@ def test_pieces_are_small_whole_and_have_each_edge_once(examples: list[Sequence]
 @given(sets(), st.integers(9, 30))
 @settings(max_examples=200, deadline=None)
 def test_a_flat_batch_shows_each_row_its_path(examples: list[Sequence], most: int) -> None:
-    pieces = [piece for tree in grow(examples) for piece in split(tree, most)]
+    pieces = [piece for tree in grow(examples) for piece in split_tree(tree, most)]
     batch = from_trees(pieces)
     segments = Segments.of(batch.segments_N2, batch.ancestors_M3, batch.positions_T)
     seen = []
@@ -176,7 +176,7 @@ def test_a_repeated_sequence_counts_twice_and_a_prefix_ends_within() -> None:
 def test_a_sequence_longer_than_a_piece_is_refused() -> None:
     (tree,) = grow([sequence([1, 2, 3, 4]), sequence([1, 5])])
     with pytest.raises(ValueError, match="a sequence has 4 tokens"):
-        split(tree, 3)
+        split_tree(tree, 3)
 
 
 def test_thousands_of_long_sequences_take_seconds_at_most() -> None:

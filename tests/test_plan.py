@@ -25,8 +25,8 @@ from ossia.errors import DoesNotFitError, UserError
 from ossia.model import batch, loss
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
-from ossia.plan import Examples, Found, Machine, adapter, doctor, estimate, find_model, memory, speed
-from ossia.plan.machine import Disk
+from ossia.plan import Examples, FoundModel, Machine, adapter, doctor, estimate, find_model, memory, speed
+from ossia.plan.inputs import Disk
 from ossia.plan.work import Work, flops_per_token, work
 from ossia.sequences.sharing import Sharing
 
@@ -38,8 +38,8 @@ def meta(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> OssiaForCausalLM:
     return empty(GptOssConfig(**config_json(shape)), dtype)
 
 
-def found(shape: Shape, folder: Path | None = Path()) -> Found:
-    return Found("model", shape, folder, shape.vocabulary)
+def found(shape: Shape, folder: Path | None = Path()) -> FoundModel:
+    return FoundModel("model", shape, folder, shape.vocabulary)
 
 
 def machine(memory: float, device: str = "cpu", dtype: str = "bfloat16", disk: float = 1e12) -> Machine:
@@ -139,7 +139,7 @@ def test_adapter_to_start_from_must_be_one(tmp_path: Path) -> None:
 
 
 def test_an_adapted_head_is_computed_row_by_row() -> None:
-    grouped = Found("x", TINY, Path(), head_rows=300)
+    grouped = FoundModel("x", TINY, Path(), head_rows=300)
     assert adapter.head_rows(grouped, LoraSection()) == 300
     assert adapter.head_rows(grouped, LoraSection(targets=["head"])) == TINY.vocabulary
 

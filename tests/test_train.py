@@ -22,7 +22,8 @@ from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
 from ossia.model.load import load_model
 from ossia.sequences.example import prompt_of
-from ossia.train import checkpoints, supervised
+from ossia.train import checkpoints
+from ossia.train.arguments import trainer_arguments
 from ossia.train.steps import Collator, cut, fingerprint
 from ossia.train.supervised import train
 from ossia.train.trainer import OssiaTrainer
@@ -337,7 +338,7 @@ def test_a_run_of_one_step_learns(model: Path) -> None:
 
 def test_several_gpus_without_a_launcher_are_not_spread_over(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = recipe(model)
-    arguments = supervised._arguments(wanted, runs.create(wanted, "test"), 8, validate=False)
+    arguments = trainer_arguments(wanted, runs.create(wanted, "test"), 8, validate=False)
     monkeypatch.setattr(arguments, "_n_gpu", 4)
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, 4)
     torch.use_deterministic_algorithms(False)

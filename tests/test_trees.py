@@ -37,9 +37,9 @@ from ossia.sequences.order import conversations_of
 from ossia.sequences.sharing import Obstacles, Saving, Sharing, decide, estimated_saving, may_share
 from ossia.sequences.weighting import weighted
 from ossia.train import supervised
-from ossia.train.order import ConversationOrder
 from ossia.train.steps import Collator, model_obstacles
 from ossia.train.supervised import train
+from ossia.train.trainer import ConversationOrder
 from tree_samples import Example, Plan, conversation, sets
 
 MARGIN = 2e-5

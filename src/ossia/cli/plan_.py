@@ -10,7 +10,7 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.plan import Examples, Found, Plan
+    from ossia.plan import Examples, FoundModel, Plan
 
 app = verb("Say what a recipe needs in memory, time and disk, before it is spent.")
 
@@ -46,7 +46,7 @@ def plan(
     output.next_step(f"ossia train {recipe}{changed}" if found.folder else f"ossia fetch {settings.model.path}")
 
 
-def _examples(recipe: Any, found: Found) -> Examples:
+def _examples(recipe: Any, found: FoundModel) -> Examples:
     """Count the recipe's data, or assume some when there are none to count."""
     from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.data.compile import usable_cores
@@ -76,7 +76,7 @@ def _examples(recipe: Any, found: Found) -> Examples:
     return Examples.counted(prepared.train, prepared.validation, saving)
 
 
-def show(plan: Plan, found: Found, measured: str | None) -> None:
+def show(plan: Plan, found: FoundModel, measured: str | None) -> None:
     """Print the tables of a plan."""
     console = output.out()
     machine, examples, work = plan.machine, plan.examples, plan.work

@@ -25,9 +25,8 @@ from ossia.checkpoint.layout import Shape, bytes_of
 from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, with_weights
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError, did_you_mean
-from ossia.plan import Examples, Found, Machine, Plan, estimate, find_model
-from ossia.plan.machine import Disk
-from ossia.plan.model import PUBLISHED
+from ossia.plan import Examples, FoundModel, Machine, Plan, estimate, find_model
+from ossia.plan.inputs import PUBLISHED_SHAPES, Disk
 from ossia.plan.peak import Memory
 from ossia.plan.speed import Speed
 
@@ -150,7 +149,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
     """
     from ossia.checkpoint.tiny import TINY
 
-    known = PUBLISHED | {"tiny": TINY}
+    known = PUBLISHED_SHAPES | {"tiny": TINY}
     short = name.lower().removeprefix("openai/")
     if short not in known:
         close = did_you_mean(short, known)
@@ -212,7 +211,7 @@ def examples_of(recipe: Recipe, shape: Shape, sequence: int, supervised: float) 
     return [RandomExample(rng.choices(ids, k=sequence), trained) for _ in range(count)]
 
 
-def plan_of(recipe: Recipe, found: Found, examples: list[RandomExample], speed: Speed | None = None) -> Plan:
+def plan_of(recipe: Recipe, found: FoundModel, examples: list[RandomExample], speed: Speed | None = None) -> Plan:
     """What `ossia plan` says of the recipe, but for the disk: a rehearsal writes less (`require_disk`)."""
     roomy = dataclasses.replace(Disk.of(scratch_folder()), free=1 << 60)
     machine = dataclasses.replace(Machine.here(recipe.model), runs=roomy)

@@ -47,7 +47,7 @@ def rehearse(
     """
     from ossia.cli import rehearsal
     from ossia.errors import UserError
-    from ossia.plan import Found
+    from ossia.plan import FoundModel
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a rehearsal is one process", do="start it without torchrun or accelerate launch")
@@ -59,7 +59,7 @@ def rehearse(
         name, place, lora, steps=steps, tokens=tokens, sequence=sequence, overrides=list(set_ or [])
     )
     examples = rehearsal.examples_of(recipe, shape, sequence, supervised)
-    plan = rehearsal.plan_of(recipe, Found(name, shape, place, shape.vocabulary), examples)
+    plan = rehearsal.plan_of(recipe, FoundModel(name, shape, place, shape.vocabulary), examples)
     rehearsal.require_memory(plan)
     _checkpoint(name, place, shape, rehearsal.adapter_bytes(plan))
     from ossia.cli.train_ import Screen

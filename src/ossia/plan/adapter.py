@@ -11,7 +11,7 @@ from ossia.checkpoint.layout import Shape, expert_matrices
 from ossia.checkpoint.reader import read_header
 from ossia.config import LoraSection, LoraTarget
 from ossia.errors import UserError
-from ossia.plan.model import Found
+from ossia.plan.inputs import FoundModel
 
 
 def parameters(shape: Shape, lora: LoraSection) -> int:
@@ -60,7 +60,7 @@ def targets(lora: LoraSection) -> list[LoraTarget]:
     return [target for target, place in places.items() if any(place in name for name in names)]
 
 
-def head_rows(model: Found, lora: LoraSection) -> int:
+def head_rows(model: FoundModel, lora: LoraSection) -> int:
     """Rows of the head that the loss computes: equal ones once, unless the head itself is adapted."""
     return model.shape.vocabulary if "head" in targets(lora) else model.head_rows
 

@@ -47,8 +47,7 @@ def measure(shape: Shape, device: str, dtype: str) -> Speed:
     """Time one thin expert with LoRA at two loads, one row of attention, and a matrix product. Loads torch."""
     import torch
 
-    kind = getattr(torch, dtype)
-    bench = _Bench(device, kind, torch.Generator().manual_seed(0))
+    bench = _Bench(device, getattr(torch, dtype), torch.Generator().manual_seed(0))
     few, many = bench.expert(shape, FEW), bench.expert(shape, MANY)
     # On a busy machine the smaller load can take longer; a token costs at least nothing.
     per_token = [max(0.0, (b - a) / (MANY - FEW)) for a, b in zip(few, many, strict=True)]
@@ -76,7 +75,7 @@ def matmul(shape: Shape, device: str, dtype: str) -> float:
 @dataclass(frozen=True)
 class _Bench:
     device: str
-    kind: Any
+    dtype: Any
     generator: Any
 
     def expert(self, shape: Shape, count: int) -> tuple[float, float]:
@@ -107,7 +106,7 @@ class _Bench:
         gate_up, down = update(shape.hidden, 2 * inner), update(inner, shape.hidden)
         x = self._random(count, shape.hidden)
         chosen = torch.zeros(count, 1, dtype=torch.int64, device=self.device)
-        weights = torch.ones(count, 1, device=self.device, dtype=self.kind)
+        weights = torch.ones(count, 1, device=self.device, dtype=self.dtype)
         times = self._time(lambda: experts.run(x, chosen, weights, gate_up, down))
         scale = shape.intermediate / inner
         return times[0] * scale, times[1] * scale
@@ -121,7 +120,7 @@ class _Bench:
 
         heads = shape.heads // shape.kv_heads
         q, k, v = (self._random(count, LENGTH, shape.head_dim) for count in (heads, 1, 1))
-        sinks = torch.zeros(heads, device=self.device, dtype=self.kind)
+        sinks = torch.zeros(heads, device=self.device, dtype=self.dtype)
         row = Segments(((0, LENGTH),), ((),), torch.arange(LENGTH, device=self.device))
         times = self._time(lambda: attend(q, k, v, sinks, row, scale=shape.head_dim**-0.5, window=None))
         return times[0] / (heads * LENGTH**2), times[1] / (heads * LENGTH**2)
@@ -145,7 +144,7 @@ class _Bench:
     def _random(self, *size: int) -> Any:
         import torch
 
-        return torch.randn(*size, generator=self.generator).to(self.device, self.kind).requires_grad_()
+        return torch.randn(*size, generator=self.generator).to(self.device, self.dtype).requires_grad_()
 
     def _time(self, forward: Callable[[], Any]) -> tuple[float, float]:
         """The least seconds of a forward and of a backward pass, over REPEATS and one before them to warm up.

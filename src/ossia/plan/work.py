@@ -3,75 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ossia.checkpoint.layout import Shape
 from ossia.config import Recipe
 from ossia.plan import adapter
-from ossia.plan.model import Found
+from ossia.plan.inputs import Examples, FoundModel
 from ossia.plan.speed import Speed
-from ossia.sequences.sharing import Obstacles, Saving, Sharing, decide
+from ossia.sequences.sharing import Obstacles, Sharing, decide
 
 SLOWER, FASTER = 2.0, 0.5
 """The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
-
-
-class Tokens(Protocol):
-    """What is counted of a compiled example: its tokens, and how many of them are trained."""
-
-    def __len__(self) -> int: ...
-    @property
-    def trained_tokens(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What the plan knows of the data. Lengths in tokens; `trained` are the supervised ones among all tokens."""
-
-    count: int
-    tokens: int
-    trained: int
-    longest: int
-    validation_tokens: int
-    source: str
-    """Where the figures come from; an assumption says so."""
-    shared: int | None = None
-    """Tokens left when the examples of a step share what they begin with. None: not counted."""
-
-    @property
-    def saving(self) -> Saving | None:
-        """What sharing would save of an epoch. None: not counted."""
-        return None if self.shared is None else Saving(self.tokens, self.shared)
-
-    def computed(self, sharing: Sharing) -> int:
-        """Return the tokens that an epoch computes."""
-        return self.shared if sharing.on and self.shared is not None else self.tokens
-
-    @staticmethod
-    def counted(train: Sequence[Tokens], validation: Sequence[Tokens], saving: Saving | None = None) -> Examples:
-        """Count compiled training examples."""
-        lengths = [len(example) for example in train]
-        trained = sum(example.trained_tokens for example in train)
-        held_back = sum(map(len, validation))
-        source = f"counted: {len(train):,} examples, {len(validation):,} for validation"
-        shared = saving and saving.shared
-        return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source, shared)
-
-    @staticmethod
-    def assumed(recipe: Recipe, why: str = "no data are given") -> Examples:
-        """Stand-in for data that cannot be counted yet."""
-        count, mean = 1000, min(1024, recipe.data.max_tokens)
-        held_back = round(count * (0.05 if recipe.data.validation else recipe.data.validation_share))
-        return Examples(
-            count=count,
-            tokens=count * mean,
-            trained=count * mean // 2,
-            longest=recipe.data.max_tokens,
-            validation_tokens=held_back * mean,
-            source=f"assumed, because {why}: {count:,} examples of {mean:,} tokens, half of them supervised",
-        )
 
 
 def recipe_obstacles(recipe: Recipe) -> Obstacles:
@@ -119,7 +61,7 @@ def work(recipe: Recipe, examples: Examples, sharing: Sharing) -> Work:
     return Work(steps, micro_batches, round(steps * per_step), validations)
 
 
-def attention_parameters(shape: Shape) -> int:
+def projection_parameters(shape: Shape) -> int:
     """Parameters of one layer's four projections."""
     return 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
 
@@ -127,12 +69,12 @@ def attention_parameters(shape: Shape) -> int:
 def layer_parameters(shape: Shape) -> int:
     """Parameters that multiply each token in one layer: attention, router and the chosen experts."""
     D = shape.hidden
-    return attention_parameters(shape) + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
+    return projection_parameters(shape) + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
 
 
 def recomputed_parameters(shape: Shape) -> int:
     """Of those, the ones that multiply a second time with recompute: attention and the experts' first projection."""
-    return attention_parameters(shape) + 2 * shape.hidden * shape.intermediate * shape.experts_per_token
+    return projection_parameters(shape) + 2 * shape.hidden * shape.intermediate * shape.experts_per_token
 
 
 def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float = 1.0) -> dict[str, float]:
@@ -149,7 +91,7 @@ def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float =
     }
 
 
-def seconds(recipe: Recipe, model: Found, examples: Examples, sharing: Sharing, speed: Speed) -> dict[str, float]:
+def seconds(recipe: Recipe, model: FoundModel, examples: Examples, sharing: Sharing, speed: Speed) -> dict[str, float]:
     """Seconds of each part of the training, from speeds measured with the code that does the work."""
     shape, todo = model.shape, work(recipe, examples, sharing)
     # With recompute attention runs forward twice, and of the experts the first projection, two thirds of the work.
@@ -159,7 +101,7 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, sharing: Sharing, 
     checks = math.ceil(checked / recipe.train.tokens_per_micro_batch)
     D, K = shape.hidden, shape.experts_per_token
     context = examples.tokens / max(1, examples.count)
-    projections = 2 * attention_parameters(shape) * shape.layers
+    projections = 2 * projection_parameters(shape) * shape.layers
     head = 2 * D * adapter.head_rows(model, recipe.lora) * share
     # A windowed layer multiplies blocks of queries with the keys of two windows.
     windowed = sum(map(shape.is_sliding, range(shape.layers)))

@@ -108,18 +108,18 @@ def alone(examples: Sequence[TrainingExample]) -> list[Tree]:
 
 
 def tokens_computed(examples: Sequence[TrainingExample], most: int | None = None, shortest: int = 1) -> int:
-    """Return the tokens of the sequences' trees; with `most`, of the pieces that the trees are `split` into.
+    """Return the tokens of the sequences' trees; with `most`, of the pieces that `split_tree` cuts them into.
 
     Raises:
-        ValueError: as `split`.
+        ValueError: as `split_tree`.
     """
     if most is not None:
-        return sum(piece.tokens for tree in grow(examples, shortest) for piece in split(tree, most))
+        return sum(piece.tokens for tree in grow(examples, shortest) for piece in split_tree(tree, most))
     trie = _Trie.of([array("i", example.ids) for example in examples], shortest)
     return sum(trie.length(node) for node in range(1, len(trie.stop)))
 
 
-def split(tree: Tree, most: int) -> list[Tree]:
+def split_tree(tree: Tree, most: int) -> list[Tree]:
     """Cut a tree into trees of at most `most` tokens each, between branches.
 
     What several pieces share is repeated in each of them, with its edges in the first. Each sequence is whole in one
@@ -145,10 +145,10 @@ def split(tree: Tree, most: int) -> list[Tree]:
     return _cut_out(tree, sorted(sorted(piece.nodes) for piece in pieces))
 
 
-def pack(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
+def pack_trees(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
     """Put trees into groups of at most `most` tokens: the largest first, each where it leaves least room.
 
-    Trees that are larger must have been `split`. Groups and trees of a group are in the order that they were given in.
+    Larger trees must have been cut by `split_tree`. Groups and trees of a group are in the order that they were given.
     """
     units = [_Bin(tree.tokens, [index]) for index, tree in enumerate(trees)]
     return [[trees[index] for index in group] for group in sorted(sorted(unit.nodes) for unit in _fill(units, most))]

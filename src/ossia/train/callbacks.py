@@ -96,7 +96,7 @@ class Reporter(TrainerCallback):
             self.emit(events.Checkpoint(step=state.global_step, path=path, best=best))
 
 
-class Sampler(TrainerCallback):
+class SampleWriter(TrainerCallback):
     """Answers a few validation prompts after each evaluation, greedily, so that one can watch the model change."""
 
     def __init__(self, examples: Sequence[TrainingExample], vocabulary: Vocabulary, tokens: int, emit: Watch) -> None:

@@ -19,8 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ossia import events
 from ossia.sequences.example import TrainingExample
-from ossia.train import fsdp as sharding
-from ossia.train import routing
+from ossia.train import fsdp, routing
 from ossia.train.callbacks import Watch
 from ossia.train.steps import cut, unsupervised
 
@@ -85,7 +84,9 @@ class RoutingHealth(TrainerCallback):
                 self._base = self._choices(model)
         now = self._choices(model)
         experts = model.config.num_local_experts
-        loads = [torch.stack([routing.load(chosen, experts) for chosen in choices]) for choices in (now, self._base)]
+        loads = [
+            torch.stack([routing.expert_load(chosen, experts) for chosen in choices]) for choices in (now, self._base)
+        ]
         collapsed = set(routing.collapsed(*loads))
         if fresh := sorted(collapsed - self._warned):
             entropies = [routing.entropy(load_LE)[fresh].mean().item() for load_LE in loads]
@@ -117,12 +118,12 @@ def _adapter_off(model: PeftModel) -> Iterator[None]:
     """The base alone. PEFT freezes adapters when it switches them off and makes them trainable when on again, so what
     was frozen before is frozen again; and with a sharded model it must meet the same parameters both times: the shards.
     """
-    sharding.reshard(model)
+    fsdp.reshard(model)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         with model.disable_adapter():
             yield
-            sharding.reshard(model)
+            fsdp.reshard(model)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)

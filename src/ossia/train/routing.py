@@ -100,7 +100,7 @@ class Routers:
         balanced = self._scale and torch.is_grad_enabled() and logits_TE.requires_grad
         if not (self._counting or balanced):
             return None
-        load_E = load(indices_TK, logits_TE.shape[-1])
+        load_E = expert_load(indices_TK, logits_TE.shape[-1])
         if self._counting:
             before = self._load[layer]
             self._load[layer] = load_E if before is None else before + load_E
@@ -136,7 +136,7 @@ def balance_loss(logits_TE: Tensor, load_E: Tensor) -> Tensor:
     return len(load_E) * (load_E / len(logits_TE) * probability_E).sum()
 
 
-def load(indices_TK: Tensor, experts: int) -> Tensor:
+def expert_load(indices_TK: Tensor, experts: int) -> Tensor:
     """Return how often each expert was chosen, int64 [E]. Neither waits for the device nor depends on an order."""
     numbers_E = torch.arange(experts, device=indices_TK.device)
     return (indices_TK[..., None] == numbers_E).sum((0, 1))

@@ -21,7 +21,7 @@ from torch import nn
 from ossia.model.batch import from_rows, from_trees
 from ossia.sequences.example import Labelled, TrainingExample, check_length
 from ossia.sequences.sharing import Obstacles
-from ossia.sequences.tree import Tree, alone, grow, pack, split
+from ossia.sequences.tree import Tree, alone, grow, pack_trees, split_tree
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def shared_out(micro_batches: Sequence[list[Tree]], processes: int) -> list[list
 
 
 def _packed(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
-    return pack([piece for tree in trees for piece in split(tree, most)], most)
+    return pack_trees([piece for tree in trees for piece in split_tree(tree, most)], most)
 
 
 def _tokens(trees: Iterable[Tree]) -> int:

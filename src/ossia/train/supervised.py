@@ -6,9 +6,7 @@ same data order, optimiser, schedule and random states, so that the loss goes on
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
@@ -35,9 +33,9 @@ from ossia.runs import Run
 from ossia.sequences.example import TrainingExample
 from ossia.sequences.sharing import Saving, Sharing, decide, estimated_saving, may_share
 from ossia.sequences.weighting import weighted
-from ossia.train import checkpoints, optimizers, routing
-from ossia.train import fsdp as sharding
-from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
+from ossia.train import checkpoints, fsdp, routing
+from ossia.train.arguments import chosen_optimizer, trainer_arguments
+from ossia.train.callbacks import Interruption, Reporter, SampleWriter, Watch
 from ossia.train.distributed import is_main, world_size
 from ossia.train.health import RoutingHealth
 from ossia.train.steps import Collator, fingerprint, model_obstacles
@@ -96,7 +94,7 @@ def _train(
         reporter.emit(last)
         return last
     sharded = _is_sharded(recipe)
-    optimizers.chosen(recipe.train, hardware.device(recipe.model.device).value == "cpu")
+    chosen_optimizer(recipe.train, hardware.device(recipe.model.device).value == "cpu")
     if newest:
         checkpoints.check_complete(run.checkpoint(newest))
     transformers_logging.set_verbosity_error()
@@ -236,13 +234,13 @@ def _trainer(
     if recipe.train.samples and validation:
         vocabulary = Vocabulary.load(tokenizer_folder(folder))
         callbacks.append(
-            Sampler(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
+            SampleWriter(validation[: recipe.train.samples], vocabulary, recipe.train.sample_tokens, reporter.emit)
         )
-    arguments = _arguments(recipe, run, len(examples), bool(validation))
+    arguments = trainer_arguments(recipe, run, len(examples), bool(validation))
     twin = None
     if recipe.train.sharding == "fsdp":
-        twin = sharding.Twin(model)
-        sharding.shard(model, arguments.device)
+        twin = fsdp.Twin(model)
+        fsdp.shard(model, arguments.device)
     with warnings.catch_warnings():
         # Trainer asks PEFT whether layers are recomputed through a name that transformers has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -264,61 +262,6 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
     reporter.trainer = health.trainer = trainer
     return trainer, interruption
-
-
-def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> TrainingArguments:
-    settings = recipe.train
-    for tracker in settings.report_to:
-        if importlib.util.find_spec(tracker) is None:
-            raise UserError(
-                f"train.report_to names {tracker}, which is not installed",
-                do="pip install -e '.[track]' in the checkout",
-            )
-    steps = recipe.train.total_steps(examples)
-    schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    on_cpu = hardware.device(recipe.model.device).value == "cpu"
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
-        torch.use_deterministic_algorithms(True)
-    return _Arguments(
-        output_dir=str(run.checkpoints),
-        per_device_train_batch_size=max(1, settings.examples_per_step // world_size()),
-        per_device_eval_batch_size=settings.examples_per_step,
-        max_steps=steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=schedule[settings.schedule],
-        lr_scheduler_kwargs={"min_lr_rate": 0.1} if settings.schedule == "cosine" else {},
-        # Rounded down: the first step of a warm-up has rate 0, and a run of one step must not consist of it.
-        warmup_steps=math.floor(round(settings.warmup_share * steps, 6)),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=optimizers.chosen(settings, on_cpu),
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if validate else "no",
-        eval_steps=settings.evaluate_every,
-        save_strategy="steps",
-        save_steps=settings.checkpoint_every,
-        metric_for_best_model="eval_loss" if validate else None,
-        greater_is_better=False if validate else None,
-        report_to=settings.report_to or "none",
-        run_name=run.id,
-        project="ossia",  # for trackio; wandb takes $WANDB_PROJECT
-        remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-    )
-
-
-class _Arguments(TrainingArguments):
-    """One device per process: Trainer would spread a flat batch over all visible GPUs with DataParallel."""
-
-    @property
-    def n_gpu(self) -> int:
-        return min(1, super().n_gpu)
 
 
 @contextmanager
