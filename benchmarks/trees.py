@@ -38,7 +38,7 @@ from benchmarks.tree_sets import SETS, write_sets
 from ossia.checkpoint.layout import Shape
 
 RANK, RATE = 16, 1e-4
-TOKENS_PER_PASS = 8192
+TOKENS_PER_MICRO_BATCH = 8192
 SIDES = ("trl", "trl, packed", "ossia", "ossia, shared")
 ATTENTION_MEMORY, ATTENTION_COPIES = 12e9, 6
 """Bytes that the peer's attention may take, and how many matrices of scores it has at a time."""
@@ -109,7 +109,7 @@ def run(cuda: bool, width: str = "slice", sets: Sequence[str] = tuple(SETS)) -> 
         "experts": chosen.shape.experts,
         "vocabulary": chosen.shape.vocabulary,
         "rank": RANK,
-        "tokens_per_pass": TOKENS_PER_PASS,
+        "tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH,
         **results,
     }
 
@@ -194,17 +194,18 @@ def _ossia(rows: Sequence[Row], per_step: int, path: Path, width: Width, device:
     model = attach_adapter(base, rank=RANK, expert_rank=RANK, alpha=RANK, expert_alpha=RANK).train()
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    collate = Collator(TOKENS_PER_PASS, share)
+    collate = Collator(TOKENS_PER_MICRO_BATCH, share)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
 
-    def passes_of(examples: Sequence[Row]) -> tuple[list[dict[str, Any]], float]:
-        passes = [{key: value.to(device) for key, value in p.items()} for p in collate(examples)["passes"]]
-        return passes, sum(p["weights"].sum().item() for p in passes)
+    def micro_batches_of(examples: Sequence[Row]) -> tuple[list[dict[str, Any]], float]:
+        made = collate(examples)["micro_batches"]
+        micro_batches = [{key: value.to(device) for key, value in inputs.items()} for inputs in made]
+        return micro_batches, sum(b["weights"].sum().item() for b in micro_batches)
 
     def losses_of(examples: Sequence[Row], backward: bool) -> float:
-        passes, denominator = passes_of(examples)
+        micro_batches, denominator = micro_batches_of(examples)
         total = 0.0
-        for inputs in passes:
+        for inputs in micro_batches:
             loss = model(**inputs, denominator=denominator).loss
             if backward:
                 loss.backward()
@@ -227,14 +228,14 @@ def _ossia(rows: Sequence[Row], per_step: int, path: Path, width: Width, device:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     for start in range(0, len(rows), per_step):
-        passes, _ = passes_of(rows[start : start + per_step])
-        tokens, count = tokens + sum(p["input_ids"].numel() for p in passes), count + len(passes)
+        micro_batches, _ = micro_batches_of(rows[start : start + per_step])
+        tokens, count = tokens + sum(p["input_ids"].numel() for p in micro_batches), count + len(micro_batches)
     return {
         "seconds": round(seconds, 3),
         "examples": len(rows),
         "example_tokens": sum(map(len, rows)),
         "tokens": tokens,
-        "passes": count,
+        "micro_batches": count,
         "losses": losses,
         "sample_loss": sample_loss,
     }

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import tree_sets, trees
 
 from ossia.checkpoint.synthetic import write_synthetic
-from ossia.sequences.tree import saving
+from ossia.sequences.sharing import saving
 
 
 def rows_of(file: Path) -> list[trees.Row]:
@@ -32,12 +32,12 @@ def test_sets_are_what_the_issue_asks_for(sets: dict[str, list[trees.Row]]) -> N
     assert 1400 < next(place for place, weight in enumerate(sets["agents"][0].weights) if weight) < 1700
     assert first[:10] == second[:10]
     assert all(max(row.ids) < 16_768 and any(row.weights) for rows in sets.values() for row in rows)
-    assert max(len(row) for rows in sets.values() for row in rows) <= trees.TOKENS_PER_PASS
+    assert max(len(row) for rows in sets.values() for row in rows) <= trees.TOKENS_PER_MICRO_BATCH
 
 
 def test_the_token_ratios_leave_room_for_the_targets(sets: dict[str, list[trees.Row]]) -> None:
     for name, rows in sets.items():
-        shared, unshared = saving(rows)
+        unshared, shared = saving([rows])
         target = trees.TARGETS[name]["unshared"] or 0
         assert unshared / shared > target / 0.85 or name == "single"
 

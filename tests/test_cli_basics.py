@@ -119,7 +119,12 @@ def test_debug_shows_the_traceback() -> None:
 
 def test_exit_3_does_not_fit(place: Path) -> None:
     # A step of two million tokens kept on a CPU: no machine of today holds its attention scores.
-    wide = ["data.max_tokens=131072", "train.tokens_per_pass=2097152", "train.recompute=false", "model.device=cpu"]
+    wide = [
+        "data.max_tokens=131072",
+        "train.tokens_per_micro_batch=2097152",
+        "train.recompute=false",
+        "model.device=cpu",
+    ]
     sets = [part for value in wide for part in ("--set", value)]
     done = process("plan", "gpt-oss-120b-lora", "--no-time", *sets)
     assert done.returncode == 3
@@ -229,7 +234,7 @@ def test_plan_assumes_and_says_so() -> None:
     result = ossia("plan", "gpt-oss-20b-lora", "--no-time", "--set", "model.device=cpu")
     assert "assumed, because no data are given" in result.stdout
     assert "96,436,224 trained parameters" in result.stdout
-    assert "time " not in result.stdout
+    assert "\ntime " not in result.stdout
 
 
 def test_plan_measures_time_and_calls_it_an_estimate(data_file: Path) -> None:
@@ -268,9 +273,9 @@ def test_make_tiny(place: Path) -> None:
 
 
 def test_make_synthetic(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ossia.plan import model
+    from ossia.plan import inputs
 
-    monkeypatch.setitem(model.PUBLISHED, "gpt-oss-20b", MICRO)
+    monkeypatch.setitem(inputs.PUBLISHED_SHAPES, "gpt-oss-20b", MICRO)
     result = ossia("make", "synthetic", "gpt-oss-20b", "out", "--json")
     assert json.loads(result.stdout) == {"folder": "out", "bytes": bytes_of(MICRO)}
 

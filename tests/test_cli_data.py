@@ -324,7 +324,8 @@ def test_a_template_is_compared_on_the_users_data(place: Path) -> None:
 
 def test_a_recipe_in_place_of_files(place: Path) -> None:
     (place / "r.yaml").write_text(
-        "data:\n  train:\n    - path: d.jsonl\n      limit: 1\n  max_tokens: 128\ntrain: {tokens_per_pass: 128}\n"
+        "data:\n  train:\n    - path: d.jsonl\n      limit: 1\n  max_tokens: 128\n"
+        "train: {tokens_per_micro_batch: 128}\n"
     )
     assert "1 usable" in ossia(place, "data", "check", "r.yaml").stdout
     (place / "r.yaml").write_text("data:\n  train:\n    - pth: d.jsonl\n")
@@ -369,7 +370,7 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
     from rich.console import Console
 
     from ossia import recipes
-    from ossia.cli.train_ import Screen
+    from ossia.cli import train_
     from ossia.data.prepare import prepare
 
     (agent / "r.yaml").write_text("data: {train: a.jsonl, validation_share: 0}\n")
@@ -379,11 +380,12 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
     assert (plan["examples"]["tokens"], plan["examples"]["shared"], plan["work"]["tokens"]) == (tokens, shared, shared)
     assert plan["sharing"]["on"] and f"{shared:,} tokens instead of {tokens:,}" in plan["sharing"]["reason"]
     off = ossia(agent, "plan", "r.yaml", "--no-time", "--set", "train.share_prefixes=off").stdout
-    assert "prefixes  not shared: train.share_prefixes is off" in off and f"passes, {tokens:,} tokens" in off
+    assert "prefixes  not shared: train.share_prefixes is off" in off and f"micro-batches, {tokens:,} tokens" in off
     for word in ("auto", "off"):
         recipe = recipes.load(str(agent / "r.yaml"), [f"train.share_prefixes={word}"])
         recipe.data.train[0] = str(agent / "a.jsonl")
         prepared = prepare(recipe.data, Vocabulary.load(), recipe.train.seed)
-        Screen(Console(file=(shown := StringIO()), width=200)).header("run", recipe, prepared)
+        screen = train_.Screen(Console(file=(shown := StringIO()), width=200))
+        screen.header("run", recipe, prepared, train_._saving(recipe, prepared))
         told = f"in steps of 16 examples: {tokens:,} tokens, {shared:,} with shared prefixes" in shown.getvalue()
         assert told == (word == "auto")

@@ -177,15 +177,15 @@ def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
     recipe = rehearsal.recipe_of(
         "gpt-oss-20b", Path("x"), lora, steps=2, tokens=4096, sequence=512, overrides=["model.device=cpu"]
     )
-    assert (recipe.train.examples_per_step, recipe.train.tokens_per_pass) == (8, 2048)
+    assert (recipe.train.examples_per_step, recipe.train.tokens_per_micro_batch) == (8, 2048)
     shape = Shape.GPT_OSS_20B
     examples = rehearsal.examples_of(recipe, shape, 512, 0.4)
     assert len(examples) == 16
     assert sum(example.weights[0] for example in examples) == 0
     assert sum(sum(example.weights) for example in examples) == 16 * 205
-    from ossia.plan import Found
+    from ossia.plan import FoundModel
 
-    plan = rehearsal.plan_of(recipe, Found("x", shape, Path(), shape.vocabulary), examples)
+    plan = rehearsal.plan_of(recipe, FoundModel("x", shape, Path(), shape.vocabulary), examples)
     sizes = {line.name: line.bytes for line in plan.memory}
     assert sizes["experts"] == pytest.approx(10.152e9, rel=1e-3)
     assert sizes["adapter"] == pytest.approx(4 * 96.4e6, rel=2e-3)

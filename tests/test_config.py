@@ -130,10 +130,41 @@ def test_an_empty_section_is_no_error() -> None:
     assert parse("train:\n", "train.steps=2").train.steps == 2
 
 
-def test_pass_must_hold_an_example() -> None:
-    error = failure("data: {max_tokens: 4096}\ntrain: {tokens_per_pass: 1024}\n")
-    assert "tokens_per_pass (1024)" in error.what
+def test_a_micro_batch_must_hold_an_example() -> None:
+    error = failure("data: {max_tokens: 4096}\ntrain: {tokens_per_micro_batch: 1024}\n")
+    assert "tokens_per_micro_batch (1024)" in error.what
     assert "max_tokens (4096)" in error.what
+
+
+OLD, NEW = "train.tokens_per_pass", "train.tokens_per_micro_batch"
+
+
+def test_a_setting_is_known_by_its_former_name() -> None:
+    """The same number from a file, from overrides and from Python; what is written has the present name only."""
+    wanted = parse("train: {tokens_per_micro_batch: 5000}")
+    assert parse("train: {tokens_per_pass: 5000}") == parse("name: run", f"{OLD}=5000") == wanted
+    assert Recipe.model_validate({"train": {"tokens_per_pass": 5000}}) == wanted
+    assert parse("train: {tokens_per_pass: 5000, tokens_per_micro_batch: 5000}") == wanted
+    assert "tokens_per_micro_batch: 5000" in recipes.dump(wanted) and "tokens_per_pass" not in recipes.dump(wanted)
+    assert parse(recipes.dump(wanted).replace("tokens_per_micro_batch", "tokens_per_pass")) == wanted
+    error = failure("train:\n  tokens_per_pass: 1\n")
+    assert error.where == "recipe.yaml:2" and "train.tokens_per_micro_batch" in error.what
+
+
+@pytest.mark.parametrize("names", [(OLD, NEW), (NEW, OLD), (OLD, OLD), (NEW, NEW)])
+def test_an_override_goes_on_top_whatever_the_names(names: tuple[str, str]) -> None:
+    text = f"train:\n  {names[0].partition('.')[2]}: 5000\n"
+    assert parse(text, f"{names[1]}=6000").train.tokens_per_micro_batch == 6000
+    error = failure(text, f"{names[1]}=1")
+    assert error.where == f"--set {names[1]}=1"
+
+
+@pytest.mark.parametrize("overrides", [(), (f"{OLD}=6000", f"{NEW}=5000")])
+def test_two_values_under_two_names_are_an_error_that_names_both(overrides: tuple[str, ...]) -> None:
+    error = failure("" if overrides else "train: {tokens_per_pass: 6000, tokens_per_micro_batch: 5000}", *overrides)
+    assert f"{NEW} is 5000" in error.what and f"{OLD}, its former name, is 6000" in error.what
+    with pytest.raises(ValidationError, match=f"{NEW} is 5000 and {OLD}"):
+        Recipe.model_validate({"train": {"tokens_per_pass": 6000, "tokens_per_micro_batch": 5000}})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from ossia.data.kinds import MessageKind
 from ossia.data.stats import detect_languages, statistics
 from ossia.harmony import conversation as c
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
-from ossia.sequences.savings import estimated, steps_of, within_steps
+from ossia.sequences.order import conversations_of, steps_of
+from ossia.sequences.sharing import estimated_saving, saving
 from ossia.sequences.tree import grow
 
 ROOMY = DataSection(max_tokens=100_000)
@@ -140,8 +141,7 @@ def test_tree_tokens_are_the_nodes_of_the_prefix_tree(vocabulary: Vocabulary) ->
 
 def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
     """The order of steps is training's own, and the count is that of the trees that it makes of them."""
-    from ossia.sequences.order import conversations_of
-    from ossia.train.order import ConversationOrder
+    from ossia.train.trainer import ConversationOrder
 
     rng = random.Random(4)
     rows = []
@@ -157,16 +157,16 @@ def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
     steps = list(steps_of(examples, 4, 7))
     assert steps == expected
     trees = [tree for step in steps for tree in grow(step)]
-    counted = within_steps(iter(steps))
+    counted = saving(iter(steps))
     assert counted == (sum(map(len, examples)), sum(tree.tokens for tree in trees))
     found = statistics(rows, steps=(4, 7))
     assert found.tree_tokens_across < found.tree_tokens_steps == counted.shared < found.tokens
     assert statistics(rows).tree_tokens_steps == 0
-    assert estimated(examples, 4, 7, 100_000) == counted
+    assert estimated_saving(examples, 4, 7, 100_000) == counted
     longest = max(map(len, examples))
-    cut = estimated(examples, 4, 7, longest)  # what does not fit into a pass is computed again
+    cut = estimated_saving(examples, 4, 7, longest)  # what does not fit into a micro-batch is computed again
     assert counted.shared < cut.shared <= cut.unshared
-    part = estimated(examples, 4, 7, 100_000, most=1)
+    part = estimated_saving(examples, 4, 7, 100_000, looked_at=1)
     assert part.unshared == counted.unshared and 0 < part.shared < part.unshared
 
 

@@ -43,7 +43,7 @@ def test_labels_as_other_trainers_pass_them_give_the_same_loss(folder: Path, row
         torch.testing.assert_close(padded, flat)
 
 
-def test_a_step_cut_into_passes_has_the_same_gradient(folder: Path, rows: Rows) -> None:
+def test_a_step_cut_into_micro_batches_has_the_same_gradient(folder: Path, rows: Rows) -> None:
     model = adapted(folder)
     whole = model(**from_rows(rows).inputs())
     whole.loss.backward()

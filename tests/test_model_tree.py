@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ossia.model.batch import Segments, from_rows, from_trees
-from ossia.sequences.tree import Tree, grow, pack, saving, split
+from ossia.sequences.sharing import saving
+from ossia.sequences.tree import Tree, grow, pack_trees, split_tree, tokens_computed
 
 
 @dataclass
@@ -19,6 +20,9 @@ class Sequence:
     ids: list[int]
     weights: list[float]
     channels: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def sequence(ids: list[int], weights: list[float] | None = None, channel: str | None = "final") -> Sequence:
@@ -90,7 +94,7 @@ def test_trees_have_every_prefix_once_and_every_edge_with_its_weight(examples: l
     check(trees, examples)
     prefixes = {tuple(e.ids[:i]) for e in examples for i in range(1, len(e.ids) + 1)}
     assert sum(tree.tokens for tree in trees) == len(prefixes)
-    assert saving(examples) == (len(prefixes), sum(len(e.ids) for e in examples))
+    assert saving([examples]) == (sum(len(e.ids) for e in examples), len(prefixes))
     assert len(trees) == len({e.ids[0] for e in examples})
 
 
@@ -102,17 +106,17 @@ def test_short_shared_stretches_are_repeated(examples: list[Sequence], shortest:
     for tree in trees:
         parents = {node.parent for node in tree.nodes}
         assert all(len(node.ids) >= shortest or node.ends or i not in parents for i, node in enumerate(tree.nodes))
-    assert saving(examples, shortest)[0] == sum(tree.tokens for tree in trees)
+    assert tokens_computed(examples, shortest=shortest) == sum(tree.tokens for tree in trees)
 
 
 @given(sets(), st.integers(9, 20))
 @settings(max_examples=300, deadline=None)
 def test_pieces_are_small_whole_and_have_each_edge_once(examples: list[Sequence], most: int) -> None:
     trees = grow(examples)
-    pieces = [piece for tree in trees for piece in split(tree, most)]
+    pieces = [piece for tree in trees for piece in split_tree(tree, most)]
     assert all(piece.tokens <= most for piece in pieces)
     check(pieces, examples)
-    groups = pack(pieces, most)
+    groups = pack_trees(pieces, most)
     assert all(sum(tree.tokens for tree in group) <= most for group in groups)
     assert sorted(map(id, pieces)) == sorted(id(tree) for group in groups for tree in group)
     # No two groups would fit into one.
@@ -123,7 +127,7 @@ def test_pieces_are_small_whole_and_have_each_edge_once(examples: list[Sequence]
 @given(sets(), st.integers(9, 30))
 @settings(max_examples=200, deadline=None)
 def test_a_flat_batch_shows_each_row_its_path(examples: list[Sequence], most: int) -> None:
-    pieces = [piece for tree in grow(examples) for piece in split(tree, most)]
+    pieces = [piece for tree in grow(examples) for piece in split_tree(tree, most)]
     batch = from_trees(pieces)
     segments = Segments.of(batch.segments_N2, batch.ancestors_M3, batch.positions_T)
     seen = []
@@ -156,7 +160,9 @@ def test_a_conversation_is_a_trunk_and_a_leaf_per_turn() -> None:
     batch = from_trees([tree])
     assert len(batch.segments_N2) == 10
     assert sorted(batch.ancestors_M3[:, 0].tolist()) == list(range(1, 10))
-    assert saving(turns) == (tree.tokens, tree.unshared) == (40 + 10 * 2 + 9 * 3 + 10 * 54, 40 * 10 + 5 * 45 + 56 * 10)
+    assert (
+        saving([turns]) == (tree.unshared, tree.tokens) == (40 * 10 + 5 * 45 + 56 * 10, 40 + 10 * 2 + 9 * 3 + 10 * 54)
+    )
 
 
 def test_a_repeated_sequence_counts_twice_and_a_prefix_ends_within() -> None:
@@ -170,14 +176,14 @@ def test_a_repeated_sequence_counts_twice_and_a_prefix_ends_within() -> None:
 def test_a_sequence_longer_than_a_piece_is_refused() -> None:
     (tree,) = grow([sequence([1, 2, 3, 4]), sequence([1, 5])])
     with pytest.raises(ValueError, match="a sequence has 4 tokens"):
-        split(tree, 3)
+        split_tree(tree, 3)
 
 
 def test_thousands_of_long_sequences_take_seconds_at_most() -> None:
     """2,000 sequences of 3,000 tokens over one schema: no comparison of all pairs, no walk token by token."""
     schema = list(range(5000, 7000))
     examples = [sequence([*schema, n % 50, *range(n, n + 999)], [0.0] * 3000) for n in range(2000)]
-    shared, unshared = saving(examples)
+    unshared, shared = saving([examples])
     assert unshared == 2000 * 3000
     assert shared == 2000 + 50 + 2000 * 999
 

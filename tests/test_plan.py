@@ -26,11 +26,12 @@ from ossia.errors import DoesNotFitError, UserError
 from ossia.model import batch, loss
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM, empty
-from ossia.plan import Examples, Found, Machine, doctor, estimate, find_model, memory, speed
-from ossia.plan.machine import Disk
-from ossia.plan.model import head_rows
+from ossia.plan import Examples, FoundModel, Machine, doctor, estimate, find_model, memory, speed
+from ossia.plan.inputs import Disk, head_rows
 from ossia.plan.work import Work, flops_per_token, work
+from ossia.sequences.sharing import Sharing
 
+ALONE = Sharing(False, "test")
 PUBLISHED = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
 
 
@@ -38,8 +39,8 @@ def meta(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> OssiaForCausalLM:
     return empty(GptOssConfig(**config_json(shape)), dtype)
 
 
-def found(shape: Shape, folder: Path | None = Path()) -> Found:
-    return Found("model", shape, folder, shape.vocabulary)
+def found(shape: Shape, folder: Path | None = Path()) -> FoundModel:
+    return FoundModel("model", shape, folder, shape.vocabulary)
 
 
 def machine(memory: float, device: str = "cpu", dtype: str = "bfloat16", disk: float = 1e12) -> Machine:
@@ -139,7 +140,7 @@ def test_adapter_to_start_from_must_be_one(tmp_path: Path) -> None:
 
 
 def test_an_adapted_head_is_computed_row_by_row() -> None:
-    grouped = Found("x", TINY, Path(), head_rows=300)
+    grouped = FoundModel("x", TINY, Path(), head_rows=300)
     assert head_rows(grouped, LoraSection()) == 300
     assert head_rows(grouped, LoraSection(targets=["head"])) == TINY.vocabulary
 
@@ -185,13 +186,13 @@ SMALL = Shape(
         (SMALL.replace(experts_per_token=2), [64] * 3),
     ],
 )
-def test_peak_of_a_pass_is_as_planned(shape: Shape, rows: list[int], recompute: bool, dtype: str) -> None:
+def test_peak_of_a_micro_batch_is_as_planned(shape: Shape, rows: list[int], recompute: bool, dtype: str) -> None:
     peak = measured_peak(shape, rows, recompute, dtype)
     recipe = Recipe.model_validate(
         {
             "data": {"max_tokens": max(rows)},
             "lora": {"rank": 4, "expert_rank": 2},
-            "train": {"tokens_per_pass": sum(rows), "examples_per_step": len(rows), "recompute": recompute},
+            "train": {"tokens_per_micro_batch": sum(rows), "examples_per_step": len(rows), "recompute": recompute},
         }
     )
     lines = {line.name: line.bytes for line in memory.lines(recipe, found(shape), max(rows), "cpu", dtype)}
@@ -200,14 +201,14 @@ def test_peak_of_a_pass_is_as_planned(shape: Shape, rows: list[int], recompute: 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_peak_of_a_pass_with_every_target(dtype: str) -> None:
+def test_peak_of_a_micro_batch_with_every_target(dtype: str) -> None:
     settings = {"rank": 4, "expert_rank": 2, "targets": TARGETS}
     peak = measured_peak(SMALL, [200], True, dtype, settings)
     recipe = Recipe.model_validate(
         {
             "data": {"max_tokens": 200},
             "lora": settings,
-            "train": {"tokens_per_pass": 200, "examples_per_step": 1},
+            "train": {"tokens_per_micro_batch": 200, "examples_per_step": 1},
         }
     )
     lines = {line.name: line.bytes for line in memory.lines(recipe, found(SMALL), 200, "cpu", dtype)}
@@ -247,7 +248,7 @@ def test_chunk_of_logits_is_the_losss() -> None:
     assert memory.LOGITS == loss.CHUNK_LOGITS
 
 
-# Steps, passes, time
+# Steps, micro-batches, time
 
 
 @pytest.mark.parametrize(
@@ -256,14 +257,16 @@ def test_chunk_of_logits_is_the_losss() -> None:
 )
 def test_steps_of_sixteen_examples(count: int, epochs: float, steps: int) -> None:
     examples = Examples(count, count * 100, count * 50, 100, 0, "test")
-    assert work(Recipe.model_validate({"train": {"epochs": epochs}}), examples).steps == steps
-    assert work(Recipe.model_validate({"train": {"epochs": epochs, "steps": 7}}), examples).steps == 7
+    assert work(Recipe.model_validate({"train": {"epochs": epochs}}), examples, ALONE).steps == steps
+    assert work(Recipe.model_validate({"train": {"epochs": epochs, "steps": 7}}), examples, ALONE).steps == 7
 
 
-def test_passes_and_validations() -> None:
-    recipe = Recipe.model_validate({"data": {"max_tokens": 100}, "train": {"tokens_per_pass": 400, "steps": 101}})
+def test_micro_batches_and_validations() -> None:
+    recipe = Recipe.model_validate(
+        {"data": {"max_tokens": 100}, "train": {"tokens_per_micro_batch": 400, "steps": 101}}
+    )
     examples = Examples(count=1000, tokens=100_000, trained=50_000, longest=100, validation_tokens=900, source="test")
-    assert work(recipe, examples) == Work(steps=101, passes=404, tokens=161_600, validations=3)
+    assert work(recipe, examples, ALONE) == Work(steps=101, micro_batches=404, tokens=161_600, validations=3)
 
 
 def test_time_is_linear_in_the_steps_and_counts_validation() -> None:
@@ -277,7 +280,7 @@ def test_time_is_linear_in_the_steps_and_counts_validation() -> None:
         assert plan.seconds["validation"] == 0
         totals.append(sum(plan.seconds.values()))
     assert totals[1] == pytest.approx(2 * totals[0])
-    # 16,000 tokens are two passes of 8192: forward, two thirds of it again and backward, 24 layers of 32 experts.
+    # 16,000 tokens are two micro-batches of 8192: forward, two thirds of it again, backward; 24 layers of 32 experts.
     fixed = 10 * 2 * 24 * 32 * (5 / 3 * 1e-3 + 2e-3)
     tokens = 10 * 16_000 * 4 * 24 * (5 / 3 * 1e-6 + 2e-6)
     recipe = Recipe.model_validate({"train": {"steps": 10}})
@@ -304,7 +307,7 @@ def test_shared_prefixes_are_work_once() -> None:
     assert "250,000 tokens instead of 1,000,000 (4.00x)" in shared.sharing.reason
     assert shared.work.steps == alone.work.steps == 63  # a step is a number of examples
     assert alone.work.tokens == 4 * shared.work.tokens
-    assert alone.work.passes == 63 * 2 and shared.work.passes == 63
+    assert alone.work.micro_batches == 63 * 2 and shared.work.micro_batches == 63
     assert shared.seconds["experts"] < 0.55 * alone.seconds["experts"]
     # What is trained stays what it was, so the head has as many rows and its share of the tokens is larger.
     assert shared.seconds["head and loss"] == pytest.approx(alone.seconds["head and loss"])
@@ -350,7 +353,7 @@ def test_speed_is_measured() -> None:
 
 
 def plan_20b(have: float, **kwargs: Any) -> Any:
-    recipe = Recipe.model_validate(kwargs.pop("recipe", {"train": {"tokens_per_pass": 4096}}))
+    recipe = Recipe.model_validate(kwargs.pop("recipe", {"train": {"tokens_per_micro_batch": 4096}}))
     place = machine(have, **kwargs)
     return estimate(recipe, found(Shape.GPT_OSS_20B), Examples.assumed(recipe), place)
 
@@ -368,7 +371,7 @@ def test_verdict_follows_the_memory() -> None:
 
 
 def test_mapped_weights_may_stay_on_disk_on_a_cpu_only() -> None:
-    recipe = {"data": {"max_tokens": 256}, "train": {"tokens_per_pass": 256}}
+    recipe = {"data": {"max_tokens": 256}, "train": {"tokens_per_micro_batch": 256}}
     plan = plan_20b(8e9, recipe=recipe)
     assert plan.memory_unmapped < 8e9 < plan.memory_needed
     assert plan.verdict == "tight"
@@ -382,11 +385,13 @@ def test_mapped_weights_may_stay_on_disk_on_a_cpu_only() -> None:
 
 @pytest.mark.parametrize("have", [34e9, 24e9, 18e9, 16.5e9])
 def test_proposed_changes_make_it_fit(have: float) -> None:
-    start = {"train": {"recompute": False, "tokens_per_pass": 8192}}
+    start = {"train": {"recompute": False, "tokens_per_micro_batch": 8192}}
     plan = plan_20b(have, recipe=start, device="cuda")
     assert plan.verdict == "does not fit"
     assert plan.changes
-    changed = recipes.parse("train: {recompute: false, tokens_per_pass: 8192}", where="test", overrides=plan.changes)
+    changed = recipes.parse(
+        "train: {recompute: false, tokens_per_micro_batch: 8192}", where="test", overrides=plan.changes
+    )
     again = estimate(changed, found(Shape.GPT_OSS_20B), plan.examples, plan.machine)
     assert again.verdict != "does not fit"
 
@@ -415,7 +420,7 @@ def test_plan_as_json_has_everything() -> None:
     read = json.loads(json.dumps(plan.as_dict()))
     assert read["memory_needed"] == sum(line["bytes"] for line in read["memory"])
     assert read["verdict"] == "does not fit"
-    assert read["recipe"]["train"]["tokens_per_pass"] == 4096
+    assert read["recipe"]["train"]["tokens_per_micro_batch"] == 4096
 
 
 # Models, data and machines

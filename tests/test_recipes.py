@@ -10,8 +10,8 @@ import pytest
 from ossia import recipes
 from ossia.config import Recipe
 from ossia.errors import UserError
-from ossia.plan import Found, memory
-from ossia.plan.model import PUBLISHED
+from ossia.plan import FoundModel, memory
+from ossia.plan.inputs import PUBLISHED_SHAPES
 from ossia.recipes.document import document, kind
 
 FULL_SIZE = ["gpt-oss-20b-lora", "gpt-oss-120b-lora"]
@@ -32,15 +32,15 @@ def test_the_recipes_promised_are_there() -> None:
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_hardware_line_says_what_the_plan_says(name: str) -> None:
     recipe = recipes.load(name)
-    shape = PUBLISHED[recipe.model.path.removeprefix("openai/")]
+    shape = PUBLISHED_SHAPES[recipe.model.path.removeprefix("openai/")]
     stated = [float(number) for number in re.findall(r"(\d+) GB", recipe.hardware)]
     lengths = [int(number.replace(",", "")) for number in re.findall(r"at ([\d,]+)", recipe.hardware)]
     assert lengths[0] == recipe.data.max_tokens
     assert len(stated) == len(lengths) == 2
     for gigabytes, length in zip(stated, lengths, strict=True):
         sections = recipe.model_dump()
-        sections["data"]["max_tokens"] = sections["train"]["tokens_per_pass"] = length
-        found = Found(name, shape, None, shape.vocabulary)
+        sections["data"]["max_tokens"] = sections["train"]["tokens_per_micro_batch"] = length
+        found = FoundModel(name, shape, None, shape.vocabulary)
         lines = memory.lines(Recipe.model_validate(sections), found, length, "cuda", "bfloat16")
         assert gigabytes == pytest.approx(sum(line.bytes for line in lines) / 1e9, abs=1)
 

@@ -23,8 +23,10 @@ from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
 from ossia.model.load import load_model
-from ossia.train import checkpoints, supervised
-from ossia.train.steps import Collator, cut, fingerprint, prompt_of
+from ossia.sequences.example import prompt_of
+from ossia.train import checkpoints
+from ossia.train.arguments import trainer_arguments
+from ossia.train.steps import Collator, cut, fingerprint
 from ossia.train.supervised import train
 from ossia.train.trainer import OssiaTrainer
 
@@ -69,7 +71,7 @@ EVERY_TARGET = ["attention", "experts", "router", "embeddings", "head"]
 
 def recipe(model: Path, targets: list[str] | None = None, **settings: Any) -> Recipe:
     values = {
-        "steps": 8, "examples_per_step": 4, "tokens_per_pass": 64, "learning_rate": 0.01, "evaluate_every": 4,
+        "steps": 8, "examples_per_step": 4, "tokens_per_micro_batch": 64, "learning_rate": 0.01, "evaluate_every": 4,
         "checkpoint_every": 3, "samples": 0, "deterministic": True, **settings,
     }  # fmt: skip
     sets = [f"train.{name}={json.dumps(value)}" for name, value in values.items()]
@@ -136,7 +138,9 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, ta
         train(wanted, broken, data, held_back, watch=cut_power)
     assert broken.steps() and broken.steps()[-1] < 8
     assert max(losses(broken)) == 8
-    train(wanted, broken, data, held_back)
+    stored = broken.path / "recipe.yaml"  # as a version before the setting's present name wrote it
+    stored.write_text(stored.read_text().replace("tokens_per_micro_batch: ", "tokens_per_pass: "))
+    train(broken.recipe(), broken, data, held_back)
     assert losses(broken) == losses(whole)
     assert losses(whole)[10] < losses(whole)[1] - 0.2
     mine, other = (load_file(run.checkpoint(10) / WEIGHTS_FILE) for run in (broken, whole))
@@ -334,7 +338,7 @@ def test_a_run_of_one_step_learns(model: Path) -> None:
 
 def test_several_gpus_without_a_launcher_are_not_spread_over(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = recipe(model)
-    arguments = supervised._arguments(wanted, runs.create(wanted, "test"), 8, validate=False)
+    arguments = trainer_arguments(wanted, runs.create(wanted, "test"), 8, validate=False)
     monkeypatch.setattr(arguments, "_n_gpu", 4)
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, 4)
     torch.use_deterministic_algorithms(False)
@@ -405,20 +409,22 @@ def test_starting_from_an_adapter_of_stock_peft(model: Path, tmp_path: Path) -> 
     assert (config["rank_pattern"], config["use_rslora"]) == (ranks, True)
 
 
-def test_passes_hold_every_example_once_and_no_more_than_their_tokens() -> None:
+def test_micro_batches_hold_every_example_once_and_no_more_than_their_tokens() -> None:
     data = examples(40)
     groups = list(cut(data, 64))
     assert sorted(id(example) for group in groups for example in group) == sorted(map(id, data))
     totals = [sum(map(len, group)) for group in groups]
     assert all(total <= 64 for total in totals) and sum(totals) > 0.7 * 64 * len(groups)  # no padding is counted
-    with pytest.raises(UserError, match="a pass holds 20"):
+    with pytest.raises(UserError, match="a micro-batch holds 20"):
         list(cut(data, 20))
     supervised = sum(1 for example in data for weight in example.weights[1:] if weight)
     for share in (False, True):
         batch = Collator(64, share)(data)
-        assert sum(float(inputs["weights"].sum()) for inputs in batch["passes"]) == supervised
-        assert (sum(len(inputs["rows"]) for inputs in batch["passes"]) == supervised) is not share  # some are equal
-        assert [len(names) for names in batch["channels"]] == [len(inputs["rows"]) for inputs in batch["passes"]]
+        assert sum(float(inputs["weights"].sum()) for inputs in batch["micro_batches"]) == supervised
+        assert (
+            sum(len(inputs["rows"]) for inputs in batch["micro_batches"]) == supervised
+        ) is not share  # some are equal
+        assert [len(names) for names in batch["channels"]] == [len(inputs["rows"]) for inputs in batch["micro_batches"]]
         assert batch["example_tokens"] == sum(map(len, data))
 
 

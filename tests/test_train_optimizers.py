@@ -16,7 +16,7 @@ from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.config import Recipe, TrainSection
 from ossia.errors import UserError
 from ossia.plan import memory
-from ossia.train import optimizers
+from ossia.train.arguments import OPTIMIZERS, chosen_optimizer
 from ossia.train.supervised import train
 from test_train import examples, losses, recipe
 
@@ -37,7 +37,7 @@ def test_the_recipe_s_names_are_those_of_trainer(monkeypatch: pytest.MonkeyPatch
     from transformers.training_args import OptimizerNames
 
     there(monkeypatch, True)
-    chosen = {name: optimizers.chosen(TrainSection(optimizer=name), on_cpu=False) for name in optimizers.NAMES}
+    chosen = {name: chosen_optimizer(TrainSection(optimizer=name), on_cpu=False) for name in OPTIMIZERS}
     assert chosen == {
         "adamw": OptimizerNames.ADAMW_TORCH_FUSED,
         "adamw-8bit": OptimizerNames.ADAMW_BNB,
@@ -47,14 +47,14 @@ def test_the_recipe_s_names_are_those_of_trainer(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     there(monkeypatch, False)
-    assert optimizers.chosen(TrainSection(), on_cpu=True) == "adamw_torch_fused"  # needs nothing
+    assert chosen_optimizer(TrainSection(), on_cpu=True) == "adamw_torch_fused"  # needs nothing
     with pytest.raises(UserError, match="adamw-8bit, which needs bitsandbytes"):
-        optimizers.chosen(TrainSection(optimizer="adamw-8bit"), on_cpu=False)
+        chosen_optimizer(TrainSection(optimizer="adamw-8bit"), on_cpu=False)
     there(monkeypatch, True)
     with pytest.raises(UserError, match="does not work with train"):
-        optimizers.chosen(TrainSection(optimizer="adamw-8bit", sharding="fsdp"), on_cpu=False)
+        chosen_optimizer(TrainSection(optimizer="adamw-8bit", sharding="fsdp"), on_cpu=False)
     with pytest.raises(UserError, match="on a CPU there are no pages"):
-        optimizers.chosen(TrainSection(optimizer="paged-adamw-8bit"), on_cpu=True)
+        chosen_optimizer(TrainSection(optimizer="paged-adamw-8bit"), on_cpu=True)
 
 
 def test_eight_bits_are_refused_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,12 @@ from ossia.train.trainer import OssiaTrainer
 from test_train import examples
 
 settings = json.loads(sys.argv[2])
-seen = {"passes": []}
+seen = {"micro_batches": []}
 
 
 class Observed(OssiaTrainer):
     def training_step(self, model, inputs, *rest):
-        seen["passes"].append(len(inputs["passes"]))
+        seen["micro_batches"].append(len(inputs["micro_batches"]))
         if self.state.global_step == 1:
             packed = [p for p in model.parameters() if p.dtype == torch.uint8]
             seen["bytes"] = sum((p.to_local() if hasattr(p, "to_local") else p).nbytes for p in packed)
@@ -54,7 +54,7 @@ class Observed(OssiaTrainer):
             asked = [Request(prompt=prompt, max_new_tokens=8) for prompt in ((5, 7, 9), (40, 42))]
             seen["said"] = [done.ids for done in SerialEngine(self.model).complete(asked)]
         if self.state.global_step == settings.get("poison_at") and self.args.process_index == 0:
-            inputs["passes"][-1]["weights"] *= float("nan")
+            inputs["micro_batches"][-1]["weights"] *= float("nan")
         return super().training_step(model, inputs, *rest)
 
 
@@ -86,7 +86,10 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def created(model: Path, sharding: str = "none", recompute: bool = True, every: bool = False) -> runs.Run:
-    """A run; with `every`, adapters are on every target (and no balance loss, which depends on what shares a pass)."""
+    """A run; with `every`, adapters are on every target.
+
+    There is no balance loss then, because it depends on what shares a micro-batch.
+    """
     settings = {"balance_loss": 0.0} if every else {}
     wanted = recipe(
         model, EVERY_TARGET if every else None, steps=STEPS, examples_per_step=8, checkpoint_every=2,
@@ -147,8 +150,8 @@ def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recomp
     mine, other = adapter(two), adapter(one)
     assert mine.keys() == other.keys()
     assert all(torch.allclose(mine[name], other[name], atol=2e-4) for name in mine)
-    # The processes had different numbers of passes to do (step 4 is a single example), and say the same words.
-    assert seen(two, 0)["passes"] != seen(two, 1)["passes"]
+    # The processes had different numbers of micro-batches to do (step 4 is a single example), and say the same words.
+    assert seen(two, 0)["micro_batches"] != seen(two, 1)["micro_batches"]
     assert seen(two, 0)["said"] == seen(two, 1)["said"] == seen(one, 0)["said"]
 
 

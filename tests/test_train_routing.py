@@ -45,13 +45,13 @@ def test_the_balance_loss_of_a_layer_is_transformers_own() -> None:
     generator = torch.Generator().manual_seed(0)
     for tokens in (1, 5, 300):
         logits_TE = torch.randn(tokens, E, generator=generator).mul(3).requires_grad_()
-        mine = routing.balance_loss(logits_TE, routing.load(logits_TE.topk(K).indices, E))
+        mine = routing.balance_loss(logits_TE, routing.expert_load(logits_TE.topk(K).indices, E))
         theirs = load_balancing_loss_func((logits_TE,), E, K)
         assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
         gradients = [torch.autograd.grad(loss, logits_TE)[0] for loss in (mine, theirs)]
         assert torch.allclose(*gradients, rtol=1e-4, atol=1e-7)
     even = torch.zeros(8, E).scatter_(1, (torch.arange(8)[:, None] + torch.arange(K)) % E, 1e-3)
-    assert routing.balance_loss(even, routing.load(even.topk(K).indices, E)).item() == pytest.approx(K, rel=1e-3)
+    assert routing.balance_loss(even, routing.expert_load(even.topk(K).indices, E)).item() == pytest.approx(K, rel=1e-3)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -98,7 +98,7 @@ def test_load_entropy_and_drift() -> None:
     assert routing.entropy(load_LE).tolist() == pytest.approx([1.0, 0.0, 0.5])
     assert routing.shares(load_LE)[2].tolist() == [0.5, 0.5, 0.0, 0.0]
     indices = torch.tensor([[0, 3], [3, 1]])
-    assert routing.load(indices, 5).tolist() == [1, 1, 0, 2, 0]
+    assert routing.expert_load(indices, 5).tolist() == [1, 1, 0, 2, 0]
     # The order of the choices is not a change; one of four choices is.
     assert routing.drift([torch.tensor([[3, 0], [3, 2]])], [indices]) == [0.25]
 
@@ -175,17 +175,17 @@ def test_a_trained_router_is_balanced_and_the_log_says_why(model: Path, settings
     assert len(values) == 3 and all(value > K - 0.5 for value in values)
 
 
-def test_the_gradient_of_a_step_does_not_depend_on_equal_passes_of_it(model: Path) -> None:
-    """Passes count by their tokens: twice the same pass is the pass itself."""
+def test_the_gradient_of_a_step_does_not_depend_on_equal_micro_batches_of_it(model: Path) -> None:
+    """Micro-batches count by their tokens: twice the same one is the one itself."""
     mine = load_model(model, dtype="float32", device="cpu")
     weight = mine.model.layers[0].mlp.router.weight.requires_grad_()
     watch = routing.Routers(list(mine.model.layers))
     inputs = from_rows([(ROWS[0], [0.0] * len(ROWS[0]))]).inputs()  # nothing supervised: only the balance is left
 
-    def gradient(passes: int) -> Tensor:
+    def gradient(micro_batches: int) -> Tensor:
         weight.grad = None
-        for _ in range(passes):
-            with watch.training_pass(scale=1.0 / passes):
+        for _ in range(micro_batches):
+            with watch.training_pass(scale=1.0 / micro_batches):
                 loss = mine(**inputs, denominator=1.0).loss
             loss.backward()
         assert weight.grad is not None

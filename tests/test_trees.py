@@ -34,17 +34,18 @@ from ossia.model.batch import from_rows
 from ossia.model.load import load_model
 from ossia.model.modeling import OssiaForCausalLM
 from ossia.sequences.order import conversations_of
+from ossia.sequences.sharing import Obstacles, Saving, Sharing, decide, estimated_saving, may_share
 from ossia.sequences.weighting import weighted
-from ossia.train.order import ConversationOrder
-from ossia.train.sharing import decided, obstacles
-from ossia.train.steps import Collator
+from ossia.train import supervised
+from ossia.train.steps import Collator, model_obstacles
 from ossia.train.supervised import train
+from ossia.train.trainer import ConversationOrder
 from tree_samples import Example, Plan, conversation, sets
 
 MARGIN = 2e-5
 """Least difference between the logits of the last expert that is chosen and the first that is not (float32)."""
 BUDGETS = [10_000, 400]
-"""Tokens of a pass: everything in one, or trees cut into pieces. No sequence is longer than the second."""
+"""Tokens of a micro-batch: everything in one, or trees cut into pieces. No sequence is longer than the second."""
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +91,10 @@ def separate(model: Any, examples: Sequence[Example], denominator: float) -> tup
 
 
 def shared(model: Any, batch: dict[str, Any], denominator: float) -> tuple[float, dict[str, Tensor]]:
-    """The same of a step's passes."""
+    """The same of a step's micro-batches."""
     model.zero_grad()
     total = 0.0
-    for inputs in batch["passes"]:
+    for inputs in batch["micro_batches"]:
         loss = model(**inputs, denominator=denominator).loss
         loss.backward()
         total += loss.item()
@@ -181,7 +182,8 @@ def test_the_loss_is_that_of_stock_transformers(folder: Path) -> None:
         assume(denominator > 0)
         with torch.no_grad(), model.disable_adapter(), margins(model) as gaps:
             loss = sum(
-                model(**inputs, denominator=denominator).loss.item() for inputs in Collator(500)(examples)["passes"]
+                model(**inputs, denominator=denominator).loss.item()
+                for inputs in Collator(500)(examples)["micro_batches"]
             )
         assume(min(gaps) > MARGIN)
         with torch.no_grad():
@@ -199,7 +201,7 @@ def test_weighting_is_the_same_with_and_without_sharing(double: OssiaForCausalLM
     losses = []
     for share in (True, False):
         batch = Collator(1000, share)(weighted(examples, weighting))
-        weight = sum(float(inputs["weights"].sum()) for inputs in batch["passes"])
+        weight = sum(float(inputs["weights"].sum()) for inputs in batch["micro_batches"])
         losses.append(shared(double, batch, weight if weighting == "token" else batch["examples"])[0])
     each = [separate(double, [example], 1.0)[0] for example in examples]
     weights = [sum(example.weights) for example in examples]
@@ -277,60 +279,86 @@ def test_repeated_conversations_and_examples_of_no_conversation_are_units_of_the
 def test_processes_share_a_step_out_without_changing_it(double: OssiaForCausalLM, share: bool, processes: int) -> None:
     examples = chats(5)
     parts = [Collator(250, share, process=n, processes=processes)(examples) for n in range(processes)]
-    tokens = [sum(inputs["input_ids"].numel() for inputs in part["passes"]) for part in parts]
-    assert all(inputs["input_ids"].numel() <= 250 for part in parts for inputs in part["passes"])
+    tokens = [sum(inputs["input_ids"].numel() for inputs in part["micro_batches"]) for part in parts]
+    assert all(inputs["input_ids"].numel() <= 250 for part in parts for inputs in part["micro_batches"])
     assert max(tokens) - min(tokens) <= 250 / 2
     with torch.no_grad():
-        losses = [double(**inputs, denominator=1.0).loss.item() for part in parts for inputs in part["passes"]]
+        losses = [double(**inputs, denominator=1.0).loss.item() for part in parts for inputs in part["micro_batches"]]
         wanted = double(**from_rows((e.ids, e.weights) for e in examples).inputs(), denominator=1.0).loss.item()
     assert sum(losses) == pytest.approx(wanted, rel=1e-12)
     own = sum(map(len, examples))
     repeated = {part["repeated_tokens"] for part in parts}
     assert len(repeated) == 1 and {part["example_tokens"] for part in parts} == {own}
     if share:
-        whole = sum(inputs["input_ids"].numel() for inputs in Collator(10_000)(examples)["passes"])
+        whole = sum(inputs["input_ids"].numel() for inputs in Collator(10_000)(examples)["micro_batches"])
         assert sum(tokens) == whole + repeated.pop() < own
     else:
         assert sum(tokens) == own and repeated == {0}
 
 
-def test_a_step_smaller_than_the_job_leaves_a_process_without_passes() -> None:
+def test_a_step_smaller_than_the_job_leaves_a_process_without_micro_batches() -> None:
     parts = [Collator(64, process=n, processes=2)([Example([1, 2, 3], [0.0, 1.0, 1.0])]) for n in range(2)]
-    assert [len(part["passes"]) for part in parts] == [1, 0]
+    assert [len(part["micro_batches"]) for part in parts] == [1, 0]
 
 
-def test_an_example_longer_than_a_pass_is_the_users_error() -> None:
-    with pytest.raises(UserError, match="an example has 70 tokens, a pass holds 64"):
+def test_an_example_longer_than_a_micro_batch_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="an example has 70 tokens, a micro-batch holds 64"):
         Collator(64)([Example([3] * 70, [1.0] * 70)])
 
 
 # Whether to share.
 
 
+def decided(wanted: Any, examples: list[Example], per_step: int, most: int, dropout: float = 0.0) -> Sharing:
+    return decide(wanted, Obstacles(dropout), estimated_saving(examples, per_step, 0, most))
+
+
 def test_auto_shares_where_it_saves_and_is_exact() -> None:
-    steps = [chats(2)]
-    assert decided("auto", [], steps, 1000).on and "x)" in decided("auto", [], steps, 1000).reason
-    # A tree that passes cut down to single examples saves nothing.
+    examples = chats(2)
+    assert decided("auto", examples, 8, 1000).on and "x)" in decided("auto", examples, 8, 1000).reason
+    # A tree that micro-batches cut down to single examples saves nothing.
     alike = [Example([*range(60), n], [0.0] * 60 + [1.0]) for n in (70, 80, 90)]
-    assert decided("auto", [], [alike], 100).on and not decided("auto", [], [alike], 61).on
-    single_turns = [[Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]]
-    assert "next to nothing to save" in decided("auto", [], single_turns, 1000).reason
-    assert decided("on", [], single_turns, 1000).on
-    assert not decided("off", [], steps, 1000).on
-    inexact = decided("auto", ["dropout (0.1) would differ"], steps, 1000)
+    assert decided("auto", alike, 3, 100).on and not decided("auto", alike, 3, 61).on
+    single_turns = [Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]
+    assert "next to nothing to save" in decided("auto", single_turns, 10, 1000).reason
+    assert decided("on", single_turns, 10, 1000).on
+    assert not decided("off", examples, 8, 1000).on
+    inexact = decided("auto", examples, 8, 1000, dropout=0.1)
     assert not inexact.on and "dropout (0.1)" in inexact.reason
-    with pytest.raises(UserError, match="would not be exact"):
-        decided("on", ["dropout (0.1) would differ"], steps, 1000)
+    with pytest.raises(UserError, match="would not be exact") as refused:
+        decided("on", examples, 8, 1000, dropout=0.1)
+    assert "dropout (0.1)" in (refused.value.why or "")
+    with pytest.raises(UserError, match="an example has 61 tokens, a micro-batch holds 60"):
+        decided("auto", alike, 3, 60)
+
+
+def test_auto_wants_to_save_a_fiftieth() -> None:
+    assert decide("auto", Obstacles(), Saving(1000, 980)).on and not decide("auto", Obstacles(), Saving(1000, 981)).on
+    assert decide("on", Obstacles(), Saving(1000, 1000)).on
+    assert not decide("on", Obstacles(), None).on and "no data" in decide("auto", Obstacles(), None).reason
+
+
+def test_the_decision_is_said_in_a_sentence() -> None:
+    assert str(decide("auto", Obstacles(), Saving(3000, 1500))) == (
+        "shared prefixes are computed once, with the same loss and gradients: 1,500 tokens instead of 3,000 (2.00x)"
+    )
+    assert str(decide("off", Obstacles(), None)) == "prefixes are not shared, because train.share_prefixes is off"
+
+
+def test_what_is_saved_counts_only_where_it_matters() -> None:
+    assert may_share("auto", Obstacles()) and may_share("on", Obstacles()) and not may_share("off", Obstacles())
+    assert not may_share("on", Obstacles(balance_loss=True))
 
 
 def test_dropout_balance_loss_and_noise_stand_in_the_way() -> None:
     model = nn.Sequential(nn.Embedding(3, 4), nn.Dropout(0.0))
-    assert obstacles(model) == []
-    assert "load-balancing" in obstacles(model, balance=0.001)[0]
-    assert "NEFTune" in obstacles(model, neftune_alpha=5.0)[0]
+    assert model_obstacles(model) == Obstacles() and Obstacles().sentences() == []
+    assert "load-balancing" in model_obstacles(model, balance=0.001).sentences()[0]
+    assert "NEFTune" in model_obstacles(model, neftune_alpha=5.0).sentences()[0]
     model[0].neftune_noise_alpha = 5.0
     model[1].p = 0.1
-    assert [found.split()[0] for found in obstacles(model)] == ["dropout", "NEFTune's"]
+    assert model_obstacles(model) == Obstacles(dropout=0.1, noise=True)
+    assert [found.split()[0] for found in model_obstacles(model).sentences()] == ["dropout", "NEFTune's"]
 
 
 # Runs.
@@ -351,7 +379,7 @@ def test_a_run_with_a_trained_router_says_why_it_does_not_share(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
-    wanted = recipe(folder, steps=1, examples_per_step=4, tokens_per_pass=256, samples=0)
+    wanted = recipe(folder, steps=1, examples_per_step=4, tokens_per_micro_batch=256, samples=0)
     routed = wanted.model_copy(update={"lora": wanted.lora.model_copy(update={"targets": ["router"]})})
     run = runs.create(routed, "test")
     train(routed, run, chats(2), [])
@@ -364,13 +392,31 @@ def test_a_run_with_a_trained_router_says_why_it_does_not_share(
         train(refused, runs.create(refused, "test"), chats(2), [])
 
 
+def test_a_run_takes_a_saving_that_was_counted_before(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
+    wanted = recipe(folder, steps=1, examples_per_step=4, tokens_per_micro_batch=256, samples=0)
+    for counted in (Saving(900, 300), Saving(900, 899)):
+        run = runs.create(wanted, "test")
+        with monkeypatch.context() as patched:
+            patched.delattr(supervised, "estimated_saving")  # it is not counted again
+            train(wanted, run, chats(2), [], saving=counted)
+        notes = [event.message for event in events.read(run.path) if isinstance(event, events.Note)]
+        assert str(decide("auto", Obstacles(), counted)) in notes
+        (step,) = steps_of(run)
+        assert (step.tokens < step.example_tokens) == (counted.shared == 300)
+
+
 def test_a_run_weighted_by_turns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first loss is the mean over turns of their means; answers of 5 and of 15 tokens count the same."""
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     examples = [*chats(1, turns=2), *(Example(e.ids[:-10], e.weights[:-10]) for e in chats(1, turns=2, seed=1))]
     losses = {}
     for weighting in ("token", "turn"):
-        wanted = recipe(folder, steps=1, examples_per_step=4, tokens_per_pass=256, samples=0, loss_weighting=weighting)
+        wanted = recipe(
+            folder, steps=1, examples_per_step=4, tokens_per_micro_batch=256, samples=0, loss_weighting=weighting
+        )
         run = runs.create(wanted, "test")
         train(wanted, run, examples, [])
         losses[weighting] = steps_of(run)[0].loss
@@ -388,8 +434,8 @@ def test_an_interrupted_run_goes_on_with_the_same_trees(
 ) -> None:
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     wanted = recipe(
-        folder, steps=12, examples_per_step=6, tokens_per_pass=130, checkpoint_every=5, samples=0, share_prefixes="on",
-        deterministic=True,
+        folder, steps=12, examples_per_step=6, tokens_per_micro_batch=130, checkpoint_every=5, samples=0,
+        share_prefixes="on", deterministic=True,
     )  # fmt: skip
     whole, broken = (runs.create(wanted, "test") for _ in range(2))
     train(wanted, whole, chats(6), [])
@@ -416,7 +462,7 @@ def test_fifty_steps_with_and_without_sharing_have_one_loss_curve(
     curves, tokens, validations = {}, {}, {}
     for share in ("on", "off"):
         wanted = recipe(
-            folder, steps=50, examples_per_step=8, tokens_per_pass=256, learning_rate=0.01, evaluate_every=25,
+            folder, steps=50, examples_per_step=8, tokens_per_micro_batch=256, learning_rate=0.01, evaluate_every=25,
             checkpoint_every=50, samples=0, recompute=False, share_prefixes=share,
         )  # fmt: skip
         run = runs.create(wanted, "test")

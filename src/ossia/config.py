@@ -20,6 +20,8 @@ Format = Literal[
     "trl-preference",
 ]  # fmt: skip
 """Row formats; docs/formats.md describes them."""
+RENAMED = {"train.tokens_per_pass": "train.tokens_per_micro_batch"}
+"""Settings that had another name: the old one, which recipes and run folders may still have -> the present one."""
 
 Effort = Literal["low", "medium", "high"]
 """Reasoning effort, in the words of the system message."""
@@ -254,8 +256,8 @@ class TrainSection(Section):
     """With several processes. none: each holds the whole model (DDP). fsdp: each holds a part of every layer, the
     packed experts among them, and gathers a layer when it is used (FSDP2)."""
 
-    tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
-    """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
+    tokens_per_micro_batch: Annotated[int, Field(ge=64)] = 8192
+    """Most tokens of a micro-batch, which is one forward and backward pass; a step has as many as it takes."""
 
     share_prefixes: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_word)] = "auto"
     """Compute once what the examples of a step begin with in common: the turns of a conversation, system messages, tool
@@ -400,6 +402,21 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     chat: ChatSection = ChatSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, values: Any) -> Any:
+        """Give settings under an old name their present one."""
+        for old, new in RENAMED.items():
+            (section, former), name = old.split("."), new.partition(".")[2]
+            given = values.get(section) if isinstance(values, dict) else None
+            if not isinstance(given, dict) or former not in given:
+                continue
+            if given.get(name, given[former]) != given[former]:
+                raise ValueError(f"{new} is {given[name]} and {old}, its former name, is {given[former]}: keep one")
+            kept = {key: value for key, value in given.items() if key != former}
+            values = {**values, section: kept | {name: given[former]}}
+        return values
+
     @model_validator(mode="after")
     def _offload_needs_recompute(self) -> Recipe:
         if self.train.offload and not self.train.recompute:
@@ -407,10 +424,10 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_pass_holds_an_example(self) -> Recipe:
-        if self.train.tokens_per_pass < self.data.max_tokens:
+    def _a_micro_batch_holds_an_example(self) -> Recipe:
+        if self.train.tokens_per_micro_batch < self.data.max_tokens:
             raise ValueError(
-                f"train.tokens_per_pass ({self.train.tokens_per_pass}) must be at least data.max_tokens "
-                f"({self.data.max_tokens}): one example has to fit into one pass"
+                f"train.tokens_per_micro_batch ({self.train.tokens_per_micro_batch}) must be at least data.max_tokens "
+                f"({self.data.max_tokens}): one example has to fit into one micro-batch"
             )
         return self

@@ -71,7 +71,7 @@ class Step(Event):
     """Tokens of the step's examples, each counted by itself; more than `tokens` where prefixes are shared. 0: an older
     version wrote the event."""
     repeated_tokens: int = 0
-    """Tokens of shared prefixes among `tokens` that were computed again, in another pass."""
+    """Tokens of shared prefixes among `tokens` that were computed again, in another micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,9 +35,9 @@ def synthetic(
 ) -> None:
     """Write a checkpoint of the published size and layout with random weights. Continues an interrupted one."""
     from ossia.checkpoint.synthetic import write_synthetic
-    from ossia.plan.model import published
+    from ossia.plan.inputs import published_shape
 
-    shape = published(model)
+    shape = published_shape(model)
     with output.transfer(f"writing {model}") as report:
         write_synthetic(folder, shape, seed, report)
     _done(folder, json)

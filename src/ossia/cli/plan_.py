@@ -10,7 +10,7 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.plan import Examples, Found, Plan
+    from ossia.plan import Examples, FoundModel, Plan
 
 app = verb("Say what a recipe needs in memory, time and disk, before it is spent.")
 
@@ -46,14 +46,15 @@ def plan(
     output.next_step(f"ossia train {recipe}{changed}" if found.folder else f"ossia fetch {settings.model.path}")
 
 
-def _examples(recipe: Any, found: Found) -> Examples:
+def _examples(recipe: Any, found: FoundModel) -> Examples:
     """Count the recipe's data, or assume some when there are none to count."""
     from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
     from ossia.errors import UserError
     from ossia.plan import Examples
-    from ossia.sequences.savings import estimated
+    from ossia.plan.work import recipe_obstacles
+    from ossia.sequences.sharing import estimated_saving, may_share
 
     if not recipe.data.train:
         return Examples.assumed(recipe)
@@ -66,17 +67,16 @@ def _examples(recipe: Any, found: Found) -> Examples:
         prepared = prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
     for line in prepared.remarks():
         output.err().print(line, markup=False)
-    shared = None
-    if recipe.train.share_prefixes != "off":
-        settings = recipe.train
+    saving, settings = None, recipe.train
+    if may_share(settings.share_prefixes, recipe_obstacles(recipe)):
         with output.progress("looking for shared prefixes", None):
-            shared = estimated(
-                prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_pass
-            ).shared
-    return Examples.counted(prepared.train, prepared.validation, shared)
+            saving = estimated_saving(
+                prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch
+            )
+    return Examples.counted(prepared.train, prepared.validation, saving)
 
 
-def show(plan: Plan, found: Found, measured: str | None) -> None:
+def show(plan: Plan, found: FoundModel, measured: str | None) -> None:
     """Print the tables of a plan."""
     console = output.out()
     machine, examples, work = plan.machine, plan.examples, plan.work
@@ -88,7 +88,7 @@ def show(plan: Plan, found: Found, measured: str | None) -> None:
     line(f"computes  on {machine.device} ({machine.device_reason}) in {machine.dtype} ({machine.dtype_reason})")
     line(f"data      {examples.source}; {examples.tokens:,} tokens, longest {examples.longest:,}")
     line(f"prefixes  {'shared' if plan.sharing.on else 'not shared'}: {plan.sharing.reason}")
-    amount = f"{work.steps:,} steps in {work.passes:,} passes, {work.tokens:,} tokens"
+    amount = f"{work.steps:,} steps in {work.micro_batches:,} micro-batches, {work.tokens:,} tokens"
     line(f"training  {amount}, {plan.trained_parameters:,} trained parameters\n")
     rows = [(entry.name, output.size(entry.bytes), entry.how) for entry in plan.memory]
     rows.append(("total at the peak", output.size(plan.memory_needed), f"have {output.size(machine.memory)}"))

@@ -25,14 +25,13 @@ from ossia.checkpoint.layout import Shape, bytes_of
 from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, with_weights
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError, did_you_mean
-from ossia.plan import Examples, Found, Machine, Plan, estimate, find_model
-from ossia.plan.machine import Disk
-from ossia.plan.model import PUBLISHED
+from ossia.plan import Examples, FoundModel, Machine, Plan, estimate, find_model
+from ossia.plan.inputs import PUBLISHED_SHAPES, Disk
 from ossia.plan.peak import Memory
 from ossia.plan.speed import Speed
 
-PASS = 2048
-"""Tokens of a pass. On a CPU twice as many are not faster and take 1.4 GB more."""
+MICRO_BATCH = 2048
+"""Tokens of a micro-batch. On a CPU twice as many are not faster and take 1.4 GB more."""
 
 Report = Callable[[int, int, str], None]
 """Told (bytes done, bytes in total, tensor name)."""
@@ -150,7 +149,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
     """
     from ossia.checkpoint.tiny import TINY
 
-    known = PUBLISHED | {"tiny": TINY}
+    known = PUBLISHED_SHAPES | {"tiny": TINY}
     short = name.lower().removeprefix("openai/")
     if short not in known:
         close = did_you_mean(short, known)
@@ -165,7 +164,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
 def recipe_of(
     name: str, folder: Path, lora: dict[str, Any], *, steps: int, tokens: int, sequence: int, overrides: list[str]
 ) -> Recipe:
-    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, in passes of PASS tokens, none validated.
+    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, MICRO_BATCH at a time, none validated.
 
     Raises:
         UserError: a sequence is longer than a step, or an override is wrong or has nothing to say here.
@@ -193,7 +192,7 @@ def recipe_of(
         "train": {
             "steps": steps,
             "examples_per_step": tokens // sequence,
-            "tokens_per_pass": max(64, sequence, min(tokens // sequence * sequence, PASS)),
+            "tokens_per_micro_batch": max(64, sequence, min(tokens // sequence * sequence, MICRO_BATCH)),
             "schedule": "constant",
             "samples": 0,
             "checkpoint_every": 1_000_000,  # only the one that every training ends with
@@ -212,7 +211,7 @@ def examples_of(recipe: Recipe, shape: Shape, sequence: int, supervised: float) 
     return [RandomExample(rng.choices(ids, k=sequence), trained) for _ in range(count)]
 
 
-def plan_of(recipe: Recipe, found: Found, examples: list[RandomExample], speed: Speed | None = None) -> Plan:
+def plan_of(recipe: Recipe, found: FoundModel, examples: list[RandomExample], speed: Speed | None = None) -> Plan:
     """What `ossia plan` says of the recipe, but for the disk: a rehearsal writes less (`require_disk`)."""
     roomy = dataclasses.replace(Disk.of(scratch_folder()), free=1 << 60)
     machine = dataclasses.replace(Machine.here(recipe.model), runs=roomy)

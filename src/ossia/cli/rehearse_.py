@@ -31,7 +31,7 @@ def rehearse(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; the first one only warms up.")] = 2,
-    tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, in passes of 2,048.")] = 4096,
+    tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, in micro-batches of 2,048.")] = 4096,
     sequence: Annotated[int, typer.Option(min=2, max=131_072, help="Tokens of an example.")] = 512,
     supervised: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the tokens that are trained on.")] = 0.4,
     targets: Annotated[str, typer.Option(help="What gets an adapter, with commas between.")] = ",".join(TARGETS),
@@ -47,7 +47,7 @@ def rehearse(
     """
     from ossia.cli import rehearsal
     from ossia.errors import UserError
-    from ossia.plan import Found
+    from ossia.plan import FoundModel
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a rehearsal is one process", do="start it without torchrun or accelerate launch")
@@ -59,7 +59,7 @@ def rehearse(
         name, place, lora, steps=steps, tokens=tokens, sequence=sequence, overrides=list(set_ or [])
     )
     examples = rehearsal.examples_of(recipe, shape, sequence, supervised)
-    plan = rehearsal.plan_of(recipe, Found(name, shape, place, shape.vocabulary), examples)
+    plan = rehearsal.plan_of(recipe, FoundModel(name, shape, place, shape.vocabulary), examples)
     rehearsal.require_memory(plan)
     _checkpoint(name, place, shape, rehearsal.adapter_bytes(plan))
     from ossia.cli.train_ import Screen

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ossia import runs
     from ossia.config import Recipe
     from ossia.data.prepare import PreparedData
+    from ossia.sequences.sharing import Saving
 
 app = verb("Fine-tune with LoRA.")
 
@@ -51,6 +52,7 @@ def train(
     run = runs.find(resume) if resume is not None else None
     settings = run.recipe() if run else recipes.load(str(recipe), set_ or [])
     prepared = _prepared(settings)
+    saving = _saving(settings, prepared)
     from ossia.train.callbacks import INTERRUPTED
     from ossia.train.distributed import agreed, is_main, leave
     from ossia.train.supervised import train as run_training
@@ -60,16 +62,18 @@ def train(
     found = run
     run = agreed(lambda: found or runs.create(settings, command), cpu=on_cpu)
     if not is_main():  # the others of a job work and keep quiet
-        run_training(settings, run, prepared.train, prepared.validation, command=command)
+        run_training(settings, run, prepared.train, prepared.validation, command=command, saving=saving)
         leave()
         return
     for line in prepared.remarks():
         output.err().print(line, markup=False)
     screen = Screen(output.err())
-    screen.header(run.id, settings, prepared)
+    screen.header(run.id, settings, prepared, saving)
     try:
         with screen:
-            last = run_training(settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch)
+            last = run_training(
+                settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch, saving=saving
+            )
     except BaseException:
         if found is None and not (run.path / events.FILE).exists():
             shutil.rmtree(run.path, ignore_errors=True)  # it never began
@@ -93,6 +97,19 @@ def _prepared(recipe: Recipe) -> PreparedData:
     with output.progress("compiling conversations (MB)", None) as advance:
         report = output.in_millions(advance)
         return prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
+
+
+def _saving(recipe: Recipe, prepared: PreparedData) -> Saving | None:
+    """Return what sharing prefixes saves, where it may be done; training decides with the same figure."""
+    from ossia.plan.work import recipe_obstacles
+    from ossia.sequences.sharing import Obstacles, estimated_saving, may_share
+
+    settings = recipe.train
+    # What an adapter that is continued has targets on is read, and complained of, later.
+    obstacles = Obstacles() if recipe.lora.start_from else recipe_obstacles(recipe)
+    if not may_share(settings.share_prefixes, obstacles):
+        return None
+    return estimated_saving(prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
 
 
 def _report(run: runs.Run, last: events.Finished, json: bool) -> None:
@@ -128,11 +145,8 @@ class Screen:
         self._recent: list[events.Step] = []
         self._last_line = 0.0
 
-    def header(self, run: str, recipe: Any, prepared: Any) -> None:
-        """Say what is about to be trained on what."""
-        from ossia.plan.work import counts_tokens
-        from ossia.sequences.savings import estimated
-
+    def header(self, run: str, recipe: Any, prepared: Any, saving: Saving | None) -> None:
+        """Say what is about to be trained on what, and what sharing prefixes saves if that may be done."""
         self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
         tokens = sum(map(len, prepared.train))
@@ -141,12 +155,8 @@ class Screen:
             f"{len(prepared.train)} examples, {tokens:,} tokens, {trained:,} of them trained "
             f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
         )
-        settings = recipe.train
-        # What an adapter that is continued has targets on is read, and complained of, later.
-        if settings.share_prefixes != "off" and (recipe.lora.start_from or not counts_tokens(recipe)):
-            steps = settings.examples_per_step
-            saving = estimated(prepared.train, steps, settings.seed, settings.tokens_per_pass)
-            self.console.print(f"in steps of {steps} examples: {saving}")
+        if saving is not None:
+            self.console.print(f"in steps of {recipe.train.examples_per_step} examples: {saving}")
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:

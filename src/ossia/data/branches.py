@@ -14,7 +14,7 @@ from itertools import pairwise
 from ossia.data.rendered import Example
 from ossia.errors import harmless
 from ossia.harmony.tokenizer.vocabulary import CALL, CHANNEL, END, MESSAGE, RETURN, START, Vocabulary
-from ossia.sequences.savings import Saving
+from ossia.sequences.sharing import Saving
 from ossia.sequences.tree import Tree, grow
 
 UNDECIDED = "assistant"

@@ -17,7 +17,7 @@ from ossia.data.branches import Branch, Forest, forest, whose
 from ossia.data.rendered import Example, Rendered
 from ossia.harmony.preview import pieces
 from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
-from ossia.sequences.savings import Saving
+from ossia.sequences.sharing import Saving
 
 MARK = '<meta name="generator" content="ossia data show">'
 """Stands in every page, to tell it from somebody's file of the same name."""

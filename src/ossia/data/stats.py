@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from ossia.data.kinds import MessageKind
 from ossia.data.rendered import Example, Rendered
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
-from ossia.sequences.savings import steps_of, within_steps
-from ossia.sequences.tree import saving
+from ossia.sequences.order import steps_of
+from ossia.sequences.sharing import saving
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 """Lengths at which truncation is counted."""
@@ -92,7 +92,7 @@ def statistics(
                 tokens[run.channel] += run.stop - run.start
                 trained[run.channel] += (run.stop - run.start) * (run.weight > 0)
         lengths += map(len, examples)
-        counted.tree_tokens += saving(examples)[0]
+        counted.tree_tokens += saving([examples]).shared
         all_ += examples
         first_turns += examples[:1]
         _count_facts(conversation, counted, facts)
@@ -101,10 +101,10 @@ def statistics(
     if not lengths:
         return counted
     lengths.sort()
-    shared, unshared = saving(first_turns)
+    unshared, shared = saving([first_turns])
     counted.tree_tokens_across = counted.tree_tokens - unshared + shared
     if steps is not None:
-        counted.tree_tokens_steps = within_steps(steps_of(all_, *steps)).shared
+        counted.tree_tokens_steps = saving(steps_of(all_, *steps)).shared
         # First turns do not show what repeated conversations share.
         counted.tree_tokens_across = min(counted.tree_tokens_across, counted.tree_tokens_steps)
     counted.examples, counted.rows = len(lengths), sum(turns.values())

@@ -7,9 +7,7 @@ say what this machine has. Nothing here loads torch until something is measured.
 from __future__ import annotations
 
 from ossia.plan.estimate import Plan, estimate
-from ossia.plan.machine import Machine
-from ossia.plan.memory import Line
-from ossia.plan.model import Found, find_model
-from ossia.plan.work import Examples
+from ossia.plan.inputs import Examples, FoundModel, Machine, find_model
+from ossia.plan.memory import Need
 
-__all__ = ["Examples", "Found", "Line", "Machine", "Plan", "estimate", "find_model"]
+__all__ = ["Examples", "FoundModel", "Machine", "Need", "Plan", "estimate", "find_model"]

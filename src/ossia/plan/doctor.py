@@ -16,9 +16,7 @@ from typing import Literal
 from ossia import files, hardware, recipes, runs
 from ossia.errors import OssiaError
 from ossia.plan.estimate import estimate
-from ossia.plan.machine import Machine
-from ossia.plan.model import PUBLISHED, find_model
-from ossia.plan.work import Examples
+from ossia.plan.inputs import PUBLISHED_SHAPES, Examples, Machine, find_model
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -150,7 +148,7 @@ def _hub() -> Iterator[Check]:
     token = "a token is set" if get_token() else "no token, and gpt-oss needs none"
     found = f"{'offline (HF_HUB_OFFLINE)' if offline else constants.ENDPOINT}; {token}"
     yield Check("hub", "ok", found)
-    for name in PUBLISHED:
+    for name in PUBLISHED_SHAPES:
         folder = find_model(f"openai/{name}").folder
         if folder is not None:
             yield Check(name, "ok", str(folder))
@@ -160,7 +158,7 @@ def _hub() -> Iterator[Check]:
 
 
 def _tokenizer() -> Iterator[Check]:
-    fetched = [name for name in PUBLISHED if _has_tokenizer(find_model(f"openai/{name}").folder)]
+    fetched = [name for name in PUBLISHED_SHAPES if _has_tokenizer(find_model(f"openai/{name}").folder)]
     if fetched:
         yield Check("tokenizer", "ok", f"with the fetched {fetched[0]}")
     elif importlib.util.find_spec("bpe_openai"):

@@ -12,13 +12,22 @@ from ossia.checkpoint.layout import bytes_of
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError
 from ossia.plan import memory
-from ossia.plan.machine import Machine
-from ossia.plan.memory import Line
-from ossia.plan.model import Found
+from ossia.plan.inputs import Examples, FoundModel, Machine
+from ossia.plan.memory import Need
 from ossia.plan.speed import Speed
-from ossia.plan.work import FASTER, SLOWER, Examples, Sharing, Work, flops_per_token, seconds, sharing, supervised, work
+from ossia.plan.work import (
+    FASTER,
+    SLOWER,
+    Work,
+    flops_per_token,
+    foretell_sharing,
+    seconds,
+    supervised_share,
+    work,
+)
+from ossia.sequences.sharing import Sharing
 
-Verdict = Literal["fits", "tight", "does not fit"]
+Fit = Literal["fits", "tight", "does not fit"]
 COMFORTABLE = 0.9
 """Share of the free memory that an estimate may fill and still be called comfortable."""
 
@@ -30,9 +39,9 @@ class Plan:
     recipe: Recipe
     machine: Machine
     examples: Examples
-    memory: list[Line]
-    disk: list[Line]
-    downloads: list[Line]
+    memory: list[Need]
+    disk: list[Need]
+    downloads: list[Need]
     """What goes to the disk of the models, because it is not here yet."""
     sharing: Sharing
     work: Work
@@ -40,7 +49,7 @@ class Plan:
     flops_per_token: float
     seconds: dict[str, float] | None
     """Per part of the work; None when nothing was measured."""
-    verdict: Verdict = "fits"
+    verdict: Fit = "fits"
     reasons: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     """`--set` arguments with which it would fit."""
@@ -85,7 +94,9 @@ class Plan:
             raise DoesNotFitError(f"the recipe {self.recipe.name} does not fit", why="; ".join(self.reasons), do=do)
 
 
-def estimate(recipe: Recipe, model: Found, examples: Examples, machine: Machine, *, speed: Speed | None = None) -> Plan:
+def estimate(
+    recipe: Recipe, model: FoundModel, examples: Examples, machine: Machine, *, speed: Speed | None = None
+) -> Plan:
     """Work out a recipe's needs and judge them.
 
     Args:
@@ -100,28 +111,29 @@ def estimate(recipe: Recipe, model: Found, examples: Examples, machine: Machine,
     return dataclasses.replace(plan, changes=tuple(f"{key}={_yaml(value)}" for key, value in changes.items()))
 
 
-def _figures(recipe: Recipe, model: Found, examples: Examples, machine: Machine, speed: Speed | None) -> Plan:
+def _figures(recipe: Recipe, model: FoundModel, examples: Examples, machine: Machine, speed: Speed | None) -> Plan:
     shape = model.shape
     longest = min(examples.longest, recipe.data.max_tokens)
-    share = supervised(recipe, examples)
+    sharing = foretell_sharing(recipe, examples)
+    share = supervised_share(examples, sharing)
     plan = Plan(
         recipe=recipe,
         machine=machine,
         examples=examples,
         memory=memory.lines(recipe, model, longest, machine.device, machine.dtype),
         disk=memory.disk_lines(recipe, shape),
-        downloads=[] if model.folder else [Line("model", bytes_of(shape), f"download of {recipe.model.path}")],
-        sharing=sharing(recipe, examples),
-        work=work(recipe, examples),
+        downloads=[] if model.folder else [Need("model", bytes_of(shape), f"download of {recipe.model.path}")],
+        sharing=sharing,
+        work=work(recipe, examples, sharing),
         trained_parameters=lora_parameters(shape, recipe.lora),
         flops_per_token=flops_per_token(shape, recompute=recipe.train.recompute, supervised=share)["training"],
-        seconds=None if speed is None else seconds(recipe, model, examples, speed),
+        seconds=None if speed is None else seconds(recipe, model, examples, sharing, speed),
     )
     verdict, reasons = _judge(plan)
     return dataclasses.replace(plan, verdict=verdict, reasons=reasons)
 
 
-def _judge(plan: Plan) -> tuple[Verdict, tuple[str, ...]]:
+def _judge(plan: Plan) -> tuple[Fit, tuple[str, ...]]:
     machine, need = plan.machine, plan.memory_needed
     have = f"{machine.memory / 1e9:.1f} GB ({machine.memory_reason})"
     failures = list(_disk_failures(plan))
@@ -152,7 +164,7 @@ def _disk_failures(plan: Plan) -> Iterator[str]:
         yield f"it needs {download / 1e9:.1f} GB of disk for {models.folder} and {models.free / 1e9:.1f} GB are free"
 
 
-def _changes(plan: Plan, model: Found) -> dict[str, Any]:
+def _changes(plan: Plan, model: FoundModel) -> dict[str, Any]:
     """Find settings with which the recipe fits: the mildest first, none that is not needed. Empty: there are none."""
     recipe = plan.recipe
 
@@ -180,13 +192,13 @@ def _milder(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
         yield {"train.recompute": True}
     if not recipe.train.offload and device == "cuda":
         yield {"train.recompute": True, "train.offload": True}
-    tokens, longest = recipe.train.tokens_per_pass, recipe.data.max_tokens
+    tokens, longest = recipe.train.tokens_per_micro_batch, recipe.data.max_tokens
     while tokens > longest:
         tokens = max(longest, tokens // 2)
-        yield {"train.tokens_per_pass": tokens}
+        yield {"train.tokens_per_micro_batch": tokens}
     while longest > 256:
         longest = max(256, longest // 2)
-        yield {"train.tokens_per_pass": longest, "data.max_tokens": longest}
+        yield {"train.tokens_per_micro_batch": longest, "data.max_tokens": longest}
     rank, alpha = recipe.lora.expert_rank, recipe.lora.expert_alpha
     if "experts" in recipe.lora.targets and recipe.lora.start_from is None:
         while rank > 2:

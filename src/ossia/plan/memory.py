@@ -3,7 +3,7 @@
 The formulas of the working sets count the tensors that the present attention, experts and loss keep for the backward
 pass; tests/test_plan.py holds them against the measured peak of real passes, so that they move when the code moves.
 
-Letters: T tokens of a pass, D hidden size, F intermediate size, E experts, K experts per token,
+Letters: T tokens of a micro-batch, D hidden size, F intermediate size, E experts, K experts per token,
 H heads, A heads * head size, b bytes of the compute type.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ossia.adapters.layout import lora_parameters
 from ossia.checkpoint.layout import Shape, bytes_of, expert_matrices
 from ossia.config import Recipe
-from ossia.plan.model import Found, head_rows
+from ossia.plan.inputs import FoundModel, head_rows
 
 FLOAT = 4
 LOGITS = 1 << 25
@@ -26,7 +26,7 @@ RUNTIME = {"cpu": 700_000_000, "cuda": 1_200_000_000}
 
 
 @dataclass(frozen=True)
-class Line:
+class Need:
     """One entry of the estimate. `mapped`: pages of a file, which the system may drop and read again."""
 
     name: str
@@ -35,7 +35,7 @@ class Line:
     mapped: bool = False
 
 
-def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -> list[Line]:
+def lines(recipe: Recipe, model: FoundModel, longest: int, device: str, dtype: str) -> list[Need]:
     """All entries whose sum is the peak of device memory (of main memory on a CPU).
 
     Args:
@@ -44,16 +44,16 @@ def lines(recipe: Recipe, model: Found, longest: int, device: str, dtype: str) -
     """
     b = 2 if dtype == "bfloat16" else FLOAT
     shape = model.shape
-    tokens = min(recipe.train.tokens_per_pass, recipe.train.examples_per_step * longest)
+    tokens = min(recipe.train.tokens_per_micro_batch, recipe.train.examples_per_step * longest)
     trained = lora_parameters(shape, recipe.lora)
     return [
         *_weights(shape, b, device),
-        Line("adapter", FLOAT * trained, f"{trained:,} parameters in float32"),
-        Line("gradients", FLOAT * trained, "of the adapter, float32"),
-        Line("AdamW", *_moments(recipe, trained)),
+        Need("adapter", FLOAT * trained, f"{trained:,} parameters in float32"),
+        Need("gradients", FLOAT * trained, "of the adapter, float32"),
+        Need("AdamW", *_moments(recipe, trained)),
         _kept(recipe, shape, tokens, b),
         _largest(recipe, model, tokens, b),
-        Line("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
+        Need("program", RUNTIME[device], "Python, torch and its libraries (assumed)"),
     ]
 
 
@@ -66,7 +66,7 @@ def _moments(recipe: Recipe, trained: int) -> tuple[int, str]:
     return 2 * (trained + FLOAT * (trained // 256)), "two moments per parameter, 8 bits with a scale for every 256"
 
 
-def _weights(shape: Shape, b: int, device: str) -> list[Line]:
+def _weights(shape: Shape, b: int, device: str) -> list[Need]:
     packed = bytes_of(shape, "blocks", "scales")
     rest = bytes_of(shape) - packed
     mapped = device == "cpu"
@@ -74,8 +74,8 @@ def _weights(shape: Shape, b: int, device: str) -> list[Line]:
     where = "memory-mapped from the checkpoint" if mapped else "on the GPU"
     rest_how = f"attention, router, embedding, head in {'bfloat16' if b == 2 else 'float32'}"
     return [
-        Line("experts", packed, f"packed MXFP4 with its scales, {where}", mapped),
-        Line("other weights", rest * b // 2, rest_how + (", memory-mapped" if mapped_rest else ""), mapped_rest),
+        Need("experts", packed, f"packed MXFP4 with its scales, {where}", mapped),
+        Need("other weights", rest * b // 2, rest_how + (", memory-mapped" if mapped_rest else ""), mapped_rest),
     ]
 
 
@@ -136,21 +136,21 @@ def _one_expert(shape: Shape, b: int) -> int:
     return max(rows * columns for _, rows, columns in expert_matrices(shape)) * b
 
 
-def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Line:
+def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Need:
     """What lies between the passes through the layers: the inputs of their halves with recompute, else everything."""
     if recipe.train.recompute:
         bytes_ = shape.layers * halves(shape, b) * tokens
         if recipe.train.offload:
             how = f"the inputs of one layer's halves, {tokens:,} tokens; the others' lie in main memory"
-            return Line("kept activations", bytes_ // shape.layers, how)
+            return Need("kept activations", bytes_ // shape.layers, how)
         how = f"the inputs of both halves of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
-        return Line("kept activations", bytes_, how)
+        return Need("kept activations", bytes_, how)
     bytes_ = shape.layers * layer_saved(shape, tokens, b)
     how = f"all that {shape.layers} layers keep of {tokens:,} tokens"
-    return Line("kept activations", bytes_, how)
+    return Need("kept activations", bytes_, how)
 
 
-def _largest(recipe: Recipe, model: Found, tokens: int, b: int) -> Line:
+def _largest(recipe: Recipe, model: FoundModel, tokens: int, b: int) -> Need:
     """The larger of what is never alive together: a layer's work and a chunk of logits. AdamW's step makes nothing."""
     shape, words = model.shape, head_rows(model, recipe.lora)
     layer = f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point"
@@ -159,7 +159,7 @@ def _largest(recipe: Recipe, model: Found, tokens: int, b: int) -> Line:
         "a chunk of logits": _logits(words, tokens) * LOGIT_BYTES + 4 * tokens * shape.hidden * b,
     }
     how, bytes_ = max(rivals.items(), key=lambda item: item[1])
-    return Line("working memory", bytes_, how)
+    return Need("working memory", bytes_, how)
 
 
 def _logits(words: int, tokens: int) -> int:
@@ -167,10 +167,10 @@ def _logits(words: int, tokens: int) -> int:
     return words * min(tokens, max(1, LOGITS // words))
 
 
-def disk_lines(recipe: Recipe, shape: Shape) -> list[Line]:
+def disk_lines(recipe: Recipe, shape: Shape) -> list[Need]:
     """Bytes of a run's checkpoints."""
     trained = lora_parameters(shape, recipe.lora)
     count = recipe.train.keep_checkpoints + 2
     one = FLOAT * trained + _moments(recipe, trained)[0]
     how = f"{count} of {one / 1e6:,.1f} MB (adapter, AdamW): the newest {count - 2}, the best, one being written"
-    return [Line("checkpoints", count * one, how)]
+    return [Need("checkpoints", count * one, how)]

@@ -1,141 +1,67 @@
-"""How much a recipe computes: steps, passes, arithmetic and, with measured speeds, seconds."""
+"""How much a recipe computes: steps, micro-batches, arithmetic and, with measured speeds, seconds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ossia.adapters.layout import lora_targets
 from ossia.checkpoint.layout import Shape
 from ossia.config import Recipe
-from ossia.errors import UserError
-from ossia.plan.model import Found, head_rows
+from ossia.plan.inputs import Examples, FoundModel, head_rows
 from ossia.plan.speed import Speed
-from ossia.sequences.tree import WORTH
+from ossia.sequences.sharing import Obstacles, Sharing, decide
 
 SLOWER, FASTER = 2.0, 0.5
 """The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
 
 
-class Tokens(Protocol):
-    """What is counted of a compiled example: its tokens, and how many of them are trained."""
+def recipe_obstacles(recipe: Recipe) -> Obstacles:
+    """Return what can be told from a recipe of what keeps shared tokens from counting as in separate sequences.
 
-    def __len__(self) -> int: ...
-    @property
-    def trained_tokens(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What the plan knows of the data. Lengths in tokens; `trained` are the supervised ones among all tokens."""
-
-    count: int
-    tokens: int
-    trained: int
-    longest: int
-    validation_tokens: int
-    source: str
-    """Where the figures come from; an assumption says so."""
-    shared: int | None = None
-    """Tokens left when the examples of a step share what they begin with. None: not counted."""
-
-    @staticmethod
-    def counted(train: Sequence[Tokens], validation: Sequence[Tokens], shared: int | None = None) -> Examples:
-        """Count compiled training examples."""
-        lengths = [len(example) for example in train]
-        trained = sum(example.trained_tokens for example in train)
-        held_back = sum(map(len, validation))
-        source = f"counted: {len(train):,} examples, {len(validation):,} for validation"
-        return Examples(len(train), sum(lengths), trained, max(lengths, default=0), held_back, source, shared)
-
-    @staticmethod
-    def assumed(recipe: Recipe, why: str = "no data are given") -> Examples:
-        """Stand-in for data that cannot be counted yet."""
-        count, mean = 1000, min(1024, recipe.data.max_tokens)
-        held_back = round(count * (0.05 if recipe.data.validation else recipe.data.validation_share))
-        return Examples(
-            count=count,
-            tokens=count * mean,
-            trained=count * mean // 2,
-            longest=recipe.data.max_tokens,
-            validation_tokens=held_back * mean,
-            source=f"assumed, because {why}: {count:,} examples of {mean:,} tokens, half of them supervised",
-        )
+    Raises:
+        UserError: there is no readable adapter in the folder of `lora.start_from`.
+    """
+    balanced = "router" in lora_targets(recipe.lora) and recipe.train.balance_loss != 0
+    return Obstacles(balance_loss=balanced)
 
 
-@dataclass(frozen=True)
-class Sharing:
-    """Whether training computes shared prefixes once, as far as it can be told beforehand; in words, why."""
-
-    on: bool
-    reason: str
-
-
-def counts_tokens(recipe: Recipe) -> bool:
-    """Whether the loss has a part in which a token that examples share would count once: the load-balancing loss."""
-    return "router" in lora_targets(recipe.lora) and recipe.train.balance_loss != 0
-
-
-def sharing(recipe: Recipe, examples: Examples) -> Sharing:
-    """Foretell what training decides about `train.share_prefixes` (`ossia.train.sharing`).
+def foretell_sharing(recipe: Recipe, examples: Examples) -> Sharing:
+    """Return what training will decide about `train.share_prefixes`, as far as it can be told beforehand.
 
     Raises:
         UserError: training would refuse.
     """
-    wanted = recipe.train.share_prefixes
-    if wanted == "off":
-        return Sharing(False, "train.share_prefixes is off")
-    if counts_tokens(recipe):
-        why = "the router is trained with a load-balancing loss, which counts tokens"
-        if wanted == "on":
-            raise UserError(
-                "train.share_prefixes is on, but sharing would not be exact",
-                why=why,
-                do="--set train.share_prefixes=auto, or --set train.balance_loss=0",
-            )
-        return Sharing(False, why)
-    if examples.shared is None:
-        return Sharing(False, "there are no data to count, so nothing is taken to be shared")
-    counts = f"{examples.shared:,} tokens instead of {examples.tokens:,}"
-    if wanted == "auto" and examples.shared > (1 - WORTH) * examples.tokens:
-        return Sharing(False, f"there is next to nothing to save: {counts}")
-    return Sharing(True, f"{counts} ({examples.tokens / max(1, examples.shared):.2f}x)")
+    return decide(recipe.train.share_prefixes, recipe_obstacles(recipe), examples.saving)
 
 
-def computed(recipe: Recipe, examples: Examples) -> int:
-    """Tokens that an epoch computes."""
-    return examples.shared or 0 if sharing(recipe, examples).on else examples.tokens
-
-
-def supervised(recipe: Recipe, examples: Examples) -> float:
-    """Rows of the head over tokens that are computed, 0..1."""
-    return min(1.0, examples.trained / max(1, computed(recipe, examples)))
+def supervised_share(examples: Examples, sharing: Sharing) -> float:
+    """Return the rows of the head over the tokens that are computed, 0..1."""
+    return min(1.0, examples.trained / max(1, examples.computed(sharing)))
 
 
 @dataclass(frozen=True)
 class Work:
-    """Steps, forward and backward passes, tokens computed over the whole training, and validations."""
+    """Steps, micro-batches and tokens computed over the whole training, and validations."""
 
     steps: int
-    passes: int
+    micro_batches: int
     tokens: int
     validations: int
 
 
-def work(recipe: Recipe, examples: Examples) -> Work:
-    """Count what a recipe does with its examples. A step is cut into passes of at most train.tokens_per_pass tokens."""
+def work(recipe: Recipe, examples: Examples, sharing: Sharing) -> Work:
+    """Count what a recipe does with its examples. A step is cut into micro-batches."""
     settings = recipe.train
     steps = settings.total_steps(examples.count)
-    mean = computed(recipe, examples) / max(1, examples.count)
+    mean = examples.computed(sharing) / max(1, examples.count)
     per_step = mean * min(settings.examples_per_step, examples.count)
-    passes = steps * math.ceil(per_step / settings.tokens_per_pass)
+    micro_batches = steps * math.ceil(per_step / settings.tokens_per_micro_batch)
     validations = math.ceil(steps / settings.evaluate_every) if examples.validation_tokens else 0
-    return Work(steps, passes, round(steps * per_step), validations)
+    return Work(steps, micro_batches, round(steps * per_step), validations)
 
 
-def attention_parameters(shape: Shape) -> int:
+def projection_parameters(shape: Shape) -> int:
     """Parameters of one layer's four projections."""
     return 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
 
@@ -143,12 +69,12 @@ def attention_parameters(shape: Shape) -> int:
 def layer_parameters(shape: Shape) -> int:
     """Parameters that multiply each token in one layer: attention, router and the chosen experts."""
     D = shape.hidden
-    return attention_parameters(shape) + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
+    return projection_parameters(shape) + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
 
 
 def recomputed_parameters(shape: Shape) -> int:
     """Of those, the ones that multiply a second time with recompute: attention and the experts' first projection."""
-    return attention_parameters(shape) + 2 * shape.hidden * shape.intermediate * shape.experts_per_token
+    return projection_parameters(shape) + 2 * shape.hidden * shape.intermediate * shape.experts_per_token
 
 
 def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float = 1.0) -> dict[str, float]:
@@ -165,24 +91,24 @@ def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float =
     }
 
 
-def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> dict[str, float]:
+def seconds(recipe: Recipe, model: FoundModel, examples: Examples, sharing: Sharing, speed: Speed) -> dict[str, float]:
     """Seconds of each part of the training, from speeds measured with the code that does the work."""
-    shape, todo = model.shape, work(recipe, examples)
+    shape, todo = model.shape, work(recipe, examples, sharing)
     # With recompute attention runs forward twice, and of the experts the first projection, two thirds of the work.
     forwards, expert_forwards = (2, 5 / 3) if recipe.train.recompute else (1, 1)
-    share = supervised(recipe, examples)
+    share = supervised_share(examples, sharing)
     checked = todo.validations * examples.validation_tokens
-    checks = math.ceil(checked / recipe.train.tokens_per_pass)
+    checks = math.ceil(checked / recipe.train.tokens_per_micro_batch)
     D, K = shape.hidden, shape.experts_per_token
     context = examples.tokens / max(1, examples.count)
-    projections = 2 * attention_parameters(shape) * shape.layers
+    projections = 2 * projection_parameters(shape) * shape.layers
     head = 2 * D * head_rows(model, recipe.lora) * share
     # A windowed layer multiplies blocks of queries with the keys of two windows.
     windowed = sum(map(shape.is_sliding, range(shape.layers)))
     full = shape.layers - windowed
 
-    def pass_cost(forward: int, experts: float, backward: int, passes: int, tokens: int) -> dict[str, float]:
-        experts_met = passes * min(shape.experts, tokens * K // max(1, passes)) * shape.layers
+    def cost(forward: int, experts: float, backward: int, micro_batches: int, tokens: int) -> dict[str, float]:
+        experts_met = micro_batches * min(shape.experts, tokens * K // max(1, micro_batches)) * shape.layers
         scores = tokens * shape.heads * (full * context + windowed * min(context, 2 * shape.sliding_window))
         return {
             "experts": experts_met * (experts * speed.expert_forward + backward * speed.expert_backward)
@@ -192,6 +118,6 @@ def seconds(recipe: Recipe, model: Found, examples: Examples, speed: Speed) -> d
             "head and loss": tokens * head * (1 + backward) / speed.flops,
         }
 
-    training = pass_cost(forwards, expert_forwards, 1, todo.passes, todo.tokens)
-    validation = sum(pass_cost(1, 1, 0, checks, checked).values())
+    training = cost(forwards, expert_forwards, 1, todo.micro_batches, todo.tokens)
+    validation = sum(cost(1, 1, 0, checks, checked).values())
     return {**training, "validation": validation}

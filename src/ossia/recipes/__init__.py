@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ossia.config import DataSource, Recipe
+from ossia.config import RENAMED, DataSource, Recipe
 from ossia.errors import UserError, did_you_mean
 
 KeyPath = tuple[str, ...]
@@ -84,9 +84,16 @@ def parse(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
     origin = {key: f"{where}:{line}" for key, line in places.items()}
     for override in overrides:
         key = _apply(values, override)
+        other = _OTHER_NAMES.get(key)
+        if other in places:  # the file has the setting under its other name, and the override goes on top
+            values[other[0]].pop(other[1], None)
+            origin.pop(other, None)
         origin |= {
             key[:n]: f"--set {override}" for n in range(1, len(key) + 1) if n == len(key) or key[:n] not in origin
         }
+    for old, new in _PRESENT_NAMES.items():
+        if old in origin:
+            origin.setdefault(new, origin[old])
     _reject_unknown(values, Recipe, (), origin, where)
     try:
         return Recipe.model_validate(values)
@@ -156,6 +163,8 @@ _Dumper.add_representer(
     ),
 )
 
+_PRESENT_NAMES: dict[Any, KeyPath] = {tuple(old.split(".")): tuple(new.split(".")) for old, new in RENAMED.items()}
+_OTHER_NAMES = _PRESENT_NAMES | {new: old for old, new in _PRESENT_NAMES.items()}
 _SECTIONS = {name for name, field in Recipe.model_fields.items() if isinstance(field.default, BaseModel)}
 
 
@@ -205,7 +214,7 @@ def _reject_unknown(
     known = section.model_fields
     for key, value in values.items():
         path = (*prefix, str(key))
-        if key not in known:
+        if key not in known and path not in _PRESENT_NAMES:
             close = did_you_mean(str(key), known)
             elsewhere = [name for name, _, _ in fields() if name.split(".")[-1] == str(key)]
             remedy = close or (elsewhere[0] if elsewhere else None)
@@ -215,7 +224,7 @@ def _reject_unknown(
                 why=f"known here: {', '.join(known)}",
                 do=f"did you mean {remedy}?" if remedy else "ossia recipes fields  lists every setting",
             )
-        annotation = known[key].annotation
+        annotation = known[key].annotation if key in known else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
             _reject_unknown(value, annotation, path, origin, where)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
-from ossia.sequences.tree import Supervised
+from ossia.sequences.example import TrainingExample
+
+_E = TypeVar("_E", bound=TrainingExample)
 
 
-def conversations_of(examples: Sequence[Supervised]) -> list[list[int]]:
+def conversations_of(examples: Sequence[TrainingExample]) -> list[list[int]]:
     """Group the indices of examples that follow each other as turns of one conversation.
 
     Compiled examples name their `conversation` and their `turn`; one without them is a conversation of its own, and a
@@ -36,3 +39,9 @@ def epoch(
     examples = [example for conversation in order for example in conversation]
     for start in range(0, len(examples), examples_per_step):
         yield examples[start : start + examples_per_step]
+
+
+def steps_of(examples: Sequence[_E], examples_per_step: int, seed: int, number: int = 0) -> Iterator[list[_E]]:
+    """Yield the examples of each step of epoch `number`."""
+    for step in epoch(conversations_of(examples), examples_per_step, seed, number):
+        yield [examples[index] for index in step]

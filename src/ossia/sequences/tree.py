@@ -22,26 +22,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-WORTH = 0.02
-"""Least share of the tokens that `train.share_prefixes: auto` wants to save: less is not worth looking at branches."""
-LOOKED_AT = 1_000_000
-"""Tokens of the first steps from which a saving is estimated."""
-
-
-class Supervised(Protocol):
-    """A sequence of n tokens: ids, and per token its weight and its channel. weights[i] is that of predicting ids[i].
-
-    The first weight is ignored: nothing comes before it.
-    """
-
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def weights(self) -> Sequence[float]: ...
-    @property
-    def channels(self) -> Sequence[str | None]: ...
+from ossia.sequences.example import TrainingExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +85,7 @@ class Tree:
         return list(accumulate((len(node.ids) for node in self.nodes), initial=0))
 
 
-def grow(examples: Sequence[Supervised], shortest: int = 1) -> list[Tree]:
+def grow(examples: Sequence[TrainingExample], shortest: int = 1) -> list[Tree]:
     """Return the prefix trees of some sequences, one for each way in which they begin, in order of their ids.
 
     Args:
@@ -118,29 +101,25 @@ def grow(examples: Sequence[Supervised], shortest: int = 1) -> list[Tree]:
     return trees
 
 
-def alone(examples: Sequence[Supervised]) -> list[Tree]:
+def alone(examples: Sequence[TrainingExample]) -> list[Tree]:
     """Return a tree for each sequence, in their order: nothing is shared."""
     nodes = [Node(array("i", example.ids), -1, 0, (index,)) for index, example in enumerate(examples)]
     return [Tree([node], _edges([node], examples)) for node in nodes if node.ids]
 
 
-def saving(examples: Sequence[Supervised], shortest: int = 1) -> tuple[int, int]:
-    """Return (tokens of the trees, tokens of the sequences laid end to end)."""
-    sequences = [array("i", example.ids) for example in examples]
-    trie = _Trie.of(sequences, shortest)
-    return sum(trie.length(node) for node in range(1, len(trie.stop))), sum(map(len, sequences))
-
-
-def tokens_left(examples: Sequence[Supervised], most: int) -> int:
-    """Return the tokens of the trees with what is repeated when they are `split` into pieces of at most `most`.
+def tokens_computed(examples: Sequence[TrainingExample], most: int | None = None, shortest: int = 1) -> int:
+    """Return the tokens of the sequences' trees; with `most`, of the pieces that `split_tree` cuts them into.
 
     Raises:
-        ValueError: as `split`.
+        ValueError: as `split_tree`.
     """
-    return sum(piece.tokens for tree in grow(examples) for piece in split(tree, most))
+    if most is not None:
+        return sum(piece.tokens for tree in grow(examples, shortest) for piece in split_tree(tree, most))
+    trie = _Trie.of([array("i", example.ids) for example in examples], shortest)
+    return sum(trie.length(node) for node in range(1, len(trie.stop)))
 
 
-def split(tree: Tree, most: int) -> list[Tree]:
+def split_tree(tree: Tree, most: int) -> list[Tree]:
     """Cut a tree into trees of at most `most` tokens each, between branches.
 
     What several pieces share is repeated in each of them, with its edges in the first. Each sequence is whole in one
@@ -166,10 +145,10 @@ def split(tree: Tree, most: int) -> list[Tree]:
     return _cut_out(tree, sorted(sorted(piece.nodes) for piece in pieces))
 
 
-def pack(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
+def pack_trees(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
     """Put trees into groups of at most `most` tokens: the largest first, each where it leaves least room.
 
-    Trees that are larger must have been `split`. Groups and trees of a group are in the order that they were given in.
+    Larger trees must have been cut by `split_tree`. Groups and trees of a group are in the order that they were given.
     """
     units = [_Bin(tree.tokens, [index]) for index, tree in enumerate(trees)]
     return [[trees[index] for index in group] for group in sorted(sorted(unit.nodes) for unit in _fill(units, most))]
@@ -221,7 +200,7 @@ def _cut_out(tree: Tree, pieces: Sequence[Sequence[int]]) -> list[Tree]:
     return made
 
 
-def _edges(nodes: Sequence[Node], examples: Sequence[Supervised]) -> list[Edge]:
+def _edges(nodes: Sequence[Node], examples: Sequence[TrainingExample]) -> list[Edge]:
     sums: dict[tuple[int, int, str | None], float] = {}
     first = list(accumulate((len(node.ids) for node in nodes), initial=0))
     for number, node in enumerate(nodes):

@@ -2,7 +2,7 @@
 
 Weights of turns and conversations are settled once for the whole data set, one per example on average, and a step
 divides by the number of its examples. So a conversation that fills several steps counts no more than one that shares a
-step with others, and how examples fall into steps and passes does not matter.
+step with others, and how examples fall into steps and micro-batches does not matter.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ossia.sequences.example import TrainingExample
 from ossia.sequences.order import conversations_of
-from ossia.train.steps import Trainable
 
 Weighting = Literal["token", "turn", "conversation"]
 """An example is an assistant turn. A turn's weight, or a conversation's, is shared by its trained tokens."""
@@ -22,7 +22,7 @@ Weighting = Literal["token", "turn", "conversation"]
 class Weighted:
     """An example whose weights are multiplied with a factor."""
 
-    example: Trainable
+    example: TrainingExample
     factor: float
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Weighted:
         return [weight * self.factor for weight in self.example.weights]
 
 
-def weighted(examples: Sequence[Trainable], weighting: Weighting) -> list[Trainable]:
+def weighted(examples: Sequence[TrainingExample], weighting: Weighting) -> list[TrainingExample]:
     """Return the examples with weights such that those of each turn, or conversation, have the same sum.
 
     Weights that are not one keep their proportions within it, and only those. What trains nothing stays as it is.

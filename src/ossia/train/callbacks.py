@@ -16,9 +16,9 @@ from ossia.generate.engine import Request
 from ossia.generate.native import SerialEngine
 from ossia.harmony.parse import parse
 from ossia.runs import Run
+from ossia.sequences.example import TrainingExample, prompt_of
 from ossia.train.distributed import is_main
 from ossia.train.fsdp import is_sharded
-from ossia.train.steps import Trainable, prompt_of
 
 if TYPE_CHECKING:
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -97,10 +97,10 @@ class Reporter(TrainerCallback):
             self.emit(events.Checkpoint(step=state.global_step, path=path, best=best))
 
 
-class Sampler(TrainerCallback):
+class SampleWriter(TrainerCallback):
     """Answers a few validation prompts after each evaluation, so that one can watch the model change."""
 
-    def __init__(self, examples: Sequence[Trainable], vocabulary: Vocabulary, like: Request, emit: Watch) -> None:
+    def __init__(self, examples: Sequence[TrainingExample], vocabulary: Vocabulary, like: Request, emit: Watch) -> None:
         """`like`: the request of a sample, without its prompt."""
         self.examples, self.vocabulary, self.like, self.emit = examples, vocabulary, like, emit
 

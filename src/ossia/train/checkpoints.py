@@ -24,7 +24,7 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def writing(run: Run, step: int) -> Iterator[Path]:
+def new_checkpoint(run: Run, step: int) -> Iterator[Path]:
     """Yield a folder to write the step's checkpoint into; it becomes the checkpoint when the block ends well.
 
     Raises:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def is_main() -> bool:
@@ -20,7 +20,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def agreed(make: Callable[[], T], *, cpu: bool) -> T:
+def agreed(make: Callable[[], _T], *, cpu: bool) -> _T:
     """Return what `make` gives in the main process, in all processes of the job. Each takes its own device here.
 
     Args:
@@ -32,7 +32,7 @@ def agreed(make: Callable[[], T], *, cpu: bool) -> T:
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=cpu)
-    values: list[T | None] = [make() if is_main() else None]
+    values: list[_T | None] = [make() if is_main() else None]
     broadcast_object_list(values)
     made = values[0]
     assert made is not None

@@ -3,7 +3,7 @@
 torch's `fully_shard` is applied here and not by accelerate's plugin, which knows FSDP2 on accelerators only: so what is
 tested on CPUs is what runs on GPUs. There is one unit per decoder layer, one for the embedding, one for the head. The
 packed experts are sharded as the bytes that they are, and stay frozen. Forward and backward are collective, so all
-processes must run the same number of passes.
+processes must run the same number of micro-batches.
 
 Checkpoints hold whole tensors, whatever the number of processes: the adapter under PEFT's names, the optimiser's state
 under the parameters' names. The main process keeps a `Twin` of the adapter, the same model on a base that has shapes

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
-from ossia.train import fsdp as sharding
-from ossia.train import routing
+from ossia.sequences.example import TrainingExample
+from ossia.train import fsdp, routing
 from ossia.train.callbacks import Watch
-from ossia.train.steps import Trainable, cut, unsupervised
+from ossia.train.steps import cut, unsupervised
 
 if TYPE_CHECKING:
     from ossia.train.trainer import OssiaTrainer
@@ -33,12 +33,14 @@ PROBE_TOKENS = 1024
 class RoutingHealth(TrainerCallback):
     """Reports every `every` steps and at the last one. All processes of a job look at the same probe."""
 
-    def __init__(self, examples: Sequence[Trainable], tokens_per_pass: int, every: int, emit: Watch) -> None:
+    def __init__(
+        self, examples: Sequence[TrainingExample], tokens_per_micro_batch: int, every: int, emit: Watch
+    ) -> None:
         """
         Args:
             examples: the first ones, as many as PROBE_TOKENS hold, are the probe.
         """
-        self.probe = [unsupervised(group) for group in cut(_first(examples, PROBE_TOKENS), tokens_per_pass)]
+        self.probe = [unsupervised(group) for group in cut(_first(examples, PROBE_TOKENS), tokens_per_micro_batch)]
         self.every, self.emit = every, emit
         self.trainer: OssiaTrainer | None = None
         self._base: list[Tensor] | None = None
@@ -82,7 +84,9 @@ class RoutingHealth(TrainerCallback):
                 self._base = self._choices(model)
         now = self._choices(model)
         experts = model.config.num_local_experts
-        loads = [torch.stack([routing.load(chosen, experts) for chosen in choices]) for choices in (now, self._base)]
+        loads = [
+            torch.stack([routing.expert_load(chosen, experts) for chosen in choices]) for choices in (now, self._base)
+        ]
         collapsed = set(routing.collapsed(*loads))
         if fresh := sorted(collapsed - self._warned):
             entropies = [routing.entropy(load_LE)[fresh].mean().item() for load_LE in loads]
@@ -114,20 +118,20 @@ def _adapter_off(model: PeftModel) -> Iterator[None]:
     """The base alone. PEFT freezes adapters when it switches them off and makes them trainable when on again, so what
     was frozen before is frozen again; and with a sharded model it must meet the same parameters both times: the shards.
     """
-    sharding.reshard(model)
+    fsdp.reshard(model)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         with model.disable_adapter():
             yield
-            sharding.reshard(model)
+            fsdp.reshard(model)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
 
 
-def _first(examples: Sequence[Trainable], tokens: int) -> list[Trainable]:
+def _first(examples: Sequence[TrainingExample], tokens: int) -> list[TrainingExample]:
     """The first examples that have so many tokens together, but at least one."""
-    taken: list[Trainable] = []
+    taken: list[TrainingExample] = []
     for example in examples:
         tokens -= len(example)
         if tokens < 0 and taken:

@@ -5,9 +5,10 @@ layers call their hooks once more, in the backward pass, and are not counted aga
 
 The load-balancing loss is that of Switch Transformers (Fedus et al. 2021, eq. 4-6) for k choices, as transformers'
 `load_balancing_loss_func` computes it for one layer: E * sum over experts of (share of tokens that chose it) * (mean
-probability), which is k at best; here it is the mean over the layers. It is taken over the tokens of one pass, and a
-pass counts by its share of the step's tokens on all devices, so a step of equal passes has their mean. Its gradient
-enters where the router's scores leave the layer, so that it is there however activations are kept or recomputed.
+probability), which is k at best; here it is the mean over the layers. It is taken over the tokens of one micro-batch,
+which counts by its share of the step's tokens on all devices, so a step of equal micro-batches has their mean. Its
+gradient enters where the router's scores leave the layer, so that it is there however activations are kept or
+recomputed.
 
 Shapes: T tokens, K choices per token, E experts, L layers.
 """
@@ -54,7 +55,7 @@ class Routers:
 
         Args:
             scale: what the mean over layers of the load-balancing loss is multiplied with before it joins the loss.
-            count: False for a pass that is not part of the training data.
+            count: False for a micro-batch that is not part of the training data.
         """
         self._counting, self._scale = count, scale
         try:
@@ -76,7 +77,8 @@ class Routers:
         """Return what was counted since the last call, and start anew.
 
         Returns:
-            int64 [L, E]: (token, choice) pairs. float32 [2]: sum over tokens of the balance loss of their pass; tokens.
+            int64 [L, E]: (token, choice) pairs.
+            float32 [2]: sum over tokens of the balance loss of their micro-batch; tokens.
         """
         nothing = torch.zeros(self._router.num_experts, dtype=torch.int64, device=self._router.weight.device)
         # A process may have had no work since.
@@ -98,7 +100,7 @@ class Routers:
         balanced = self._scale and torch.is_grad_enabled() and logits_TE.requires_grad
         if not (self._counting or balanced):
             return None
-        load_E = load(indices_TK, logits_TE.shape[-1])
+        load_E = expert_load(indices_TK, logits_TE.shape[-1])
         if self._counting:
             before = self._load[layer]
             self._load[layer] = load_E if before is None else before + load_E
@@ -134,7 +136,7 @@ def balance_loss(logits_TE: Tensor, load_E: Tensor) -> Tensor:
     return len(load_E) * (load_E / len(logits_TE) * probability_E).sum()
 
 
-def load(indices_TK: Tensor, experts: int) -> Tensor:
+def expert_load(indices_TK: Tensor, experts: int) -> Tensor:
     """Return how often each expert was chosen, int64 [E]. Neither waits for the device nor depends on an order."""
     numbers_E = torch.arange(experts, device=indices_TK.device)
     return (indices_TK[..., None] == numbers_E).sum((0, 1))

@@ -29,7 +29,7 @@ from ossia.model.batch import FlatBatch, from_branches
 from ossia.model.experts import QuantisationAwareExperts
 from ossia.model.loss import Head, linear_cross_entropy
 from ossia.model.modeling import OssiaForCausalLM
-from ossia.train.steps import Trainable
+from ossia.sequences.example import TrainingExample
 
 OnStep = Callable[[int, int, float], None]
 """Told (step, steps, loss)."""
@@ -48,12 +48,12 @@ class ScratchSettings:
 
 
 def pretrain(
-    examples: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
     shape: Shape,
     folder: Path,
     settings: ScratchSettings,
     *,
-    reserve: Sequence[Trainable] = (),
+    reserve: Sequence[TrainingExample] = (),
     on_step: OnStep = lambda step, steps, loss: None,
 ) -> None:
     """Train a model of this shape on the examples and write it to `folder` in the published layout.
@@ -94,7 +94,7 @@ def _model(shape: Shape, rows: int) -> OssiaForCausalLM:
     return model
 
 
-def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: ScratchSettings) -> list[FlatBatch]:
+def _steps(examples: Sequence[TrainingExample], row_of: dict[int, int], settings: ScratchSettings) -> list[FlatBatch]:
     """Steps of similar lengths with a common beginning, in random order."""
     shuffler = random.Random(settings.seed)
     steps = []
@@ -103,7 +103,7 @@ def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: Scra
         shuffler.shuffle(order)
         # Equal prompts sort together, and within them similar lengths; the shuffle before decides among equals.
         order.sort(key=lambda example: (tuple(example.ids[:48]), len(example) // 4))
-        groups: list[list[Trainable]] = [[]]
+        groups: list[list[TrainingExample]] = [[]]
         for example in order:
             trunk = _common([*groups[-1][:1], example])
             longest = max(map(len, (*groups[-1], example)))
@@ -120,7 +120,7 @@ def _steps(examples: Sequence[Trainable], row_of: dict[int, int], settings: Scra
     ]
 
 
-def _common(examples: Sequence[Trainable]) -> int:
+def _common(examples: Sequence[TrainingExample]) -> int:
     """Length of the longest beginning that all share and in which nothing is trained."""
     columns = zip(*(example.ids for example in examples), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))

@@ -6,9 +6,7 @@ same data order, optimiser, schedule and random states, so that the loss goes on
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
@@ -33,15 +31,15 @@ from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.kernels.dispatch import attention_described
 from ossia.model.load import load_model
 from ossia.runs import Run
-from ossia.sequences.order import conversations_of, epoch
+from ossia.sequences.example import TrainingExample
+from ossia.sequences.sharing import Saving, Sharing, decide, estimated_saving, may_share
 from ossia.sequences.weighting import weighted
-from ossia.train import checkpoints, optimizers, routing
-from ossia.train import fsdp as sharding
-from ossia.train.callbacks import Interruption, Reporter, Sampler, Watch
+from ossia.train import checkpoints, fsdp, routing
+from ossia.train.arguments import chosen_optimizer, trainer_arguments
+from ossia.train.callbacks import Interruption, Reporter, SampleWriter, Watch
 from ossia.train.distributed import is_main, world_size
 from ossia.train.health import RoutingHealth
-from ossia.train.sharing import Sharing, decided, obstacles
-from ossia.train.steps import Collator, Trainable, fingerprint
+from ossia.train.steps import Collator, fingerprint, model_obstacles
 from ossia.train.trainer import OssiaTrainer
 
 RECORD = "data/sha256.json"
@@ -50,11 +48,12 @@ RECORD = "data/sha256.json"
 def train(
     recipe: Recipe,
     run: Run,
-    examples: Sequence[Trainable],
-    validation: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
     *,
     command: str = "",
     watch: Watch = lambda event: None,
+    saving: Saving | None = None,
 ) -> events.Finished:
     """Fine-tune, or continue a run that was interrupted.
 
@@ -62,6 +61,7 @@ def train(
         examples, validation: compiled training examples; validation may be empty.
         command: what started this, for the record.
         watch: called with every event as it is written.
+        saving: what an epoch saves by sharing, if the caller has it (`ossia.sequences.sharing.estimated_saving`).
 
     Returns:
         The last event, whose status is done or stopped.
@@ -76,16 +76,17 @@ def train(
         raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
     with _claimed(run):
         _check_data(run, examples, validation)
-        return _train(recipe, run, examples, validation, command, watch)
+        return _train(recipe, run, examples, validation, command, watch, saving)
 
 
 def _train(
     recipe: Recipe,
     run: Run,
-    examples: Sequence[Trainable],
-    validation: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
     command: str,
     watch: Watch,
+    saving: Saving | None,
 ) -> events.Finished:
     reporter = Reporter(run, watch, recipe.train.early_stopping)
     newest = run.steps()[-1] if run.steps() else 0
@@ -94,7 +95,7 @@ def _train(
         reporter.emit(last)
         return last
     sharded = _is_sharded(recipe)
-    optimizers.chosen(recipe.train, hardware.device(recipe.model.device).value == "cpu")
+    chosen_optimizer(recipe.train, hardware.device(recipe.model.device).value == "cpu")
     if newest:
         checkpoints.check_complete(run.checkpoint(newest))
     transformers_logging.set_verbosity_error()
@@ -106,7 +107,7 @@ def _train(
     if newest:
         lora.load_adapter_weights(model, run.checkpoint(newest))
     balance, why = _balance(recipe, model)
-    sharing = _sharing(recipe, model, examples, balance)
+    sharing = _sharing(recipe, model, examples, balance, saving)
     trainer, interruption = _trainer(recipe, run, model, examples, validation, folder, reporter, balance, sharing.on)
     reporter.emit(
         events.Started(
@@ -120,7 +121,7 @@ def _train(
     )
     if any(isinstance(event, events.Step) for event in events.read(run.path)):
         reporter.emit(events.Resumed(step=newest))
-    for message in filter(None, (why, sharing.reason, _attention(model, trainer.args.device))):
+    for message in filter(None, (why, str(sharing), _attention(model, trainer.args.device))):
         reporter.emit(events.Note(level="info", message=message))
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
@@ -131,7 +132,7 @@ def _train(
             raise DoesNotFitError(
                 f"the GPU's memory was full at step {trainer.state.global_step + 1}",
                 where=str(run.path),
-                do="a new run with a smaller train.tokens_per_pass and data.max_tokens; ossia plan estimates it",
+                do="a new run with a smaller train.tokens_per_micro_batch and data.max_tokens; ossia plan estimates it",
             ) from error
         raise
     finally:
@@ -205,20 +206,22 @@ def _balance(recipe: Recipe, model: Any) -> tuple[float, str]:
     return chosen, f"the router is trained, so a load-balancing loss (coefficient {chosen:g}) keeps it from collapsing"
 
 
-def _sharing(recipe: Recipe, model: Any, examples: Sequence[Trainable], balance: float) -> Sharing:
-    """Look at the steps as they will come, as far as it takes."""
-    settings = recipe.train
-    order = epoch(conversations_of(examples), settings.examples_per_step, settings.seed, 0)
-    steps = ([examples[index] for index in step] for step in order)
-    return decided(settings.share_prefixes, obstacles(model, balance), steps, settings.tokens_per_pass)
+def _sharing(
+    recipe: Recipe, model: Any, examples: Sequence[TrainingExample], balance: float, saving: Saving | None
+) -> Sharing:
+    """Decide with the model as it is. The steps are looked at as they will come, unless somebody has done so."""
+    settings, obstacles = recipe.train, model_obstacles(model, balance)
+    if saving is None and may_share(settings.share_prefixes, obstacles):
+        saving = estimated_saving(examples, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
+    return decide(settings.share_prefixes, obstacles, saving)
 
 
 def _trainer(
     recipe: Recipe,
     run: Run,
     model: Any,
-    examples: Sequence[Trainable],
-    validation: Sequence[Trainable],
+    examples: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
     folder: Path,
     reporter: Reporter,
     balance: float,
@@ -226,26 +229,26 @@ def _trainer(
 ) -> tuple[OssiaTrainer, Interruption]:
     interruption = Interruption(reporter)
     health = RoutingHealth(
-        validation or examples, recipe.train.tokens_per_pass, recipe.train.evaluate_every, reporter.emit
+        validation or examples, recipe.train.tokens_per_micro_batch, recipe.train.evaluate_every, reporter.emit
     )
     callbacks: list[Any] = [reporter, interruption, health]
     if recipe.train.samples and validation:
         vocabulary = Vocabulary.load(tokenizer_folder(folder))
         sampling = Sampling(temperature=recipe.train.sample_temperature)
         like = Request(sampling=sampling, max_new_tokens=recipe.train.sample_tokens, seed=recipe.train.seed)
-        callbacks.append(Sampler(validation[: recipe.train.samples], vocabulary, like, reporter.emit))
-    arguments = _arguments(recipe, run, len(examples), bool(validation))
+        callbacks.append(SampleWriter(validation[: recipe.train.samples], vocabulary, like, reporter.emit))
+    arguments = trainer_arguments(recipe, run, len(examples), bool(validation))
     twin = None
     if recipe.train.sharding == "fsdp":
-        twin = sharding.Twin(model)
-        sharding.shard(model, arguments.device)
+        twin = fsdp.Twin(model)
+        fsdp.shard(model, arguments.device)
     with warnings.catch_warnings():
         # Trainer asks PEFT whether layers are recomputed through a name that transformers has deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         trainer = OssiaTrainer(
             model=model,
             args=arguments,
-            data_collator=Collator(recipe.train.tokens_per_pass, share),
+            data_collator=Collator(recipe.train.tokens_per_micro_batch, share),
             train_dataset=weighted(examples, recipe.train.loss_weighting),
             eval_dataset=list(validation) or None,
             callbacks=callbacks,
@@ -260,61 +263,6 @@ def _trainer(
     trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
     reporter.trainer = health.trainer = trainer
     return trainer, interruption
-
-
-def _arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> TrainingArguments:
-    settings = recipe.train
-    for tracker in settings.report_to:
-        if importlib.util.find_spec(tracker) is None:
-            raise UserError(
-                f"train.report_to names {tracker}, which is not installed",
-                do="pip install -e '.[track]' in the checkout",
-            )
-    steps = recipe.train.total_steps(examples)
-    schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
-    on_cpu = hardware.device(recipe.model.device).value == "cpu"
-    if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
-        torch.use_deterministic_algorithms(True)
-    return _Arguments(
-        output_dir=str(run.checkpoints),
-        per_device_train_batch_size=max(1, settings.examples_per_step // world_size()),
-        per_device_eval_batch_size=settings.examples_per_step,
-        max_steps=steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=schedule[settings.schedule],
-        lr_scheduler_kwargs={"min_lr_rate": 0.1} if settings.schedule == "cosine" else {},
-        # Rounded down: the first step of a warm-up has rate 0, and a run of one step must not consist of it.
-        warmup_steps=math.floor(round(settings.warmup_share * steps, 6)),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        optim=optimizers.chosen(settings, on_cpu),
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if validate else "no",
-        eval_steps=settings.evaluate_every,
-        save_strategy="steps",
-        save_steps=settings.checkpoint_every,
-        metric_for_best_model="eval_loss" if validate else None,
-        greater_is_better=False if validate else None,
-        report_to=settings.report_to or "none",
-        run_name=run.id,
-        project="ossia",  # for trackio; wandb takes $WANDB_PROJECT
-        remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-    )
-
-
-class _Arguments(TrainingArguments):
-    """One device per process: Trainer would spread a flat batch over all visible GPUs with DataParallel."""
-
-    @property
-    def n_gpu(self) -> int:
-        return min(1, super().n_gpu)
 
 
 @contextmanager
@@ -334,7 +282,7 @@ def _claimed(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def _check_data(run: Run, examples: Sequence[Trainable], validation: Sequence[Trainable]) -> None:
+def _check_data(run: Run, examples: Sequence[TrainingExample], validation: Sequence[TrainingExample]) -> None:
     now = fingerprint(examples, validation)
     _check_record(run, "examples", now, "the training data are not those that this run began with")
 

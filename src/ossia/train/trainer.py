@@ -1,4 +1,4 @@
-"""transformers' Trainer with five things of our own: a step made of passes, the loss inside the model's forward,
+"""transformers' Trainer with five things of our own: steps made of micro-batches, the loss inside the model's forward,
 checkpoints in Ossia's layout, validation in the same code path as training, and a stop with a name when a number is not
 finite.
 
@@ -10,29 +10,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ossia.adapters import apply as lora
 from ossia.errors import OssiaError
 from ossia.runs import Run
-from ossia.sequences.order import conversations_of
-from ossia.train import checkpoints, nonfinite
-from ossia.train import fsdp as sharding
+from ossia.sequences.order import conversations_of, epoch
+from ossia.train import checkpoints, fsdp, nonfinite
 from ossia.train.fsdp import Twin
-from ossia.train.order import ConversationOrder
 from ossia.train.routing import Routers
-from ossia.train.steps import Collator, idle_pass
+from ossia.train.steps import Collator, idle_micro_batch
 
-CHANNELS = ("analysis", "commentary", "final", "other")
+REPORTED_CHANNELS = ("analysis", "commentary", "final", "other")
 
 
 class OssiaTrainer(Trainer):
@@ -74,15 +71,15 @@ class OssiaTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Run a step's passes and return its loss: the mean over the step's supervised tokens on all devices, or with
+        """Run a step's micro-batches and return its loss: the mean over its supervised tokens on all devices, or with
         `by_examples` the weighted sum over the number of its examples.
         """
         model.train()
         # A process may have nothing to do in a step, and Trainer takes an empty batch for a mistake.
-        passes = self._prepare_inputs(inputs["passes"]) if inputs["passes"] else []
+        micro_batches = self._prepare_inputs(inputs["micro_batches"]) if inputs["micro_batches"] else []
         sizes_2 = torch.zeros(2, device=self.args.device)
-        for p in passes:
-            sizes_2 += torch.stack([p["weights"].sum(), p["weights"].new_tensor(p["input_ids"].numel())])
+        for batch in micro_batches:
+            sizes_2 += torch.stack([batch["weights"].sum(), batch["weights"].new_tensor(batch["input_ids"].numel())])
         weight, tokens = self.accelerator.reduce(sizes_2).tolist()
         self.step_tokens, self.collating = int(tokens), inputs["seconds"]
         self.example_tokens, self.repeated_tokens = inputs["example_tokens"], inputs["repeated_tokens"]
@@ -90,62 +87,33 @@ class OssiaTrainer(Trainer):
             raise OssiaError(f"step {self.state.global_step + 1} has no supervised token")
         denominator = inputs["examples"] if self.by_examples else weight
         total = torch.zeros((), device=self.args.device)
-        devices, idle = self.accelerator.num_processes, self._idle(len(passes))
-        for number, batch in enumerate([*passes, *idle], 1):
-            works = number <= len(passes)
+        devices, idle = self.accelerator.num_processes, self._idle(len(micro_batches))
+        for number, batch in enumerate([*micro_batches, *idle], 1):
+            works = number <= len(micro_batches)
             # Gradients of several devices are averaged, but the denominator already counts all of them.
-            with self._unsynchronised(model, last=number == max(1, len(passes))):
+            with self._unsynchronised(model, last=number == max(1, len(micro_batches))):
                 share = batch["input_ids"].numel() / tokens if works else 0.0
                 with self.routers.training_pass(scale=self.balance * share * devices, count=works):
                     loss = model(**batch, denominator=denominator).loss * devices
                 self.accelerator.backward(loss)
             total += loss.detach().float()
-        self._check_finite(model, total, [*passes, *idle])
+        where, step = str(self.run.path), self.state.global_step + 1
+        nonfinite.check_finite(self.accelerator, model, total, [*micro_batches, *idle], step, where)
         return total
 
     def _unsynchronised(self, model: nn.Module, last: bool) -> Any:
-        """Gradients are averaged over devices with the last pass; sharded ones at once, for whole ones take memory."""
+        """Average gradients over devices with the last micro-batch; sharded ones at once: whole ones take memory."""
         return contextlib.nullcontext() if last or self.twin is not None else self.accelerator.no_sync(model)
 
-    def _idle(self, passes: int) -> list[dict[str, Tensor]]:
-        """Passes of a single token that keep a sharded model's processes in step with the one that has most to do.
+    def _idle(self, micro_batches: int) -> list[dict[str, Tensor]]:
+        """Micro-batches of one token that keep a sharded model's processes in step with the one that has most to do.
 
         Otherwise a process needs one only if it has nothing else, to take part in averaging the gradients.
         """
         if self.twin is None:
-            return [] if passes else [self.on_device(idle_pass())]
-        most = int(self.accelerator.gather(torch.tensor([passes], device=self.args.device)).max())
-        return [self.on_device(idle_pass()) for _ in range(most - passes)]
-
-    def _check_finite(self, model: nn.Module, total: Tensor, passes: Sequence[Mapping[str, Any]]) -> None:
-        """Stop before the optimiser's step if the loss or a gradient is not finite, and say where it began.
-
-        Raises:
-            OssiaError: in all processes alike.
-        """
-        losses = self.accelerator.gather(total[None])
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm: Any = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if bool((losses.isfinite().all() & norm.isfinite()).item()):
-            return
-        what, value = ("gradient", norm) if losses.isfinite().all() else ("loss", losses.mean())
-        model = self.accelerator.unwrap_model(model)
-        found = gather_object([nonfinite.first_activation(model, passes)])
-        name = next((name for name in found if name), None)
-        if name is not None:
-            why = f"the first output that is not finite is that of {name}"
-        elif what == "loss":
-            why = "all outputs of the layers are finite when the step is run again: the loss itself is not"
-        else:
-            named = nonfinite.last_of(model, gather_object([nonfinite.last_gradient(model)]))
-            why = f"all outputs are finite; going back from the loss, the first gradient that is not is that of {named}"
-        raise OssiaError(
-            f"the {what} of step {self.state.global_step + 1} is {value.item()}",
-            where=str(self.run.path),
-            why=f"{why}. The last checkpoint is still good",
-            do="a lower train.learning_rate, from the recipe in the run folder",
-        )
+            return [] if micro_batches else [self.on_device(idle_micro_batch())]
+        most = int(self.accelerator.gather(torch.tensor([micro_batches], device=self.args.device)).max())
+        return [self.on_device(idle_micro_batch()) for _ in range(most - micro_batches)]
 
     def taken_load(self) -> tuple[Tensor, float | None, int]:
         """Return what the routers did since the last call, over all devices.
@@ -159,7 +127,7 @@ class OssiaTrainer(Trainer):
         return load_LE, summed / tokens if self.balance else None, int(tokens)
 
     def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A pass's inputs where the model computes."""
+        """A micro-batch's inputs where the model computes."""
         return {name: value.to(self.args.device) for name, value in inputs.items()}
 
     def evaluation_loop(
@@ -175,26 +143,26 @@ class OssiaTrainer(Trainer):
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad():
-            for inputs, names in self._evaluation_passes(dataloader):
+            for inputs, names in self._evaluation_micro_batches(dataloader):
                 nll_S = model(**inputs).nll.double() * inputs["weights"]
                 for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
-                    known = name if name in CHANNELS else "other"
+                    known = name if name in REPORTED_CHANNELS else "other"
                     sums[known][0] += value
                     sums[known][1] += weight
         metrics = self._reduced(sums, metric_key_prefix)
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
-    def _evaluation_passes(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        passes: Iterable[Any] = (
-            pair for batch in dataloader for pair in zip(batch["passes"], batch["channels"], strict=True)
+    def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
+        micro_batches: Iterable[Any] = (
+            pair for batch in dataloader for pair in zip(batch["micro_batches"], batch["channels"], strict=True)
         )
         if self.twin is not None:
-            mine = list(passes)
-            passes = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
-        return ((self.on_device(inputs), names) for inputs, names in passes)
+            mine = list(micro_batches)
+            micro_batches = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
+        return ((self.on_device(inputs), names) for inputs, names in micro_batches)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Every process is given whole steps; the collator picks the passes that are the process's own."""
+        """Every process is given whole steps; the collator picks the micro-batches that are the process's own."""
         order = ConversationOrder(
             conversations_of(self.train_dataset),
             self.examples_per_step,
@@ -221,12 +189,12 @@ class OssiaTrainer(Trainer):
         return 0
 
     def _reduced(self, sums: dict[str, list[float]], prefix: str) -> dict[str, float]:
-        table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in CHANNELS], dtype=torch.float64)
+        table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in REPORTED_CHANNELS], dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table.to(self.args.device)).cpu()
         total, count = table.sum(0).tolist()
         metrics = {f"{prefix}_loss": total / count if count else float("nan")}
-        for name, (value, weight) in zip(CHANNELS, table.tolist(), strict=True):
+        for name, (value, weight) in zip(REPORTED_CHANNELS, table.tolist(), strict=True):
             if weight:
                 metrics[f"{prefix}_loss_{name}"] = value / weight
         return metrics
@@ -236,7 +204,7 @@ class OssiaTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step, partial = self.state.global_step, checkpoints.partial_folder(self.run, self.state.global_step)
         writes = self.args.should_save
-        with checkpoints.writing(self.run, step) if writes else contextlib.nullcontext():
+        with checkpoints.new_checkpoint(self.run, step) if writes else contextlib.nullcontext():
             self.accelerator.wait_for_everyone()  # the folder is there
             self._save(str(partial))
             self._save_optimizer_and_scheduler(str(partial))
@@ -262,7 +230,7 @@ class OssiaTrainer(Trainer):
         if self.twin is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        sharding.save_optimizer(self.model, self.optimizer.optimizer, Path(output_dir) / "optimizer.pt")
+        fsdp.save_optimizer(self.model, self.optimizer.optimizer, Path(output_dir) / "optimizer.pt")
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
@@ -270,8 +238,42 @@ class OssiaTrainer(Trainer):
         if self.twin is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        sharding.load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint) / "optimizer.pt")
+        fsdp.load_optimizer(self.model, self.optimizer.optimizer, Path(checkpoint) / "optimizer.pt")
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing: the stage has loaded the adapter before the model was wrapped."""
+
+
+class ConversationOrder(Sampler[list[int]]):
+    """Yields each step's examples, as indices: a new permutation of the conversations in every epoch.
+
+    The order is the same whether prefixes are shared or not, so sharing changes what is computed and nothing about the
+    optimisation. It has a price of its own, paid in both cases: the turns of a conversation mostly fall into one step,
+    so a step sees fewer conversations than if examples were shuffled one by one, and its gradient varies more. With
+    conversations of n turns, `examples_per_step` of k means about k / n conversations. A conversation at the edge of a
+    step goes on in the next one. The last step of an epoch may have fewer examples.
+    """
+
+    def __init__(
+        self, conversations: Sequence[Sequence[int]], examples_per_step: int, seed: int, steps_done: Callable[[], int]
+    ) -> None:
+        """
+        Args:
+            conversations: indices of the examples of each.
+            steps_done: optimiser steps of the run so far, asked at the beginning of an epoch; a resumed run begins in
+                the middle of one, and its caller skips the steps that were done.
+        """
+        self.conversations, self.examples_per_step, self.seed = conversations, examples_per_step, seed
+        self.steps_done = steps_done
+        self.examples = sum(map(len, conversations))
+
+    def __len__(self) -> int:
+        return -(-self.examples // self.examples_per_step)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.epoch(self.steps_done() // len(self))
+
+    def epoch(self, number: int) -> Iterator[list[int]]:
+        """The steps of one epoch."""
+        return epoch(self.conversations, self.examples_per_step, self.seed, number)
