@@ -109,7 +109,7 @@ def test_experts_in_floating_point_take_the_same_adapters(base: Path, tmp_path: 
     zero.mkdir()
     full.mkdir()
     lora.save_adapter(lora.attach_adapter(base_model(base)), zero)
-    job.export(find_source(str(zero), str(base)), "hf", tmp_path / "bf16", experts="bf16")
+    job.write_export(find_source(str(zero), str(base)), "hf", tmp_path / "bf16", experts="bf16")
     model = adapted(base, TARGETS)
     lora.save_adapter(model, full)
     back = lora.load_adapter(base_model(tmp_path / "bf16"), full)

@@ -51,7 +51,7 @@ def refusal(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[P
             lambda: lora.load_adapter(model, folder, trainable=True),
             lambda: lora.load_adapter_weights(adapted, folder),
             lambda: plan(base, folder),
-            lambda: job.export(find_source(str(folder / "."), str(base)), "adapter", out),
+            lambda: job.write_export(find_source(str(folder / "."), str(base)), "adapter", out),
         ]
         # Without adapter_config.json a folder is no adapter, and `export` looks for a run of that name.
         message = said_by(users if (folder / CONFIG_FILE).is_file() else users[:-1])
@@ -250,7 +250,7 @@ def test_experts_whose_convention_cannot_be_told(tmp_path: Path) -> None:
             lambda: lora.load_adapter(base_model(square), folder),
             lambda: lora.load_adapter_weights(lora.attach_adapter(base_model(square)), folder),
             lambda: plan(square, folder),
-            lambda: job.export(find_source(str(folder), str(square)), "hf", tmp_path / "out"),
+            lambda: job.write_export(find_source(str(folder), str(square)), "hf", tmp_path / "out"),
         ]
     )
     assert "do not tell how the experts' update is to be read" in said

@@ -188,11 +188,11 @@ def test_interrupt_is_130_and_a_closed_pipe_is_no_error() -> None:
 def test_recipes() -> None:
     listed = json.loads(ossia("recipes", "ls", "--json").stdout)
     assert {row["name"] for row in listed} == set(recipes.available())
-    text = recipes.find("gpt-oss-20b-lora").read_text()
+    text = recipes.recipe_file("gpt-oss-20b-lora").read_text()
     assert ossia("recipes", "show", "gpt-oss-20b-lora").stdout == text
     changed = ossia("recipes", "show", "gpt-oss-20b-lora", "--set", "lora.rank=4", "--json")
     assert json.loads(changed.stdout)["lora"]["rank"] == 4
-    assert json.loads(ossia("recipes", "schema").stdout) == recipes.schema()
+    assert json.loads(ossia("recipes", "schema").stdout) == recipes.recipe_schema()
     fields = json.loads(ossia("recipes", "fields", "--json").stdout)
     assert {"name": "lora.rank", "default": 16}.items() <= next(f for f in fields if f["name"] == "lora.rank").items()
     assert "lora.rank" in ossia("recipes", "fields").stdout

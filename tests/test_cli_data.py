@@ -382,7 +382,7 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
     off = ossia(agent, "plan", "r.yaml", "--no-time", "--set", "train.share_prefixes=off").stdout
     assert "prefixes  not shared: train.share_prefixes is off" in off and f"micro-batches, {tokens:,} tokens" in off
     for word in ("auto", "off"):
-        recipe = recipes.load(str(agent / "r.yaml"), [f"train.share_prefixes={word}"])
+        recipe = recipes.load_recipe(str(agent / "r.yaml"), [f"train.share_prefixes={word}"])
         recipe.data.train[0] = str(agent / "a.jsonl")
         prepared = prepare(recipe.data, Vocabulary.load(), recipe.train.seed)
         screen = train_.Screen(Console(file=(shown := StringIO()), width=200))

@@ -179,7 +179,7 @@ def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
     )
     assert (recipe.train.examples_per_step, recipe.train.tokens_per_micro_batch) == (8, 2048)
     shape = Shape.GPT_OSS_20B
-    examples = rehearsal.examples_of(recipe, shape, 512, 0.4)
+    examples = rehearsal.random_examples(recipe, shape, 512, 0.4)
     assert len(examples) == 16
     assert sum(example.weights[0] for example in examples) == 0
     assert sum(sum(example.weights) for example in examples) == 16 * 205
@@ -276,7 +276,7 @@ def test_a_share_that_cannot_be_is_not_given(tiny: Path) -> None:
     from ossia.plan.speed import Speed
 
     recipe = rehearsal.recipe_of("tiny", tiny, {}, steps=2, tokens=64, sequence=64, overrides=["model.device=cpu"])
-    examples = rehearsal.examples_of(recipe, TINY, 64, 0.5)
+    examples = rehearsal.random_examples(recipe, TINY, 64, 0.5)
 
     def result(before: float, after: float) -> rehearsal.Result:
         speed = Speed(before, *[1e-3] * 6, note="")

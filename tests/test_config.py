@@ -19,7 +19,7 @@ from ossia.errors import UserError
 
 
 def parse(text: str, *overrides: str) -> Recipe:
-    return recipes.parse(text, where="recipe.yaml", overrides=overrides)
+    return recipes.parse_recipe(text, where="recipe.yaml", overrides=overrides)
 
 
 def failure(text: str, *overrides: str) -> UserError:
@@ -185,12 +185,12 @@ def test_what_is_not_a_recipe_at_all(text: str, where: str) -> None:
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        recipes.load("tiny-dmo")
+        recipes.load_recipe("tiny-dmo")
     assert error.value.do == "tiny-demo"
     bad = tmp_path / "bad.yaml"
     bad.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
-        recipes.load(str(bad))
+        recipes.load_recipe(str(bad))
 
 
 def test_sections_cannot_be_changed_by_accident() -> None:
@@ -245,7 +245,7 @@ def test_words_that_yaml_takes_for_booleans(word: str) -> None:
 
 
 def test_every_setting_is_documented_and_listed() -> None:
-    listed = list(recipes.fields())
+    listed = list(recipes.recipe_fields())
     assert all(text for _, _, text in listed)
     flat = {f"{s}.{k}" for s, v in Recipe().model_dump().items() if isinstance(v, dict) for k in v}
     assert {name for name, _, _ in listed if "." in name} == flat
@@ -253,7 +253,7 @@ def test_every_setting_is_documented_and_listed() -> None:
 
 
 def test_schema_accepts_what_the_model_accepts() -> None:
-    schema = recipes.schema()
+    schema = recipes.recipe_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(Recipe().model_dump(mode="json"), schema)
     for wrong in ({"train": {"learning_rte": 1}}, {"train": {"steps": 0}}, {"lora": {"targets": ["norms"]}}):

@@ -21,7 +21,7 @@ from ossia.data import load_conversations
 from ossia.errors import UserError
 from ossia.evaluate import runner
 from ossia.evaluate.report import group_table, main_table, remarks
-from ossia.evaluate.runner import Evaluation, choose, evaluate, new_file
+from ossia.evaluate.runner import Evaluation, choose, new_file, run_evaluation
 from ossia.evaluate.tasks import Question, questions
 from ossia.generate import subject as subjects
 from ossia.generate.engine import BASE_WEIGHTS, Completion, OnCompletion, Request, Sampling
@@ -218,7 +218,7 @@ def test_the_tables_show_every_measure_and_every_group_and_the_remarks_the_lengt
 
 def test_a_run_is_evaluated_against_its_own_base(run: runs.Run, conversations: list[Conversation]) -> None:
     subject = subjects.open_subject(run.id)
-    report = evaluate(subject, conversations[:3], data=["heldout.jsonl"])
+    report = run_evaluation(subject, conversations[:3], data=["heldout.jsonl"])
     assert report.complete
     assert report.path is not None
     assert report.path.parent == run.path / "evals"
@@ -238,14 +238,14 @@ def test_a_model_folder_is_evaluated_alone(
     run: runs.Run, model_folder: Path, conversations: list[Conversation]
 ) -> None:
     overrides = ["eval.max_new_tokens=4", "model.dtype=float32", "model.device=cpu"]
-    report = evaluate(subjects.open_subject(str(model_folder), overrides=overrides), conversations[:3])
+    report = run_evaluation(subjects.open_subject(str(model_folder), overrides=overrides), conversations[:3])
     assert report.arms == ("model",)
     assert report.path is not None
     assert report.path.parent == runs.root() / "evals"
     columns, rows = main_table(report.summary())
     assert columns == ("measure", "n", "model")
     assert {len(row) for row in rows} == {3}
-    base = json.loads(evaluate(subjects.open_subject(run.id), conversations[:3]).path.read_text())  # type: ignore[union-attr]
+    base = json.loads(run_evaluation(subjects.open_subject(run.id), conversations[:3]).path.read_text())  # type: ignore[union-attr]
     alone = json.loads(report.path.read_text())
     assert [q["model"]["ids"] for q in alone["questions"]] == [q["base"]["ids"] for q in base["questions"]]
     assert subjects.open_subject(run.id).system().effort == "low", "the run's recipe decides about the system message"

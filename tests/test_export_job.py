@@ -44,7 +44,7 @@ def show(title, total):
             os.kill(os.getpid(), signal.SIGKILL)
     yield advance
 
-job.export(find_source(sys.argv[1], sys.argv[2]), "hf", __import__("pathlib").Path(sys.argv[3]), progress=show)
+job.write_export(find_source(sys.argv[1], sys.argv[2]), "hf", __import__("pathlib").Path(sys.argv[3]), progress=show)
 """
 
 TOY_TARGET = """
@@ -117,7 +117,7 @@ def test_a_killed_export_leaves_nothing_that_passes_for_one(base: Path, adapter:
     assert leftovers[0].name.startswith(".merged.")
     with pytest.raises(UserError):
         CheckpointReader(leftovers[0])
-    job.export(find_source(str(adapter), str(base)), "hf", out)
+    job.write_export(find_source(str(adapter), str(base)), "hf", out)
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
 
 
@@ -129,7 +129,7 @@ def test_an_error_at_the_end_leaves_nothing(
 
     monkeypatch.setattr(verify, "compare_logits", full)
     with pytest.raises(OssiaError, match="No space left"):
-        job.export(find_source(str(adapter), str(base)), "hf", tmp_path / "out")
+        job.write_export(find_source(str(adapter), str(base)), "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,11 +145,11 @@ def test_another_living_exports_folder_is_left_alone(tmp_path: Path) -> None:
 
 def test_only_an_earlier_export_is_overwritten(base: Path, adapter: Path, tmp_path: Path) -> None:
     source = find_source(str(adapter), str(base))
-    out = job.export(source, "adapter", tmp_path / "out").path
+    out = job.write_export(source, "adapter", tmp_path / "out").path
     with pytest.raises(UserError, match="not empty"):
-        job.export(source, "hf", out)
+        job.write_export(source, "hf", out)
     assert not (out / "config.json").exists()
-    job.export(source, "hf", out, overwrite=True)
+    job.write_export(source, "hf", out, overwrite=True)
     assert (out / "config.json").exists()
     assert not (out / CONFIG_FILE).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -157,12 +157,12 @@ def test_only_an_earlier_export_is_overwritten(base: Path, adapter: Path, tmp_pa
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not an export"):
-        job.export(source, "hf", precious, overwrite=True)
+        job.write_export(source, "hf", precious, overwrite=True)
     with pytest.raises(UserError, match="made from"):
-        job.export(source, "hf", adapter.parent, overwrite=True)
+        job.write_export(source, "hf", adapter.parent, overwrite=True)
     again = find_source(str(adapter), str(out))
     with pytest.raises(UserError, match="made from"):
-        job.export(again, "hf", out, overwrite=True)
+        job.write_export(again, "hf", out, overwrite=True)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(
@@ -170,12 +170,12 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(DoesNotFitError):
-        job.export(find_source(str(adapter), str(base)), "hf", tmp_path / "out")
+        job.write_export(find_source(str(adapter), str(base)), "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_exports_its_best_checkpoint_and_remembers(run: runs.Run, base: Path) -> None:
-    done = job.export(find_source(run.id))
+    done = job.write_export(find_source(run.id))
     assert done.path == run.path / "exports" / "step-000010-hf"
     assert done.report["base"] == str(base)
     card = (done.path / "README.md").read_text()
@@ -190,7 +190,7 @@ def test_a_run_exports_its_best_checkpoint_and_remembers(run: runs.Run, base: Pa
     last = events.read(run.path)[-1]
     assert isinstance(last, events.Exported)
     assert (last.path, last.target) == (str(done.path), "hf")
-    other = job.export(find_source(run.id, step=20), experts="bf16")
+    other = job.write_export(find_source(run.id, step=20), experts="bf16")
     assert other.path.name == "step-000020-hf"
     assert other.report["experts"]["layout"] == "bf16"
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_exported_is_said(run: runs.Run, base: Path, adapter: Pat
     with pytest.raises(UserError, match="adapter folder"):
         find_source(str(adapter), str(base), 10)
     with pytest.raises(UserError, match="place for exports"):
-        job.export(find_source(str(adapter), str(base)))
+        job.write_export(find_source(str(adapter), str(base)))
     (run.checkpoint(20) / CONFIG_FILE).unlink()
     with pytest.raises(UserError, match="no adapter"):
         find_source(run.id, step=20)
@@ -218,7 +218,7 @@ def test_what_cannot_be_exported_is_said(run: runs.Run, base: Path, adapter: Pat
 
 
 def test_an_exported_adapter_is_the_adapter_and_loads_in_stock_peft(base: Path, adapter: Path, tmp_path: Path) -> None:
-    done = job.export(find_source(str(adapter), str(base)), "adapter", tmp_path / "out")
+    done = job.write_export(find_source(str(adapter), str(base)), "adapter", tmp_path / "out")
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         assert (done.path / name).read_bytes() == (adapter / name).read_bytes()
         assert done.report["sha256"][name] == hashlib.sha256((adapter / name).read_bytes()).hexdigest()
@@ -235,7 +235,7 @@ def test_an_exported_adapter_is_the_adapter_and_loads_in_stock_peft(base: Path, 
 def test_a_new_target_is_a_new_file(
     base: Path, adapter: Path, run: runs.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = job.export(find_source(str(adapter), str(base)), "toy", tmp_path / "out", experts="bf16")
+    done = job.write_export(find_source(str(adapter), str(base)), "toy", tmp_path / "out", experts="bf16")
     assert "model.layers.1.self_attn.q_proj.weight" in (tmp_path / "out" / "names.txt").read_text().splitlines()
     assert done.warnings == ["out holds names and no weights"]
     assert done.report["experts wanted"] == "bf16"
@@ -258,7 +258,7 @@ def test_a_new_target_is_a_new_file(
 @pytest.mark.usefixtures("toy_target")
 def test_a_target_says_what_it_lacks_before_anything_is_done(base: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needy needs the package no_such_package") as error:
-        job.export(find_source(str(adapter), str(base)), "needy", tmp_path / "out")
+        job.write_export(find_source(str(adapter), str(base)), "needy", tmp_path / "out")
     assert error.value.do == "pip install no_such_package"
     assert not (tmp_path / "out").exists()
 

@@ -38,7 +38,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(base: Path, adapter: Path, out: Path, **settings: Any) -> Export:
-    return job.export(find_source(str(adapter), str(base)), "hf", out, **settings)
+    return job.write_export(find_source(str(adapter), str(base)), "hf", out, **settings)
 
 
 def raw(folder: Path) -> dict[str, bytes]:

@@ -51,7 +51,7 @@ def test_the_demo_runs_the_whole_line(place: Path) -> None:
         assert f"{number}/7" in story
     assert "«<|channel|>analysis<|message|>" in story  # the mask, in words where there is no colour
     assert "thought language" in story and "answer language" in story
-    run = runs.find("last")
+    run = runs.find_run("last")
     (measured,) = run.path.glob("evals/*.json")
     report = json.loads(measured.read_text())
     assert report["complete"] is True
@@ -69,7 +69,7 @@ def test_the_demo_runs_the_whole_line(place: Path) -> None:
 def test_a_run_killed_in_the_middle_continues_exactly(place: Path) -> None:
     settings = sets("train.steps=10", "train.samples=0", "train.checkpoint_every=3", "train.evaluate_every=5")
     ossia("train", "tiny-demo", *settings, "--set", "name=whole")
-    whole = runs.find("whole")
+    whole = runs.find_run("whole")
 
     process = subprocess.Popen(
         [*OSSIA, "train", "tiny-demo", *settings, "--set", "name=killed"], stderr=subprocess.DEVNULL
@@ -82,7 +82,7 @@ def test_a_run_killed_in_the_middle_continues_exactly(place: Path) -> None:
             break
         time.sleep(0.05)
     assert process.wait() == -signal.SIGKILL
-    killed_run = runs.find("killed")
+    killed_run = runs.find_run("killed")
     reported = max(losses(killed_run))
     assert 5 <= reported < 10
     assert killed_run.summary().status == "interrupted"
@@ -111,7 +111,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_resume_goes_on(place: Path) -> None:
     assert process.returncode == 130, err
     assert "stopped at step" in out
     assert "--resume" in err
-    run = runs.find("last")
+    run = runs.find_run("last")
     stopped = run.steps()[-1]
     assert 2 <= stopped < 30
     assert run.summary().status == "stopped"
@@ -135,7 +135,7 @@ def test_an_interrupted_demo_says_so_and_goes_on(place: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "the demo stops here" in err
-    assert runs.find("last").summary().status == "stopped"
+    assert runs.find_run("last").summary().status == "stopped"
 
 
 def test_a_launched_job_is_one_run_that_its_processes_share(place: Path) -> None:
@@ -162,4 +162,4 @@ def test_accelerate_launch_runs_the_command(place: Path) -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert runs.find("last").summary().status == "done"
+    assert runs.find_run("last").summary().status == "done"

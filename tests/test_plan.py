@@ -88,7 +88,7 @@ def test_offload_takes_what_is_kept_off_the_gpu() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_full_size_model_has_the_planned_parameters(name: str) -> None:
-    shape, recipe = PUBLISHED[name], recipes.load(f"{name}-lora")
+    shape, recipe = PUBLISHED[name], recipes.load_recipe(f"{name}-lora")
     model = meta(shape)
     state = model.state_dict()
     assert {key: tuple(value.shape) for key, value in state.items()} == {t.name: t.shape for t in tensors(shape)}
@@ -389,7 +389,7 @@ def test_proposed_changes_make_it_fit(have: float) -> None:
     plan = plan_20b(have, recipe=start, device="cuda")
     assert plan.verdict == "does not fit"
     assert plan.changes
-    changed = recipes.parse(
+    changed = recipes.parse_recipe(
         "train: {recompute: false, tokens_per_micro_batch: 8192}", where="test", overrides=plan.changes
     )
     again = estimate(changed, found(Shape.GPT_OSS_20B), plan.examples, plan.machine)

@@ -19,7 +19,7 @@ FULL_SIZE = ["gpt-oss-20b-lora", "gpt-oss-120b-lora"]
 
 @pytest.mark.parametrize("name", recipes.available())
 def test_packaged_recipe_is_valid_and_describes_itself(name: str) -> None:
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     assert recipe.name == name
     assert recipe.description
     assert re.search("estimated by ossia plan, not measured|measured in", recipe.hardware)
@@ -31,7 +31,7 @@ def test_the_recipes_promised_are_there() -> None:
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_hardware_line_says_what_the_plan_says(name: str) -> None:
-    recipe = recipes.load(name)
+    recipe = recipes.load_recipe(name)
     shape = PUBLISHED_SHAPES[recipe.model.path.removeprefix("openai/")]
     stated = [float(number) for number in re.findall(r"(\d+) GB", recipe.hardware)]
     lengths = [int(number.replace(",", "")) for number in re.findall(r"at ([\d,]+)", recipe.hardware)]
@@ -48,8 +48,8 @@ def test_hardware_line_says_what_the_plan_says(name: str) -> None:
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_what_a_recipe_spells_out_matters(name: str) -> None:
     """A comment stands beside every setting that is not the default."""
-    text = recipes.find(name).read_text(encoding="utf-8")
-    chosen, default = recipes.load(name).model_dump(), Recipe().model_dump()
+    text = recipes.recipe_file(name).read_text(encoding="utf-8")
+    chosen, default = recipes.load_recipe(name).model_dump(), Recipe().model_dump()
     for section in ("model", "data", "lora", "train"):
         for key, value in chosen[section].items():
             if value != default[section][key]:
@@ -58,27 +58,27 @@ def test_what_a_recipe_spells_out_matters(name: str) -> None:
 
 
 def test_user_gives_the_data_with_set() -> None:
-    recipe = recipes.load("gpt-oss-20b-lora", ["data.train=my.jsonl"])
+    recipe = recipes.load_recipe("gpt-oss-20b-lora", ["data.train=my.jsonl"])
     assert recipe.data.train == ["my.jsonl"]
-    assert recipes.load("gpt-oss-20b-lora").data.train == []
+    assert recipes.load_recipe("gpt-oss-20b-lora").data.train == []
 
 
 def test_file_goes_before_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("gpt-oss-20b-lora").write_text("name: mine")
-    assert recipes.load("gpt-oss-20b-lora").name == "mine"
+    assert recipes.load_recipe("gpt-oss-20b-lora").name == "mine"
 
 
 def test_copy_keeps_comments_and_does_not_overwrite(tmp_path: Path) -> None:
     target = recipes.copy("gpt-oss-20b-lora", tmp_path)
     assert target == tmp_path / "gpt-oss-20b-lora.yaml"
-    assert target.read_bytes() == recipes.find("gpt-oss-20b-lora").read_bytes()
+    assert target.read_bytes() == recipes.recipe_file("gpt-oss-20b-lora").read_bytes()
     target.write_text("name: changed")
     with pytest.raises(UserError, match="exists already"):
         recipes.copy("gpt-oss-20b-lora", target)
     assert target.read_text() == "name: changed"
     recipes.copy("gpt-oss-20b-lora", target, force=True)
-    assert recipes.load(str(target)).name == "gpt-oss-20b-lora"
+    assert recipes.load_recipe(str(target)).name == "gpt-oss-20b-lora"
     with pytest.raises(UserError, match="cannot be written"):
         recipes.copy("gpt-oss-20b-lora", tmp_path / "missing" / "x.yaml")
 
@@ -90,7 +90,7 @@ def test_reference_is_not_stale() -> None:
 
 def test_reference_has_every_setting() -> None:
     text = document()
-    for name, _, explanation in recipes.fields():
+    for name, _, explanation in recipes.recipe_fields():
         section, _, key = name.rpartition(".")
         part = text.split(f"## `{section}`" if section else "## Top level")[1].split("\n## ")[0]
         row = next(line for line in part.splitlines() if line.startswith(f"| `{key}`"))

@@ -58,20 +58,20 @@ def test_find_by_folder_id_part_and_last(monkeypatch: pytest.MonkeyPatch) -> Non
     first, second = make("apple"), make("pear")
     os.utime(first.path / "recipe.yaml", (1, 1))
     for reference in (str(first.path), first.id, "apple", first.id[:-4], first.id[-4:]):
-        assert runs.find(reference).path.samefile(first.path)
-    assert runs.find("last").id == second.id
+        assert runs.find_run(reference).path.samefile(first.path)
+    assert runs.find_run("last").id == second.id
 
 
 def test_find_says_what_it_found(root: Path) -> None:
     with pytest.raises(UserError, match="no single run matches 'last'"):
-        runs.find("last")
+        runs.find_run("last")
     first, second = make("apple"), make("apple")
     with pytest.raises(UserError) as error:
-        runs.find("apple")
+        runs.find_run("apple")
     assert first.id in str(error.value)
     assert second.id in str(error.value)
     with pytest.raises(UserError) as error:
-        runs.find("plum")
+        runs.find_run("plum")
     assert "none" in str(error.value)
     assert error.value.where == str(root)
 
@@ -81,7 +81,7 @@ def test_an_exact_id_wins_over_longer_ones() -> None:
     longer = run.path.with_name(run.id + "x")
     longer.mkdir()
     (longer / "recipe.yaml").write_text("name: apple")
-    assert runs.find(run.id).id == run.id
+    assert runs.find_run(run.id).id == run.id
 
 
 def test_summary_of_a_run() -> None:
@@ -99,14 +99,14 @@ def test_summary_of_a_run() -> None:
 def test_a_killed_process_shows_as_interrupted() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     run = make("demo", started(child.pid), step(1, 3.0))
-    assert [row.status for row in runs.ls()] == ["running"]
+    assert [row.status for row in runs.list_runs()] == ["running"]
     child.send_signal(signal.SIGKILL)
     while Path(f"/proc/{child.pid}/stat").is_file() and ") Z " not in Path(f"/proc/{child.pid}/stat").read_text():
         time.sleep(0.01)
     # Dead but not yet waited for, then gone. The events did not change; the status does.
     assert run.summary().status == "interrupted"
     child.wait()
-    assert [row.status for row in runs.ls()] == ["interrupted"]
+    assert [row.status for row in runs.list_runs()] == ["interrupted"]
 
 
 def test_a_later_process_with_the_same_number_is_not_the_run() -> None:
@@ -130,7 +130,7 @@ def test_a_validation_loss_that_is_not_a_number_spoils_neither_summary_nor_listi
 
     run = make("demo", started(os.getpid()), validation(1, 2.0), validation(2, float("nan")))
     assert run.summary().best_validation == 2.0
-    assert [row.status for row in runs.ls()] == ["running"]
+    assert [row.status for row in runs.list_runs()] == ["running"]
     done = subprocess.run([sys.executable, "-m", "ossia", "runs", "show", run.id], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "validation loss 2.0000" in done.stdout
@@ -144,22 +144,22 @@ def test_a_run_that_cannot_be_made_is_the_users_error(root: Path) -> None:
 
 
 def test_listing_is_newest_first_and_empty_without_runs() -> None:
-    assert runs.ls() == []
+    assert runs.list_runs() == []
     first, second = make("apple"), make("pear")
     os.utime(first.path / "recipe.yaml", (1, 1))
-    assert [row.id for row in runs.ls()] == [second.id, first.id]
+    assert [row.id for row in runs.list_runs()] == [second.id, first.id]
 
 
 def test_listing_reads_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = make("apple", started(1), finished("done", 1)), make("pear", finished("done", 1))
-    before = runs.ls()
+    before = runs.list_runs()
     read: list[Path] = []
     original = events.read
     monkeypatch.setattr(events, "read", lambda folder: read.append(folder) or original(folder))
-    assert runs.ls() == before
+    assert runs.list_runs() == before
     assert read == []
     second.log().write(step(7, 1.0))
-    assert {row.id: row.step for row in runs.ls()} == {first.id: 0, second.id: 7}
+    assert {row.id: row.step for row in runs.list_runs()} == {first.id: 0, second.id: 7}
     assert read == [second.path]
 
 
@@ -179,33 +179,33 @@ def index(root: Path) -> Path:
 )
 def test_index_is_rebuilt(root: Path, damage: object) -> None:
     make("apple", step(1, 2.0), finished("done", 1))
-    before = runs.ls()
+    before = runs.list_runs()
     damage(index(root))  # type: ignore[operator]
-    assert runs.ls() == before
-    assert runs.ls() == before
+    assert runs.list_runs() == before
+    assert runs.list_runs() == before
 
 
 def test_rows_of_another_version_are_read_anew(root: Path) -> None:
     make("apple", finished("done", 1))
-    before = runs.ls()
+    before = runs.list_runs()
     with sqlite3.connect(index(root)) as database:
         database.execute('update runs set summary = \'{"id": "x", "colour": 1}\'')
     database.close()
-    assert runs.ls() == before
+    assert runs.list_runs() == before
 
 
 def test_deleted_runs_leave_the_listing(root: Path) -> None:
     run, other = make("apple"), make("pear")
-    assert len(runs.ls()) == 2
+    assert len(runs.list_runs()) == 2
     run.path.rename(root.parent / "elsewhere")
-    assert [row.id for row in runs.ls()] == [other.id]
+    assert [row.id for row in runs.list_runs()] == [other.id]
 
 
 def test_a_damaged_run_does_not_hide_the_others() -> None:
     good, torn, odd = make("good", finished("done", 1)), make("torn"), make("odd")
     (torn.path / events.FILE).write_text('{"kind": "unheard-of"}\n')
     (odd.path / "recipe.yaml").write_text("no: recipe")
-    assert {row.id: row.status for row in runs.ls()} == {good.id: "done", torn.id: "damaged", odd.id: "damaged"}
+    assert {row.id: row.status for row in runs.list_runs()} == {good.id: "done", torn.id: "damaged", odd.id: "damaged"}
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
@@ -213,7 +213,7 @@ def test_listing_works_where_nothing_can_be_written(root: Path) -> None:
     run = make("apple", finished("done", 1))
     root.chmod(0o555)
     try:
-        assert [row.id for row in runs.ls()] == [run.id]
+        assert [row.id for row in runs.list_runs()] == [run.id]
     finally:
         root.chmod(0o755)
 
@@ -224,7 +224,7 @@ def test_listing_without_an_index(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
     run = make("apple", finished("done", 1))
     monkeypatch.setattr(sqlite3, "connect", refuse)
-    assert [row.id for row in runs.ls()] == [run.id]
+    assert [row.id for row in runs.list_runs()] == [run.id]
 
 
 def test_checkpoints() -> None:

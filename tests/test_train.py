@@ -77,7 +77,7 @@ def recipe(model: Path, targets: list[str] | None = None, **settings: Any) -> Re
     sets = [f"train.{name}={json.dumps(value)}" for name, value in values.items()]
     sets += [f"lora.targets={json.dumps(targets)}"] if targets else []
     text = f"name: t\nmodel: {{path: {model}, dtype: float32, device: cpu}}\ndata: {{max_tokens: 64}}\n"
-    return recipes.parse(text + "lora: {rank: 4, expert_rank: 2}\n", where="test", overrides=sets)
+    return recipes.parse_recipe(text + "lora: {rank: 4, expert_rank: 2}\n", where="test", overrides=sets)
 
 
 def losses(run: runs.Run) -> dict[int, float]:

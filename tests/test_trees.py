@@ -368,7 +368,7 @@ def recipe(folder: Path, **values: Any) -> Any:
     sets_ = [f"train.{name}={json.dumps(value)}" for name, value in values.items()]
     text = f"name: t\nmodel: {{path: {folder}, dtype: float32, device: cpu}}\ndata: {{max_tokens: 128}}\n"
     text += "lora: {rank: 8, expert_rank: 4, vocabulary_rank: 16, vocabulary_alpha: 32, "
-    return recipes.parse(text + "targets: [attention, experts, head]}\n", where="test", overrides=sets_)
+    return recipes.parse_recipe(text + "targets: [attention, experts, head]}\n", where="test", overrides=sets_)
 
 
 def steps_of(run: runs.Run) -> list[events.Step]:

@@ -62,7 +62,7 @@ class Run:
 
     def recipe(self) -> Recipe:
         """Return the recipe as it ran."""
-        return recipes.load(str(self.path / "recipe.yaml"))
+        return recipes.load_recipe(str(self.path / "recipe.yaml"))
 
     def log(self) -> events.EventLog:
         return events.EventLog(self.path)
@@ -144,7 +144,7 @@ def create(recipe: Recipe, command: str) -> Run:
     return Run(path)
 
 
-def find(reference: str) -> Run:
+def find_run(reference: str) -> Run:
     """Return the run given by folder, by id, by the start or a part of its id, or as `last`.
 
     Raises:
@@ -165,7 +165,7 @@ def find(reference: str) -> Run:
     )
 
 
-def ls() -> list[Summary]:
+def list_runs() -> list[Summary]:
     """Return a summary of every run, newest first. Reads only runs that changed since the last listing."""
     folders = _folders()
     if not folders:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,20 +24,13 @@ app = verb("Talk to a model or a run in the terminal.")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-COMMANDS = {
+SLASH_COMMANDS = {
     "/new": "start a new conversation",
     "/effort": "low, medium or high: how long to think",
     "/system": "TEXT: instructions that stand before the conversation; without TEXT: none",
     "/help": "this list",
     "/quit": "leave (or Ctrl-D)",
 }
-
-
-class Against(StrEnum):
-    """Who else answers."""
-
-    base = "base"
-    none = "none"
 
 
 @app.command()
@@ -51,7 +43,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", "--developer", help="Instructions that stand before the conversation.")
     ] = None,
-    vs: Annotated[Against, typer.Option(help="`base`: the base model answers first.")] = Against.none,
+    vs: Annotated[output.Against, typer.Option(help="`base`: the base model answers first.")] = output.Against.none,
     checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest turn in tokens, thoughts included.")
@@ -71,7 +63,7 @@ def chat(
     changes = [f"chat.{key}={value}" for key, value in flags.items() if value is not None]
     with output.watching() as watch:
         opened = open_chat(
-            who, vs_base=vs is Against.base, effort=effort, instructions=system, seed=seed,
+            who, vs_base=vs is output.Against.base, effort=effort, instructions=system, seed=seed,
             checkpoint=checkpoint, overrides=[*(set_ or ()), *changes], on_event=watch,
         )  # fmt: skip
     sessions, like, hide = opened.sessions, opened.like, hide_thoughts
@@ -122,10 +114,10 @@ def _command(line: str, sessions: dict[str, Session]) -> None:
     elif word == "/effort":
         remarks.print("/effort low, /effort medium or /effort high")
     elif word == "/help":
-        for command, text in COMMANDS.items():
+        for command, text in SLASH_COMMANDS.items():
             remarks.print(f"{command:<8} {text}", markup=False)
     else:
-        close = did_you_mean(word, COMMANDS)
+        close = did_you_mean(word, SLASH_COMMANDS)
         remarks.print(f"there is no command {word}; {f'did you mean {close}?' if close else '/help'}", markup=False)
 
 

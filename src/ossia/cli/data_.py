@@ -136,7 +136,7 @@ def show(
         if not data_show.print_comparison(found, compare_template, asked.vocabulary):
             raise typer.Exit(1)
     elif json:
-        (data_tree if tree else data_show).print_lines(found)
+        (data_tree.print_tree_lines if tree else data_show.print_example_lines)(found)
     elif tree:
         data_tree.print_trees(found, asked.vocabulary)
         output.next_step(f"ossia data stats {asked.again}")
@@ -278,9 +278,9 @@ def _opened(files: list[str], overrides: list[str] | None, model: str | None) ->
 
     named = _is_recipe(files)
     recipe: Any = (
-        recipes.load(files[0], overrides or [])
+        recipes.load_recipe(files[0], overrides or [])
         if named
-        else recipes.parse("", where="--set", overrides=overrides or [])
+        else recipes.parse_recipe("", where="--set", overrides=overrides or [])
     )
     train = sources_of(recipe.data.train if named else files)
     if not train:

@@ -38,15 +38,15 @@ def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings:
             first = False
 
 
-def print_lines(found: Iterable[Compiling]) -> None:
+def print_example_lines(found: Iterable[Compiling]) -> None:
     """Print one JSON object per training example."""
     for done in found:
         assert done.rendered is not None
         for example in done.rendered.examples:
-            print(json.dumps(as_json(example, done.row.file, done.row.line, done.format), ensure_ascii=False))
+            print(json.dumps(example_as_json(example, done.row.file, done.row.line, done.format), ensure_ascii=False))
 
 
-def as_json(example: Example, file: str, row: int, format: str) -> dict[str, Any]:
+def example_as_json(example: Example, file: str, row: int, format: str) -> dict[str, Any]:
     """An example for other programs. `row` and `turn` count from 1; `weight` is there if one is neither 0 nor 1."""
     weights = example.weights
     shown: dict[str, Any] = {

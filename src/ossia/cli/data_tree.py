@@ -86,15 +86,15 @@ class _Drawing:
         return line
 
 
-def print_lines(found: Iterable[Compiling]) -> None:
+def print_tree_lines(found: Iterable[Compiling]) -> None:
     """Print one JSON object per conversation."""
     for done in found:
         assert done.rendered is not None
-        shown = as_json(forest(done.rendered.examples), done.row.file, done.row.line, done.format)
+        shown = tree_as_json(forest(done.rendered.examples), done.row.file, done.row.line, done.format)
         print(json.dumps(shown, ensure_ascii=False))
 
 
-def as_json(grown: Forest, file: str, row: int, format: str) -> dict[str, Any]:
+def tree_as_json(grown: Forest, file: str, row: int, format: str) -> dict[str, Any]:
     """A conversation's trees for other programs. Rows and turns count from 1, parents from 0; -1 is no parent."""
     return {
         "file": file,

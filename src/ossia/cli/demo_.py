@@ -67,14 +67,14 @@ def _train(overrides: list[str]) -> Any:
     """Train, or go on with the newest demo run if it was stopped; return the run."""
     from ossia import runs
 
-    for summary in runs.ls():
+    for summary in runs.list_runs():
         if f"_{RECIPE}_" in summary.id:
             if summary.status in ("interrupted", "stopped", "failed") and not overrides:
                 _run("train", "--resume", summary.id)
-                return runs.find(summary.id)
+                return runs.find_run(summary.id)
             break
     _run("train", RECIPE, *overrides)
-    return runs.find("last")
+    return runs.find_run("last")
 
 
 def _curve(run: Any) -> None:

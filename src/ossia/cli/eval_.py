@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,17 +12,10 @@ from ossia.cli.app import verb
 app = verb("Measure a run on held-out questions, against its base.")
 
 
-class Against(StrEnum):
-    """What a run is compared with."""
-
-    base = "base"
-    none = "none"
-
-
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run (folder, id, part of it, `last`) or a model.")],
-    vs: Annotated[Against, typer.Option(help="Ask the base model the same questions.")] = Against.base,
+    vs: Annotated[output.Against, typer.Option(help="Ask the base model the same questions.")] = output.Against.base,
     data: Annotated[list[str] | None, typer.Option(help="Held-out file. May be repeated. Default: eval.data.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most questions; a random part of the data.")] = None,
     checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
@@ -39,8 +31,8 @@ def evaluate(
 
     with output.watching() as watch:
         report = measure(
-            run, data=data or (), vs_base=vs is Against.base, limit=limit, checkpoint=checkpoint, overrides=set_ or (),
-            on_event=watch,
+            run, data=data or (), vs_base=vs is output.Against.base, limit=limit, checkpoint=checkpoint,
+            overrides=set_ or (), on_event=watch,
         )  # fmt: skip
     summary = report.summary()
     if json:

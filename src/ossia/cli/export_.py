@@ -39,11 +39,11 @@ def export(
 ) -> None:
     """Write a tuned model for other programs, verify it, and say what became of the fine-tune."""
     target = find_target(to)
-    from ossia.export.job import export as run_export
+    from ossia.export.job import write_export
     from ossia.export.source import find_source
 
     found = find_source(run, model, checkpoint)
-    done = run_export(found, to, out, experts=experts, overwrite=overwrite, progress=output.progress)
+    done = write_export(found, to, out, experts=experts, overwrite=overwrite, progress=output.progress)
     for warning in done.warnings:
         output.err().print(f"warning: {warning}", markup=False)
     if json:

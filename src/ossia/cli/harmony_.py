@@ -7,15 +7,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
-
-if TYPE_CHECKING:
-    pass
 
 app = verb("Turn chat messages into Harmony tokens and tokens into messages.", no_args_is_help=True)
 
@@ -38,7 +35,7 @@ def render(
 
     where = "stdin" if file == "-" else file
     with output.watching() as watch:
-        ids = harmony.render(
+        ids = harmony.render_request(
             _json_of(file, where), where=where, whole=whole, order=order, model=model, on_event=watch
         )  # fmt: skip
     print(harmony.decode(ids, model=model) if text else json.dumps({"ids": ids}))
@@ -67,7 +64,7 @@ def parse(
     for stream, (where, line) in enumerate(_lines(file)):
         try:
             read = _text_of(line, where) if text else _ids_of(line, where)
-            messages = harmony.parse(read, start=start, model=model)
+            messages = harmony.parse_stream(read, start=start, model=model)
         except UserError as error:
             bad = True
             print(f"error: {harmless(str(error))}", file=sys.stderr)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,14 @@ Set = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", help="Checkpoint whose tokenizer to use. Default: the published vocabulary.")
 ]
+
+
+class Against(StrEnum):
+    """Who answers beside a run: its base model, or nobody."""
+
+    base = "base"
+    none = "none"
+
 
 Advance = Callable[[int], None]
 """Told how many units were done since the last call."""

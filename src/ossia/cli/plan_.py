@@ -26,7 +26,7 @@ def plan(
     from ossia import recipes
     from ossia.plan import Machine, estimate, find_model
 
-    settings = recipes.load(recipe, set_ or [])
+    settings = recipes.load_recipe(recipe, set_ or [])
     found = find_model(settings.model.path)
     machine = Machine.here(settings.model)
     examples = _examples(settings, found)
@@ -40,7 +40,7 @@ def plan(
     if json:
         output.print_json(result.as_dict() | {"speed": speed and vars(speed)})
     else:
-        show(result, found, speed.note if speed else None)
+        print_plan(result, found, speed.note if speed else None)
     result.require_fit()
     changed = "".join(f" --set {change}" for change in set_ or [])
     output.next_step(f"ossia train {recipe}{changed}" if found.folder else f"ossia fetch {settings.model.path}")
@@ -76,7 +76,7 @@ def _examples(recipe: Any, found: FoundModel) -> Examples:
     return Examples.counted(prepared.train, prepared.validation, saving)
 
 
-def show(plan: Plan, found: FoundModel, measured: str | None) -> None:
+def print_plan(plan: Plan, found: FoundModel, measured: str | None) -> None:
     """Print the tables of a plan."""
     console = output.out()
     machine, examples, work = plan.machine, plan.examples, plan.work

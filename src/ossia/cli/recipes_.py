@@ -20,7 +20,7 @@ def ls(json: output.Json = False) -> None:
     """List the recipes that come with Ossia."""
     from ossia import recipes
 
-    loaded = {name: recipes.load(str(path)) for name, path in recipes.available().items()}
+    loaded = {name: recipes.load_recipe(str(path)) for name, path in recipes.available().items()}
     if json:
         keys = {"description", "hardware"}
         output.print_json([{"name": name} | recipe.model_dump(include=keys) for name, recipe in loaded.items()])
@@ -36,11 +36,11 @@ def show(recipe: Name, set_: output.Set = None, json: output.Json = False) -> No
     """Print a recipe's file; with --set or --json every setting as it would run."""
     from ossia import recipes
 
-    loaded = recipes.load(recipe, set_ or [])
+    loaded = recipes.load_recipe(recipe, set_ or [])
     if json:
         output.print_json(loaded.model_dump(mode="json"))
     else:
-        text = recipes.dump(loaded) if set_ else recipes.find(recipe).read_text(encoding="utf-8")
+        text = recipes.dump(loaded) if set_ else recipes.recipe_file(recipe).read_text(encoding="utf-8")
         print(text.rstrip())  # as it is in the file, so that it can be redirected into one
 
 
@@ -61,7 +61,7 @@ def fields(json: output.Json = False) -> None:
     """List every setting with its default and what it does."""
     from ossia import recipes
 
-    rows = list(recipes.fields())
+    rows = list(recipes.recipe_fields())
     if json:
         output.print_json([{"name": name, "default": default, "help": text} for name, default, text in rows])
         return
@@ -73,7 +73,7 @@ def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
     from ossia import recipes
 
-    output.print_json(recipes.schema())
+    output.print_json(recipes.recipe_schema())
 
 
 @app.command()
@@ -81,9 +81,9 @@ def check(recipe: Name, set_: output.Set = None, json: output.Json = False) -> N
     """Validate a recipe. Exits with 2 and the line if something is wrong."""
     from ossia import recipes
 
-    loaded = recipes.load(recipe, set_ or [])
+    loaded = recipes.load_recipe(recipe, set_ or [])
     if json:
-        output.print_json({"valid": True, "name": loaded.name, "file": str(recipes.find(recipe))})
+        output.print_json({"valid": True, "name": loaded.name, "file": str(recipes.recipe_file(recipe))})
         return
     output.out().print(f"{recipe}: a valid recipe called {loaded.name}", markup=False)
     output.next_step(f"ossia plan {recipe}")

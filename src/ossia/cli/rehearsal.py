@@ -199,10 +199,10 @@ def recipe_of(
             "keep_checkpoints": 1,
         },
     }
-    return recipes.parse(json.dumps(values), where=f"rehearsal of {name}", overrides=overrides)
+    return recipes.parse_recipe(json.dumps(values), where=f"rehearsal of {name}", overrides=overrides)
 
 
-def examples_of(recipe: Recipe, shape: Shape, sequence: int, supervised: float) -> list[RandomExample]:
+def random_examples(recipe: Recipe, shape: Shape, sequence: int, supervised: float) -> list[RandomExample]:
     """As many random examples as the steps take, the same ones every time."""
     rng, ids = random.Random(recipe.train.seed), range(shape.vocabulary)
     assert recipe.train.steps is not None
@@ -367,7 +367,7 @@ class Prepared:
         )
 
 
-def prepare(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> Prepared:
+def prepare_run(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> Prepared:
     """Measure the machine, make the plan and time the loader."""
     import ossia.model.modeling  # noqa: F401  importing transformers' part of it is not what is timed
     from ossia.plan.speed import measure

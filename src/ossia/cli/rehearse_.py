@@ -58,7 +58,7 @@ def rehearse(
     recipe = rehearsal.recipe_of(
         name, place, lora, steps=steps, tokens=tokens, sequence=sequence, overrides=list(set_ or [])
     )
-    examples = rehearsal.examples_of(recipe, shape, sequence, supervised)
+    examples = rehearsal.random_examples(recipe, shape, sequence, supervised)
     plan = rehearsal.plan_of(recipe, FoundModel(name, shape, place, shape.vocabulary), examples)
     rehearsal.require_memory(plan)
     _checkpoint(name, place, shape, rehearsal.adapter_bytes(plan))
@@ -66,7 +66,7 @@ def rehearse(
 
     with rehearsal.scratch_run(recipe) as run:
         with output.progress("measuring this machine, loading the model", None):
-            measuring = rehearsal.prepare(place, recipe, examples)
+            measuring = rehearsal.prepare_run(place, recipe, examples)
         screen = Screen(output.err())
         with screen:
             result = measuring.train(run, screen.watch)

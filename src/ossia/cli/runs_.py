@@ -19,7 +19,7 @@ def ls(json: output.Json = False) -> None:
     """List the runs in $OSSIA_RUNS or ./runs, newest first."""
     from ossia import runs
 
-    rows = runs.ls()
+    rows = runs.list_runs()
     if json:
         output.print_json([dataclasses.asdict(row) for row in rows])
         return
@@ -53,7 +53,7 @@ def show(
     """Show what a run did: its losses, checkpoints, samples and evaluations."""
     from ossia import events, runs
 
-    found = runs.find(run)
+    found = runs.find_run(run)
     summary, history = found.summary(), events.read(found.path)
     if json:
         listed = [{"kind": event.kind, **dataclasses.asdict(event)} for event in history]

@@ -49,8 +49,8 @@ def train(
             why="the loss would not continue where it stopped",
             do="a new run: ossia train <recipe> --set ...",
         )
-    run = runs.find(resume) if resume is not None else None
-    settings = run.recipe() if run else recipes.load(str(recipe), set_ or [])
+    run = runs.find_run(resume) if resume is not None else None
+    settings = run.recipe() if run else recipes.load_recipe(str(recipe), set_ or [])
     prepared = _prepared(settings)
     saving = _saving(settings, prepared)
     from ossia.train.callbacks import INTERRUPTED

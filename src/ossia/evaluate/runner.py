@@ -65,7 +65,7 @@ class Evaluation:
         return summarise(self.asked, {arm: self.answers.get(arm, {}) for arm in self.arms})
 
 
-def evaluate(
+def run_evaluation(
     subject: Subject,
     conversations: Sequence[Conversation],
     *,

@@ -27,7 +27,7 @@ class Export:
     warnings: list[str] = field(default_factory=list)
 
 
-def export(
+def write_export(
     source: ExportSource,
     to: str = DEFAULT,
     out: Path | None = None,

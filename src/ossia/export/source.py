@@ -50,7 +50,7 @@ def find_source(reference: str, model: str | None = None, step: int | None = Non
         if step is not None:
             raise UserError("--checkpoint belongs to a run, and this is an adapter folder", where=reference)
         return ExportSource(folder, model or _base(folder))
-    run = runs.find(reference)
+    run = runs.find_run(reference)
     if step is None:
         checkpoint = run.best_checkpoint()
     else:

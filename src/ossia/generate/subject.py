@@ -109,16 +109,16 @@ def open_subject(reference: str, *, checkpoint: int | None = None, overrides: It
         _refuse_step(checkpoint, "the folder of an adapter", reference)
         run = runs.Run(folder.resolve().parent.parent)
         if folder.resolve().parent.name == "checkpoints" and (run.path / "recipe.yaml").is_file():
-            return Subject(recipes.load(str(run.path / "recipe.yaml"), overrides), run, folder)
+            return Subject(recipes.load_recipe(str(run.path / "recipe.yaml"), overrides), run, folder)
         given = list(overrides)
         named = any(override.partition("=")[0].strip() == "model.path" for override in given)
         return Subject(_defaults(None if named else _base_of(folder), given), None, folder)
     try:
-        run = runs.find(reference)
+        run = runs.find_run(reference)
     except UserError as error:
         why = f"not a folder with a config.json either; runs: {error.what}{f' ({error.why})' if error.why else ''}"
         raise UserError(f"there is no run and no model {reference!r}", why=why, do="ossia runs ls") from None
-    recipe = recipes.load(str(run.path / "recipe.yaml"), overrides)
+    recipe = recipes.load_recipe(str(run.path / "recipe.yaml"), overrides)
     if checkpoint is None:
         return Subject(recipe, run, run.best_checkpoint())
     if checkpoint not in run.steps():
@@ -135,7 +135,7 @@ def _refuse_step(checkpoint: int | None, what: str, reference: str) -> None:
 def _defaults(model: str | None, overrides: Iterable[str]) -> Recipe:
     """The default recipe on a model; None: overrides name it."""
     values = {} if model is None else {"model": {"path": model}}
-    return recipes.parse(json.dumps(values), where="defaults", overrides=overrides)
+    return recipes.parse_recipe(json.dumps(values), where="defaults", overrides=overrides)
 
 
 def _base_of(adapter: Path) -> str:

@@ -187,7 +187,7 @@ def _recipes() -> Iterator[Check]:
     """Which recipes fit; one that does not is no fault of the machine's, so it is only a warning."""
     for name, path in recipes.available().items():
         try:
-            recipe = recipes.load(str(path))
+            recipe = recipes.load_recipe(str(path))
             found = find_model(recipe.model.path)
         except OssiaError as error:
             yield Check(f"recipe {name}", "warn", f"cannot be judged: {error.what}", error.do or "")

@@ -27,7 +27,7 @@ def available() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find(source: str) -> Path:
+def recipe_file(source: str) -> Path:
     """Return the file of a recipe given by name or by path.
 
     Raises:
@@ -50,21 +50,21 @@ def find(source: str) -> Path:
     )
 
 
-def load(source: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and put `section.key=value` overrides on top.
 
     Raises:
         UserError: unreadable file, invalid YAML, an unknown key or a value outside its bounds; names file and line.
     """
-    path = find(source)
+    path = recipe_file(source)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe cannot be read ({error})", where=str(path)) from None
-    return parse(text, where=str(path), overrides=overrides)
+    return parse_recipe(text, where=str(path), overrides=overrides)
 
 
-def parse(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
+def parse_recipe(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
     """Validate a recipe's YAML text. `where` names it in errors."""
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -107,7 +107,7 @@ def copy(source: str, to: Path, *, force: bool = False) -> Path:
     Raises:
         UserError: there is such a file already and `force` is not set, or it cannot be written.
     """
-    path = find(source)
+    path = recipe_file(source)
     target = to / path.name if to.is_dir() else to
     if target.exists() and not force:
         raise UserError("the file exists already", where=str(target), do="--force replaces it")
@@ -124,16 +124,16 @@ def dump(recipe: Recipe) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def schema() -> dict[str, Any]:
+def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of recipes, for editors and for other programs."""
     return Recipe.model_json_schema()
 
 
-def fields(section: type[BaseModel] = Recipe, prefix: KeyPath = ()) -> Iterable[tuple[str, Any, str]]:
+def recipe_fields(section: type[BaseModel] = Recipe, prefix: KeyPath = ()) -> Iterable[tuple[str, Any, str]]:
     """Yield (dotted key, default, documentation) of every setting, in the order of the schema."""
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields(field.annotation, (*prefix, name))
+            yield from recipe_fields(field.annotation, (*prefix, name))
         else:
             yield ".".join((*prefix, name)), field.get_default(call_default_factory=True), field.description or ""
 
@@ -216,7 +216,7 @@ def _reject_unknown(
         path = (*prefix, str(key))
         if key not in known and path not in _PRESENT_NAMES:
             close = did_you_mean(str(key), known)
-            elsewhere = [name for name, _, _ in fields() if name.split(".")[-1] == str(key)]
+            elsewhere = [name for name, _, _ in recipe_fields() if name.split(".")[-1] == str(key)]
             remedy = close or (elsewhere[0] if elsewhere else None)
             raise UserError(
                 f"{'.'.join(path)} is not a setting",

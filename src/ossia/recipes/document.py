@@ -19,7 +19,7 @@ prints the JSON schema.
 
 def document() -> str:
     """Return the Markdown text."""
-    schema = recipes.schema()
+    schema = recipes.recipe_schema()
     parts = [HEAD]
     top = {name: node for name, node in schema["properties"].items() if "$ref" not in node}
     parts.append(_table("Top level", "", top))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Chat:
+class OpenChat:
     """An open conversation. Each session answers what it is told by `Session.say(text, like)`."""
 
     subject: Subject
@@ -38,7 +38,7 @@ def chat(
     checkpoint: int | None = None,
     overrides: Iterable[str] = (),
     on_event: OnEvent = ignore,
-) -> Chat:
+) -> OpenChat:
     """Load the model and return an open conversation.
 
     Args:
@@ -73,4 +73,4 @@ def chat(
             session.set_effort(effort)
     settings = subject.recipe.chat
     chosen = next((given for given in (seed, settings.seed) if given is not None), secrets.randbits(31))
-    return Chat(subject, sessions, request_of(settings, chosen))
+    return OpenChat(subject, sessions, request_of(settings, chosen))

@@ -54,4 +54,4 @@ def evaluate(
     both = ", each also to the base" if arms == 2 else ""
     on_event(Note(level="info", message=f"{subject.name}: {count} questions{both}"))
     with counting(on_event, "answers", count * arms) as advance:
-        return runner.evaluate(subject, loaded.conversations, vs_base=vs_base, data=files, on_progress=advance)
+        return runner.run_evaluation(subject, loaded.conversations, vs_base=vs_base, data=files, on_progress=advance)

@@ -23,7 +23,7 @@ _RENDERED = {
 }  # fmt: skip
 
 
-def render(
+def render_request(
     request: Any,
     *,
     where: str = "request",
@@ -45,15 +45,15 @@ def render(
         UserError: the request cannot be read.
     """
     conversation = conversation_of_request(request, where, on_event)
-    return (render_conversation if whole else render_prompt)(conversation, vocabulary(model), order)
+    return (render_conversation if whole else render_prompt)(conversation, _vocabulary(model), order)
 
 
 def decode(ids: Sequence[int], *, model: str | None = None) -> str:
     """Return the text of token ids, control tokens spelt out."""
-    return vocabulary(model).decode(ids)
+    return _vocabulary(model).decode(ids)
 
 
-def parse(
+def parse_stream(
     stream: Sequence[int] | str, *, start: Start = "assistant-header", model: str | None = None
 ) -> list[ParsedMessage]:
     """Return the messages of a token stream, or of a text with control tokens spelt out. Any stream gives messages.
@@ -64,7 +64,7 @@ def parse(
     """
     if isinstance(stream, str):
         return parse_text(stream, start)
-    parser = Parser(vocabulary(model), start)
+    parser = Parser(_vocabulary(model), start)
     for token in stream:
         parser.push(token)
     parser.finish()
@@ -72,7 +72,7 @@ def parse(
 
 
 @functools.lru_cache(maxsize=4)
-def vocabulary(model: str | None) -> Vocabulary:
+def _vocabulary(model: str | None) -> Vocabulary:
     """Return the vocabulary of a checkpoint; for None the published one."""
     return locate.vocabulary(model)
 
