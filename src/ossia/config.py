@@ -226,7 +226,7 @@ class TrainSection(Section):
 
     sharding: Literal["none", "fsdp"] = "none"
     """With several processes. none: each holds the whole model (DDP). fsdp: each holds a part of every layer, the
-    packed experts among them, and gathers a layer when it is used (FSDP2)."""
+    packed experts among them, and gathers a layer when it is used (FSDP2; torch 2.12 or newer)."""
 
     tokens_per_pass: Annotated[int, Field(ge=64)] = 8192
     """Most tokens in one forward and backward pass; a step is split into as many passes as it takes."""
