@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import harmony_sdist
+import ossia
 from ossia.harmony import conversation as c
 from ossia.harmony.render import render_messages
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -39,7 +40,8 @@ def outcome(
     (path / "openai_harmony").mkdir()
     shutil.copy(sdist / "python" / "openai_harmony" / "__init__.py", path / "openai_harmony")
     (path / "openai_harmony" / "openai_harmony.py").write_text("from harmony_bindings import *\n", encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(here)])}
+    source = Path(ossia.__file__).parent.parent  # this Ossia, wherever another one is installed
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(here), str(source)])}
     file = sdist / "tests" / "test_harmony.py"
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(path)]
     command += ["-c", os.devnull, str(file)]
