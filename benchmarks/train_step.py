@@ -123,9 +123,10 @@ def _ossia(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any
 def _peer(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any, Callable[[], Any]]:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import GptOssForCausalLM
+    from transformers import GptOssForCausalLM, Mxfp4Config
 
-    kind = {"experts_implementation": "eager"} if "eager" in side else {}
+    kind: dict[str, Any] = {"experts_implementation": "eager"} if "eager" in side else {}
+    kind["quantization_config"] = Mxfp4Config(dequantize=True)  # else packed where `kernels` is, which has no backward
     base = GptOssForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager", **kind)
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if "experts" in case else None
     config = LoraConfig(

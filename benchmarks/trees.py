@@ -341,9 +341,12 @@ def _peer(path: Path, device: str) -> tuple[Any, Any]:
     """The model and the adapter as OpenAI's and PEFT's guides have them, LoRA on every expert."""
     import torch
     from peft import LoraConfig
-    from transformers import GptOssForCausalLM
+    from transformers import GptOssForCausalLM, Mxfp4Config
 
-    base = GptOssForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager", use_cache=False)
+    base = GptOssForCausalLM.from_pretrained(
+        path, dtype=torch.bfloat16, attn_implementation="eager", use_cache=False,
+        quantization_config=Mxfp4Config(dequantize=True),  # else packed where `kernels` is, which has no backward
+    )  # fmt: skip
     config = LoraConfig(
         r=RANK, lora_alpha=RANK, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], task_type="CAUSAL_LM",

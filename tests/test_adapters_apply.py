@@ -107,7 +107,8 @@ warnings.simplefilter("ignore")
 base, ids, *adapters = sys.argv[1:]
 ids = torch.load(ids)
 for adapter in adapters:
-    model = GptOssForCausalLM.from_pretrained(base, dtype=torch.float32)
+    # .float(): transformers 5.17 gives the experts, which are exact in bfloat16, in that whatever is asked for
+    model = GptOssForCausalLM.from_pretrained(base, dtype=torch.float32).float()
     model = PeftModel.from_pretrained(model, adapter).eval()
     with torch.no_grad():
         torch.save(model(input_ids=ids).logits[0], adapter + "/logits.pt")

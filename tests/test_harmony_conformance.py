@@ -40,8 +40,8 @@ def outcome(
     (path / "openai_harmony").mkdir()
     shutil.copy(sdist / "python" / "openai_harmony" / "__init__.py", path / "openai_harmony")
     (path / "openai_harmony" / "openai_harmony.py").write_text("from harmony_bindings import *\n", encoding="utf-8")
-    ours = Path(ossia.__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(here), str(ours)])}
+    source = Path(ossia.__file__).parent.parent  # this Ossia, wherever another one is installed
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(here), str(source)])}
     file = sdist / "tests" / "test_harmony.py"
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(path)]
     command += ["-c", os.devnull, str(file)]

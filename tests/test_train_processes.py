@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,15 +17,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.torch_version import TorchVersion
 
 from ossia import events, runs
 from ossia.adapters.config import WEIGHTS_FILE
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
+from ossia.train import fsdp
 from ossia.train.supervised import train
 from test_train import EVERY_TARGET, examples, losses, recipe
 
 STEPS, CLIP = 6, 0.1
+SHARDS = pytest.mark.skipif(
+    torch.__version__ < fsdp.OLDEST_TORCH, reason=f"torch {torch.__version__} cannot shard bytes, and training says so"
+)
 
 JOB = """
 import json, os, signal, sys
@@ -136,7 +142,10 @@ def validations(run: runs.Run) -> list[float]:
 
 @pytest.mark.parametrize(
     ("sharding", "recompute", "every"),
-    [("none", True, True), ("fsdp", True, False), ("fsdp", True, True), ("fsdp", False, False)],
+    [
+        ("none", True, True),
+        *(pytest.param("fsdp", *rest, marks=SHARDS) for rest in [(True, False), (True, True), (False, False)]),
+    ],
 )
 def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recompute: bool, every: bool) -> None:
     one = trained(model, 1, every=every)
@@ -155,6 +164,7 @@ def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recomp
     assert seen(two, 0)["said"] == seen(two, 1)["said"] == seen(one, 0)["said"]
 
 
+@SHARDS
 def test_experts_are_shared_out_and_the_load_is_that_of_all(model: Path) -> None:
     one, two = trained(model, 1), trained(model, 2, "fsdp")
     for rank in (0, 1):
@@ -167,7 +177,7 @@ def test_experts_are_shared_out_and_the_load_is_that_of_all(model: Path) -> None
         assert mine.drift == pytest.approx(other.drift, abs=2e-3)
 
 
-@pytest.mark.parametrize(("processes", "sharding"), [(1, "none"), (2, "fsdp")])
+@pytest.mark.parametrize(("processes", "sharding"), [(1, "none"), pytest.param(2, "fsdp", marks=SHARDS)])
 def test_a_killed_run_continues_bit_for_bit(model: Path, processes: int, sharding: str) -> None:
     whole, broken = trained(model, processes, sharding, every=True), created(model, sharding, every=True)
     done = job(broken, processes, kill_at=4)
@@ -183,6 +193,7 @@ def test_a_killed_run_continues_bit_for_bit(model: Path, processes: int, shardin
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
+@SHARDS
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(model: Path) -> None:
     run = created(model, "fsdp")
     done = job(run, 2, poison_at=3)
@@ -194,9 +205,27 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(model: Path) -> None
 
 
 def test_sharding_in_one_process_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(fsdp.OLDEST_TORCH))
     wanted = recipe(model, sharding="fsdp")
     with pytest.raises(UserError, match="a job of one process"):
         train(wanted, runs.create(wanted, "test"), examples(8), [])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="Ossia shards the model itself"):
         train(wanted, runs.create(wanted, "test"), examples(8), [])
+
+
+@pytest.mark.parametrize("version", ["2.11.0+cu130", "2.12.0a0", "2.9.1"])
+def test_a_torch_that_cannot_shard_bytes_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    wanted = recipe(tmp_path / "there is no such model", sharding="fsdp")
+    with pytest.raises(UserError, match=re.escape(version)) as refused:
+        train(wanted, runs.create(wanted, "test"), examples(8), [])
+    assert "require gradients" in (refused.value.why or "") and "torch>=2.12" in (refused.value.do or "")
+
+
+@pytest.mark.parametrize("version", ["2.12.0+cu130", "2.13.0+cpu", "2.100"])
+def test_a_torch_that_can_is_not_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    fsdp.require_torch()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GptOssForCausalLM
 from transformers.models.gpt_oss.modeling_gpt_oss import load_balancing_loss_func
 
+from lora_samples import stock
 from ossia import events, runs
 from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
@@ -56,13 +56,13 @@ def test_the_balance_loss_of_a_layer_is_transformers_own() -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_stock_transformers_with_the_loss_added(model: Path, recompute: bool) -> None:
-    stock = GptOssForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-    )
+    theirs = stock(model)
     mine = load_model(model, dtype="float32", device="cpu")
     if recompute:
         mine.train()
-        mine.activation_checkpointing_enable({"use_reentrant": False})
+        (getattr(mine, "activation_checkpointing_enable", None) or mine.gradient_checkpointing_enable)(
+            {"use_reentrant": False}
+        )
     routers = [layer.mlp.router.weight.requires_grad_() for layer in mine.model.layers]
     watch = routing.Routers(list(mine.model.layers))
     flat, scale = from_rows((ids, [1.0] * len(ids)) for ids in ROWS), 0.5
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_stock_transformers_with_the_loss_added(model: Pa
 
     total, logits = torch.zeros(()), [[] for _ in range(MICRO.layers)]
     for ids in ROWS:  # one row at a time; the load-balancing loss is over the tokens of both
-        out = stock(torch.tensor([ids]), output_router_logits=True)
+        out = theirs(torch.tensor([ids]), output_router_logits=True)
         log_p = out.logits[0, :-1].log_softmax(-1)
         total = total - log_p.gather(1, torch.tensor(ids)[1:, None]).sum()
         for kept_logits, layer in zip(logits, out.router_logits, strict=True):
@@ -80,9 +80,9 @@ def test_gradients_are_those_of_stock_transformers_with_the_loss_added(model: Pa
     nll = total / (sum(map(len, ROWS)) - len(ROWS))
     balance = sum(load_balancing_loss_func((torch.cat(layer),), E, K) for layer in logits) / MICRO.layers
     assert loss.item() == pytest.approx(nll.item(), abs=1e-5)  # the number that is reported is without it
-    theirs = [layer.mlp.router.weight for layer in stock.model.layers]
-    without = torch.autograd.grad(nll, theirs, retain_graph=True)
-    wanted = torch.autograd.grad(nll + scale * balance, theirs)
+    weights = [layer.mlp.router.weight for layer in theirs.model.layers]
+    without = torch.autograd.grad(nll, weights, retain_graph=True)
+    wanted = torch.autograd.grad(nll + scale * balance, weights)
     assert all((with_it - alone).norm() > 0.1 * alone.norm() for with_it, alone in zip(wanted, without, strict=True))
     for weight, expected in zip(routers, wanted, strict=True):
         assert weight.grad is not None

@@ -254,7 +254,7 @@ class TrainSection(Section):
 
     sharding: Literal["none", "fsdp"] = "none"
     """With several processes. none: each holds the whole model (DDP). fsdp: each holds a part of every layer, the
-    packed experts among them, and gathers a layer when it is used (FSDP2)."""
+    packed experts among them, and gathers a layer when it is used (FSDP2; torch 2.12 or newer)."""
 
     tokens_per_micro_batch: Annotated[int, Field(ge=64)] = 8192
     """Most tokens of a micro-batch, which is one forward and backward pass; a step has as many as it takes."""

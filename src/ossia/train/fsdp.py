@@ -21,7 +21,25 @@ from peft import PeftModel
 from torch import nn
 
 from ossia.adapters import apply as lora
+from ossia.errors import UserError
 from ossia.train.distributed import is_main, world_size
+
+OLDEST_TORCH = "2.12"
+"""Before, `fully_shard` makes every shard a parameter that requires gradients, which bytes cannot have."""
+
+
+def require_torch() -> None:
+    """Do nothing, or raise.
+
+    Raises:
+        UserError: this torch cannot shard packed experts.
+    """
+    if torch.__version__ < OLDEST_TORCH:
+        raise UserError(
+            f"train.sharding is fsdp, and torch {torch.__version__} cannot shard experts packed in four bits",
+            why=f"its fully_shard makes every part require gradients, which bytes cannot have; {OLDEST_TORCH} does not",
+            do=f"pip install 'torch>={OLDEST_TORCH}', or --set train.sharding=none",
+        )
 
 
 def is_sharded(model: nn.Module) -> bool:
