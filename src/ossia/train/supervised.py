@@ -153,7 +153,7 @@ def _is_sharded(recipe: Recipe) -> bool:
         )
     if recipe.train.sharding == "none":
         return False
-    sharding.require_torch()
+    fsdp.require_torch()
     if world_size() == 1:
         raise UserError(
             "train.sharding is fsdp, but this is a job of one process",
