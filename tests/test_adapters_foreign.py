@@ -88,6 +88,16 @@ def test_a_regular_expression_chooses_the_modules_it_chose_there(base: Path, tmp
     assert json.loads((again / CONFIG_FILE).read_text())["target_modules"] == expression
 
 
+def test_targets_that_gpt_oss_does_not_have_do_nothing_here_as_in_peft(base: Path, tmp_path: Path) -> None:
+    """Lists made for other models name projections of dense layers."""
+    targets = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+    theirs = logits(stock_adapter(base, tmp_path, targets, **PLAIN))
+    assert set(json.loads((tmp_path / CONFIG_FILE).read_text())["target_modules"]) == set(targets)
+    model = lora.load_adapter(base_model(base), tmp_path)
+    assert relative(logits(model), theirs) < 1e-5
+    assert relative(logits(base_model(base)), theirs) > 1e-3
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_the_other_convention_of_experts_says_the_same_and_is_saved_in_this_one(base: Path, tmp_path: Path) -> None:
     theirs = logits(stock_adapter_with_swapped_experts(base, tmp_path).eval())

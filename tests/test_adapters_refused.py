@@ -92,7 +92,7 @@ def edit(folder: Path, target: Path, config: Mapping[str, Any] | None = None, dr
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "of type IA3, not LORA"),
-        ({"target_modules": ["q_proj", "mlp.gate"]}, r"changes mlp\.gate"),
+        ({"target_modules": ["q_proj", "mlp"]}, r"changes model\.layers\.0\.mlp, model\.layers\.1\.mlp"),
         ({"target_modules": r".*\.(q_proj|mlp)"}, r"changes model\.layers\.0\.mlp, model\.layers\.1\.mlp,"),
         ({"target_parameters": ["mlp.experts.gate_up_proj_bias"]}, "gate_up_proj_bias"),
         ({"target_parameters": ["input_layernorm.weight"]}, "input_layernorm"),
@@ -271,7 +271,7 @@ def test_copies_of_another_base(base: Path, tmp_path: Path) -> None:
         users: list[Callable[[], Any]] = [
             partial(lora.load_adapter, base_model(base), folder),
             partial(lora.load_adapter_weights, adapted, folder),
-            partial(job.export, find_source(str(folder), str(base)), "hf", tmp_path / "out"),
+            partial(job.write_export, find_source(str(folder), str(base)), "hf", tmp_path / "out"),
         ]
         assert f"{name}.weight that is not this base model's" in said_by(users)
     assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ class AdapterConfig:
     rank_pattern, alpha_pattern: regular expression for the end of a module's or parameter's name -> its own rank or
     alpha; the first one that matches counts.
 
-    Raises ValueError when a rank, an alpha or a regular expression is none.
+    Raises ValueError when a name, a rank, an alpha or a regular expression is none.
     """
 
     rank: int
@@ -67,6 +67,9 @@ class AdapterConfig:
     base_model: str | None = None
 
     def __post_init__(self) -> None:
+        for name in (*([] if isinstance(self.target_modules, str) else self.target_modules), *self.target_parameters):
+            if not isinstance(name, str):
+                raise ValueError(f"{name!r} is not a name")
         for rank in (self.rank, *self.rank_pattern.values()):
             if type(rank) is not int or rank < 1:
                 raise ValueError(f"{rank!r} is no rank")
@@ -165,10 +168,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
         raise UserError(f"the adapter is of type {kind}, not LORA", where=where)
     if missing := [key for key in ("r", "lora_alpha") if key not in found]:
         raise UserError(f"the key {missing[0]!r} is missing", where=where)
-    modules = found.get("target_modules") or []
-    modules = [] if isinstance(modules, str) else modules
-    strange = [name for name in modules if name.rpartition(".")[2] not in {*_ATTENTION, *_VOCABULARY.values()}]
-    strange += [name for name in found.get("target_parameters") or [] if not re.fullmatch(_PARAMETER, name)]
+    strange = [name for name in found.get("target_parameters") or [] if not re.fullmatch(_PARAMETER, name)]
     if strange:
         raise not_adaptable(strange, where)
     if (init := found.get("init_lora_weights", True)) not in _INITS:

@@ -146,7 +146,7 @@ def read_layout(folder: Path, shape: Shape) -> StoredAdapter:
             are missing, left over or of another model's shape; experts whose convention the shapes do not tell.
     """
     config, file = read_config(folder), folder / WEIGHTS_FILE
-    _check_expression(config, shape, str(folder / CONFIG_FILE))
+    _check_modules(config, shape, str(folder / CONFIG_FILE))
     header, weights = _header(file), adapted_weights(config, shape)
     keys = stored_keys([weight.name for weight in weights])
     copies = {key: f"{match[1]}.weight" for key in header if (match := _COPY.fullmatch(key))}
@@ -228,10 +228,11 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"the adapter's weights cannot be read ({error})", where=str(file)) from None
 
 
-def _check_expression(config: AdapterConfig, shape: Shape, where: str) -> None:
-    """Refuse a regular expression that chooses modules which are not adapted as modules."""
-    if not isinstance(config.target_modules, str):
-        return
+def _check_modules(config: AdapterConfig, shape: Shape, where: str) -> None:
+    """Refuse targets that choose modules which are not adapted as modules.
+
+    Names that choose no module of gpt-oss do nothing, in PEFT as here: recipes for other models list `gate_proj`.
+    """
     parts = (spec.name.split(".")[:-1] for spec in tensors(shape, mxfp4=False))
     modules = {module for names in parts for module in itertools.accumulate(names, "{}.{}".format)}
     adaptable = {weight.key for weight in adaptable_weights(shape) if not weight.is_parameter}
