@@ -19,7 +19,7 @@ def doctor(json: output.Json = False) -> None:
     """Judge this machine: what can be trained here, what is missing. Exits with 1 if something fails."""
     from rich.text import Text
 
-    from ossia.plan.doctor import examine
+    from ossia.workflows.plan import examine
 
     checks = []
     for check in examine():
