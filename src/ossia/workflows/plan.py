@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ossia import recipes
@@ -12,12 +12,12 @@ from ossia.data.compile import usable_cores
 from ossia.data.prepare import prepare
 from ossia.errors import UserError
 from ossia.events import Note, OnEvent, counting, ignore
-from ossia.plan import Examples, FoundModel, Machine, Plan, estimate, find_model, speed
-from ossia.plan.doctor import Check, examine
+from ossia.plan import Examples, FoundModel, Machine, Plan, doctor, estimate, find_model, speed
+from ossia.plan.doctor import Check
 from ossia.plan.work import recipe_obstacles
 from ossia.sequences.sharing import estimated_saving, may_share
 
-__all__ = ["Check", "Plan", "examine", "plan"]
+__all__ = ["Check", "Plan", "examine_machine", "plan"]
 
 
 def plan(
@@ -73,3 +73,8 @@ def _examples(recipe: Recipe, found: FoundModel, on_event: OnEvent) -> Examples:
                 prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch
             )
     return Examples.counted(prepared.train, prepared.validation, saving)
+
+
+def examine_machine() -> Iterator[Check]:
+    """Yield what is right and wrong with this machine, one check after the other, each with a reason and a remedy."""
+    return doctor.examine()
