@@ -326,3 +326,21 @@ def test_transfer_counts_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("fetching x (MB)", 100), 1, 89, -50, 60, "end"]
     with output.transfer("nothing to do"):
         pass
+
+
+def test_pieces_of_work_of_one_name_have_their_own_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from ossia.events import counting
+
+    monkeypatch.setattr(output, "err", lambda: Console(file=StringIO(), force_terminal=True, width=100))
+    totals = []
+    with output.watching() as watch:
+        for total in (3.0, 5.0):
+            with counting(watch, "compiling", total, "MB") as advance:
+                advance(1.5)
+                bars = watch.__self__._bars  # type: ignore[attr-defined]
+                totals += [(task.description, task.completed, task.total) for task in bars.tasks if task.visible]
+    assert totals == [("compiling (MB)", 1.5, 3.0), ("compiling (MB)", 1.5, 5.0)]

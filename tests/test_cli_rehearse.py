@@ -20,10 +20,10 @@ from ossia.checkpoint import synthetic
 from ossia.checkpoint.layout import Shape
 from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import MICRO, TINY, write_tiny
-from ossia.cli import rehearsal
 from ossia.errors import DoesNotFitError, UserError
 from ossia.plan.peak import Memory, Peak, now
 from ossia.plan.work import flops_per_token
+from ossia.workflows import rehearsal_disk, rehearse
 
 SMALL = ("--tokens", "256", "--sequence", "64", "--set", "model.device=cpu", "--set", "model.dtype=float32")
 
@@ -32,14 +32,14 @@ SMALL = ("--tokens", "256", "--sequence", "64", "--set", "model.device=cpu", "--
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the random tiny model lies already."""
     folder = tmp_path_factory.mktemp("rehearsal") / "tiny"
-    rehearsal.write(folder, TINY, lambda done, total, name: None)
+    rehearsal_disk.write_random_model("tiny", folder, TINY)
     return folder
 
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs and models of rehearsals go to an empty folder; the tokenizer stays in the session's cache."""
-    monkeypatch.setattr(rehearsal, "scratch_folder", lambda: tmp_path / "scratch")
+    monkeypatch.setattr(rehearsal_disk, "scratch_folder", lambda: tmp_path / "scratch")
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "scratch"
 
@@ -174,22 +174,22 @@ def test_too_little_memory_is_said_before_anything_is_written(
 def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
     """Memory of a 20b rehearsal, from the published figures: weights, then 96 million parameters four times."""
     lora = {"targets": ["attention", "experts"], "rank": 16, "alpha": 32.0, "expert_rank": 8, "expert_alpha": 16.0}
-    recipe = rehearsal.recipe_of(
+    recipe = rehearse.recipe_of(
         "gpt-oss-20b", Path("x"), lora, steps=2, tokens=4096, sequence=512, overrides=["model.device=cpu"]
     )
     assert (recipe.train.examples_per_step, recipe.train.tokens_per_micro_batch) == (8, 2048)
     shape = Shape.GPT_OSS_20B
-    examples = rehearsal.random_examples(recipe, shape, 512, 0.4)
+    examples = rehearse.random_examples(recipe, shape, 512, 0.4)
     assert len(examples) == 16
     assert sum(example.weights[0] for example in examples) == 0
     assert sum(sum(example.weights) for example in examples) == 16 * 205
     from ossia.plan import FoundModel
 
-    plan = rehearsal.plan_of(recipe, FoundModel("x", shape, Path(), shape.vocabulary), examples)
+    plan = rehearse.plan_of(recipe, FoundModel("x", shape, Path(), shape.vocabulary), examples)
     sizes = {line.name: line.bytes for line in plan.memory}
     assert sizes["experts"] == pytest.approx(10.152e9, rel=1e-3)
     assert sizes["adapter"] == pytest.approx(4 * 96.4e6, rel=2e-3)
-    assert rehearsal.adapter_bytes(plan) == 3 * sizes["adapter"]
+    assert rehearsal_disk.adapter_bytes(plan) == 3 * sizes["adapter"]
 
 
 def test_an_interrupted_writing_goes_on(
@@ -213,7 +213,7 @@ def test_an_interrupted_writing_goes_on(
     assert "the same command goes on with it" in err
     kept = [file.name for file in (scratch / "tiny" / ".partial").glob("*.safetensors")]
     assert kept == ["model-00001-of-00002.safetensors"]
-    assert 50e6 < rehearsal.missing_bytes(scratch / "tiny", TINY) < 56e6
+    assert 50e6 < rehearsal_disk.missing_bytes(scratch / "tiny", TINY) < 56e6
     monkeypatch.setattr(synthetic, "write_synthetic", in_shards)
     ossia("rehearse", "tiny", *SMALL, "--steps", "1")
     CheckpointReader(scratch / "tiny").check(TINY)
@@ -228,16 +228,16 @@ def test_without_the_offline_vocabulary_the_model_has_no_tokenizer(
         raise UserError("There is no tokenizer: the package bpe-openai is not installed")
 
     monkeypatch.setattr(vocabulary, "offline_tokenizer_folder", missing)
-    rehearsal.write(tmp_path / "m", TINY, lambda done, total, name: None)
+    rehearsal_disk.write_random_model("m", tmp_path / "m", TINY)
     assert not (tmp_path / "m" / "tokenizer.json").exists()
-    assert rehearsal.is_here(tmp_path / "m", TINY)
+    assert rehearsal_disk.is_here(tmp_path / "m", TINY)
 
 
 def test_runs_of_killed_rehearsals_are_removed(scratch: Path) -> None:
     (scratch / "run-999999999").mkdir(parents=True)
     (scratch / f"run-{os.getppid()}").mkdir()
-    recipe = rehearsal.recipe_of("tiny", scratch, {}, steps=1, tokens=64, sequence=64, overrides=[])
-    with rehearsal.scratch_run(recipe) as run:
+    recipe = rehearse.recipe_of("tiny", scratch, {}, steps=1, tokens=64, sequence=64, overrides=[])
+    with rehearsal_disk.scratch_run(recipe) as run:
         assert run.recipe() == recipe
         assert {path.name for path in scratch.iterdir()} == {f"run-{os.getppid()}", f"run-{os.getpid()}"}
     assert not run.path.exists()
@@ -263,7 +263,7 @@ def test_ctrl_c_ends_after_the_step_and_says_what_was_measured(tiny: Path, tmp_p
     assert process.returncode == 130, "".join(seen) + err
     assert "tokens per second" in out
     assert "Traceback" not in err
-    assert rehearsal.is_here(tiny, TINY)
+    assert rehearsal_disk.is_here(tiny, TINY)
 
 
 # What is measured
@@ -275,17 +275,17 @@ def test_a_share_that_cannot_be_is_not_given(tiny: Path) -> None:
     from ossia.plan import find_model
     from ossia.plan.speed import Speed
 
-    recipe = rehearsal.recipe_of("tiny", tiny, {}, steps=2, tokens=64, sequence=64, overrides=["model.device=cpu"])
-    examples = rehearsal.random_examples(recipe, TINY, 64, 0.5)
+    recipe = rehearse.recipe_of("tiny", tiny, {}, steps=2, tokens=64, sequence=64, overrides=["model.device=cpu"])
+    examples = rehearse.random_examples(recipe, TINY, 64, 0.5)
 
-    def result(before: float, after: float) -> rehearsal.Result:
+    def result(before: float, after: float) -> rehearse.Rehearsal:
         speed = Speed(before, *[1e-3] * 6, note="")
-        plan = rehearsal.plan_of(recipe, find_model(str(tiny)), examples, speed)
+        plan = rehearse.plan_of(recipe, find_model(str(tiny)), examples, speed)
         steps = [
             events.Step(step=n, loss=1.0, learning_rate=1e-4, grad_norm=1.0, tokens=64, seconds=64 / speed_)
             for n, speed_ in ((1, 10.0), (2, 100.0))
         ]
-        return rehearsal.Result(tiny, recipe, plan, speed, 0.1, steps, Memory(1), after, False)
+        return rehearse.Rehearsal(tiny, recipe, plan, speed, 0.1, steps, Memory(1), after, False)
 
     needed = 100.0 * result(1.0, 1.0).plan.flops_per_token
     assert result(needed / 2, needed / 3).share_of_matmul is None
@@ -322,6 +322,6 @@ def test_elsewhere_only_the_total_is_known(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_errors_are_those_of_the_house(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        rehearsal.shape_of("gpt-4")
+        rehearse.shape_of("gpt-4")
     with pytest.raises(DoesNotFitError):
-        rehearsal.require_disk(tmp_path, 10**18, 0)
+        rehearsal_disk.require_disk(tmp_path, 10**18, 0)

@@ -19,10 +19,10 @@ def doctor(json: output.Json = False) -> None:
     """Judge this machine: what can be trained here, what is missing. Exits with 1 if something fails."""
     from rich.text import Text
 
-    from ossia.plan.doctor import examine
+    from ossia.workflows.plan import examine_machine
 
     checks = []
-    for check in examine():
+    for check in examine_machine():
         checks.append(check)
         if not json:
             line = Text.assemble((f"{check.status:<5}", COLOURS[check.status]), f"{check.name}: {check.found}")

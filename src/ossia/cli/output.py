@@ -171,8 +171,13 @@ class _Watcher:
         if title not in self._tasks:
             self._tasks[title] = self._bars.add_task(title, total=event.total)
         self._bars.update(self._tasks[title], completed=event.done, visible=not event.finished)
+        if event.finished:
+            del self._tasks[title]  # the next piece of work of this name has its own total
 
     def _write(self, title: str, event: Progress) -> None:
+        if event.finished:
+            self._lines.pop(title, None)
+            return
         lines = self._lines.setdefault(title, _Lines(title, None if event.total is None else round(event.total)))
         lines.advance(int(event.done) - lines.done)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +13,8 @@ from ossia.cli import output
 from ossia.cli.app import verb
 
 if TYPE_CHECKING:
-    from ossia.checkpoint.layout import Shape
-    from ossia.cli.rehearsal import Result
-
-TARGETS = ("attention", "experts")
+    from ossia.events import Event, OnEvent
+    from ossia.workflows.rehearse import Rehearsal, RehearsedModel
 
 app = verb("Measure a few real training steps on a full-size model with random weights.")
 
@@ -34,7 +32,7 @@ def rehearse(
     tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, in micro-batches of 2,048.")] = 4096,
     sequence: Annotated[int, typer.Option(min=2, max=131_072, help="Tokens of an example.")] = 512,
     supervised: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the tokens that are trained on.")] = 0.4,
-    targets: Annotated[str, typer.Option(help="What gets an adapter, with commas between.")] = ",".join(TARGETS),
+    targets: Annotated[str, typer.Option(help="What gets an adapter, with commas between.")] = "attention,experts",
     rank: Annotated[int, typer.Option(min=1, max=512, help="LoRA rank of the attention projections.")] = 16,
     expert_rank: Annotated[int, typer.Option(min=1, max=128, help="LoRA rank of the experts.")] = 8,
     set_: output.Set = None,
@@ -45,31 +43,15 @@ def rehearse(
     Writes the model once (13.8 GB for gpt-oss-20b), loads it, trains a LoRA adapter on random tokens and says how long
     it took and how much memory. An interrupted rehearsal keeps what is written of the model.
     """
-    from ossia.cli import rehearsal
-    from ossia.errors import UserError
-    from ossia.plan import FoundModel
+    from ossia.workflows.rehearse import rehearse as measure
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a rehearsal is one process", do="start it without torchrun or accelerate launch")
-    name, shape = rehearsal.shape_of(model)
-    place = folder if folder is not None else rehearsal.scratch_folder() / name
-    lora = {"targets": _targets(targets), "rank": rank, "alpha": 2.0 * rank,
-            "expert_rank": expert_rank, "expert_alpha": 2.0 * expert_rank}  # fmt: skip
-    recipe = rehearsal.recipe_of(
-        name, place, lora, steps=steps, tokens=tokens, sequence=sequence, overrides=list(set_ or [])
-    )
-    examples = rehearsal.random_examples(recipe, shape, sequence, supervised)
-    plan = rehearsal.plan_of(recipe, FoundModel(name, shape, place, shape.vocabulary), examples)
-    rehearsal.require_memory(plan)
-    _checkpoint(name, place, shape, rehearsal.adapter_bytes(plan))
-    from ossia.cli.train_ import Screen
-
-    with rehearsal.scratch_run(recipe) as run:
-        with output.progress("measuring this machine, loading the model", None):
-            measuring = rehearsal.prepare_run(place, recipe, examples)
-        screen = Screen(output.err())
-        with screen:
-            result = measuring.train(run, screen.watch)
+    with _watching() as watch:
+        result = measure(
+            model, folder=folder, steps=steps, tokens=tokens, sequence=sequence, supervised=supervised,
+            targets=[name.strip() for name in targets.split(",") if name.strip()], rank=rank, expert_rank=expert_rank,
+            overrides=set_ or (), on_event=watch,
+        )  # fmt: skip
+    name = result.recipe.name
     if json:
         output.print_json(result.as_dict())
     else:
@@ -79,44 +61,38 @@ def rehearse(
     output.next_step("ossia rehearse gpt-oss-20b" if name == "tiny" else f"ossia plan {name}-lora")
 
 
-def _targets(text: str) -> list[str]:
-    from ossia.errors import UserError, did_you_mean
+@contextmanager
+def _watching() -> Iterator[OnEvent]:
+    """Yield a callback that draws notes and progress, and from the first event of the training on the training."""
+    from ossia.cli.train_ import Screen
+    from ossia.events import Started
+    from ossia.workflows.rehearse import RehearsedModel
 
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = next((name for name in names if name not in TARGETS), None)
-    if unknown is not None or not names:
-        close = did_you_mean(unknown or "", TARGETS)
-        raise UserError(
-            f"there is no target {unknown!r}" if unknown else "no target is named",
-            where="--targets",
-            do=f"--targets {close}" if close else f"--targets {','.join(TARGETS)}",
-        )
-    return names
+    with ExitStack() as stack:
+        watch = stack.enter_context(output.watching())
+
+        def draw(event: Event) -> None:
+            nonlocal watch
+            if isinstance(event, Started):
+                stack.close()
+                watch = stack.enter_context(Screen(output.err())).watch
+            if isinstance(event, RehearsedModel):
+                _announce(event)
+            else:
+                watch(event)
+
+        yield draw
 
 
-def _checkpoint(name: str, place: Path, shape: Shape, adapter: int) -> None:
-    """Take the model that is there, or say what it needs and write it."""
-    from ossia import hardware
-    from ossia.cli import rehearsal
-
-    here = rehearsal.is_here(place, shape)
-    missing = 0 if here else rehearsal.missing_bytes(place, shape)
-    free = hardware.disk(place)
-    need = f"{output.size(missing + adapter)} of disk ({output.size(free.value)} {free.reason})"
-    what = f"the model in {place}" if here else f"{name} with random weights, to be written to {place}"
+def _announce(model: RehearsedModel) -> None:
+    need = f"{output.size(model.needed)} of disk ({output.size(model.free.value)} {model.free.reason})"
+    what = f"{model.name} with random weights, to be written to {model.folder}"
+    if model.is_here:
+        what = f"the model in {model.folder}"
     output.err().print(f"rehearsing {what}; this takes {need}", markup=False)
-    rehearsal.require_disk(place, missing, adapter)
-    if here:
-        return
-    try:
-        with output.transfer(f"writing {name}") as report:
-            rehearsal.write(place, shape, report)
-    except KeyboardInterrupt:
-        output.err().print("what is written of the model stays; the same command goes on with it")
-        raise
 
 
-def _show(name: str, sequence: int, result: Result) -> None:
+def _show(name: str, sequence: int, result: Rehearsal) -> None:
     """Print what was measured beside the plan."""
     console, plan, machine = output.out(), result.plan, result.plan.machine
     tokens = result.steps[0].tokens
@@ -149,7 +125,7 @@ def _show(name: str, sequence: int, result: Result) -> None:
     output.table(("memory", "size", "what"), rows, right=("size",))
 
 
-def _rows(result: Result, tokens: int) -> Iterator[tuple[Any, ...]]:
+def _rows(result: Rehearsal, tokens: int) -> Iterator[tuple[Any, ...]]:
     plan, memory = result.plan, result.memory
     planned = result.planned_seconds_per_step
     yield "loading", output.duration(result.load_seconds), None

@@ -17,6 +17,8 @@
     stats      lengths, trained share, channels, what trees would save
     branches   the prefix tree of a conversation's examples, to look at
     page       examples or trees as one HTML file
+    views      examples or trees as JSON, for other programs
+    templates  what a chat template makes of a conversation
 
     compiled = compile_sources(["data.jsonl"], Vocabulary.load(folder))
     compiled.examples[0].ids

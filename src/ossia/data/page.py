@@ -12,9 +12,13 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
+from pathlib import Path
 
 from ossia.data.branches import Branch, Forest, forest, whose
+from ossia.data.compile import Compiling
 from ossia.data.rendered import Example, Rendered
+from ossia.errors import UserError
+from ossia.files import write_atomically
 from ossia.harmony.preview import pieces
 from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SIZE, Vocabulary
 from ossia.sequences.sharing import Saving
@@ -44,6 +48,27 @@ def tree_page(title: str, conversations: Sequence[tuple[Rendered, list[str]]], v
         _tree_section(made, remarks, one, vocabulary) for (made, remarks), one in zip(conversations, grown, strict=True)
     )
     yield from _framed(title, f"all on this page: {total}", sections)
+
+
+def write_page(
+    path: Path, title: str, found: Iterable[Compiling], vocabulary: Vocabulary, *, trees: bool = False
+) -> int:
+    """Write usable conversations to an HTML file, and return how many they are. Only an older page is replaced.
+
+    Args:
+        trees: write prefix trees in place of examples.
+
+    Raises:
+        UserError: there is another file of that name, or it cannot be written.
+    """
+    if path.is_file() and MARK not in path.read_bytes()[:1000].decode("utf-8", "replace"):
+        raise UserError("the file exists already and is no page of ours", where=str(path), do="choose another name")
+    shown = [(done.rendered, list(map(str, done.problems))) for done in found if done.rendered is not None]
+    try:
+        write_atomically(path, "".join((tree_page if trees else page)(title, shown, vocabulary)))
+    except OSError as error:
+        raise UserError(f"the page cannot be written ({error.strerror})", where=str(path)) from error
+    return len(shown)
 
 
 def _framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Iterator[str]:

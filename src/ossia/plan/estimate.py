@@ -37,6 +37,7 @@ class Plan:
     """All figures of an estimate. Bytes and seconds; `verdict` with its reasons and, if it does not fit, changes."""
 
     recipe: Recipe
+    model: FoundModel
     machine: Machine
     examples: Examples
     memory: list[Need]
@@ -49,6 +50,8 @@ class Plan:
     flops_per_token: float
     seconds: dict[str, float] | None
     """Per part of the work; None when nothing was measured."""
+    speed: Speed | None
+    """This machine's, which `seconds` were worked out with."""
     verdict: Fit = "fits"
     reasons: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
@@ -76,8 +79,9 @@ class Plan:
         return total * FASTER, total * SLOWER
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it for JSON."""
-        plain = dataclasses.asdict(dataclasses.replace(self, recipe=None))  # type: ignore[arg-type]
+        """All of it for JSON, but for the figures of the model, which the recipe names."""
+        plain = dataclasses.asdict(dataclasses.replace(self, recipe=None, model=None))  # type: ignore[arg-type]
+        del plain["model"]
         plain["recipe"] = self.recipe.model_dump(mode="json")
         totals = {
             "memory_needed": self.memory_needed,
@@ -118,6 +122,7 @@ def _figures(recipe: Recipe, model: FoundModel, examples: Examples, machine: Mac
     share = supervised_share(examples, sharing)
     plan = Plan(
         recipe=recipe,
+        model=model,
         machine=machine,
         examples=examples,
         memory=memory.lines(recipe, model, longest, machine.device, machine.dtype),
@@ -128,6 +133,7 @@ def _figures(recipe: Recipe, model: FoundModel, examples: Examples, machine: Mac
         trained_parameters=lora_parameters(shape, recipe.lora),
         flops_per_token=flops_per_token(shape, recompute=recipe.train.recompute, supervised=share)["training"],
         seconds=None if speed is None else seconds(recipe, model, examples, sharing, speed),
+        speed=speed,
     )
     verdict, reasons = _judge(plan)
     return dataclasses.replace(plan, verdict=verdict, reasons=reasons)

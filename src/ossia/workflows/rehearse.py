@@ -1,7 +1,7 @@
-"""A few real training steps on a model of full size with random weights: what a fine-tune will take, measured.
+"""Rehearse a training: a few real steps on a full-size model with random weights, beside what the plan says of them.
 
-It goes through the code of a fine-tune, from the loader to AdamW (`ossia.train`), on random tokens, and is held against
-the plan of the same recipe (`ossia.plan`). Stages do not import one another, so what joins the two is here.
+A rehearsal goes through the code of a fine-tune, from the loader to AdamW (`ossia.train`), on random tokens, and is
+held against the plan of the same recipe (`ossia.plan`).
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ import gc
 import json
 import os
 import random
-import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ossia import events, files, recipes, runs
-from ossia.checkpoint.layout import Shape, bytes_of
-from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, with_weights
+from ossia import events, hardware, recipes, runs
+from ossia.checkpoint.layout import Shape
+from ossia.checkpoint.reader import with_weights
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError, did_you_mean
+from ossia.events import Note, OnEvent, counting, ignore
 from ossia.plan import Examples, FoundModel, Machine, Plan, estimate, find_model
 from ossia.plan.inputs import PUBLISHED_SHAPES, Disk
-from ossia.plan.peak import Memory
-from ossia.plan.speed import Speed
+from ossia.plan.peak import Memory, Peak
+from ossia.plan.speed import Speed, matmul, measure
+from ossia.workflows import rehearsal_disk
+
+TARGETS = ("attention", "experts")
+"""What a rehearsal can adapt."""
 
 MICRO_BATCH = 2048
 """Tokens of a micro-batch. On a CPU twice as many are not faster and take 1.4 GB more."""
-
-Report = Callable[[int, int, str], None]
-"""Told (bytes done, bytes in total, tensor name)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class RandomExample:
 
 
 @dataclass(frozen=True)
-class Result:
+class Rehearsal:
     """What was measured. Seconds and bytes; `matmul_after` in operations per second, measured after training."""
 
     folder: Path
@@ -105,7 +106,7 @@ class Result:
         return sum(self.plan.seconds.values()) / self.plan.work.steps
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it for JSON."""
+        """Return all of it for JSON."""
         plan, tokens = self.plan, self.plan.work.tokens / self.plan.work.steps
         return {
             "model": self.recipe.name,
@@ -141,8 +142,110 @@ class Result:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RehearsedModel(events.Event):
+    """The model of a rehearsal was looked for: where it is, and what the disk must hold. Bytes."""
+
+    kind: ClassVar[str] = "rehearsed-model"
+    name: str
+    folder: Path
+    is_here: bool
+    """It is complete; otherwise it is about to be written."""
+    needed: int
+    """What is still to be written: of the model, and of a checkpoint of its adapter."""
+    free: hardware.Answer[int]
+
+
+def rehearse(
+    model: str,
+    *,
+    folder: Path | str | None = None,
+    steps: int = 2,
+    tokens: int = 4096,
+    sequence: int = 512,
+    supervised: float = 0.4,
+    targets: Sequence[str] = TARGETS,
+    rank: int = 16,
+    expert_rank: int = 8,
+    overrides: Iterable[str] = (),
+    on_event: OnEvent = ignore,
+) -> Rehearsal:
+    """Return what a few real training steps took on a full-size model with random weights.
+
+    The model is written once (13.8 GB for gpt-oss-20b) and stays. An interrupted writing is continued the next time.
+
+    Args:
+        model: gpt-oss-20b, gpt-oss-120b, or tiny.
+        folder: where the model is or will be; real weights serve too. By default a folder in Ossia's cache.
+        steps: optimiser steps; the first one only warms up. tokens: of a step. sequence: tokens of an example.
+        supervised: share of the tokens that are trained on, 0..1.
+        targets: what gets an adapter: attention, experts. rank, expert_rank: LoRA ranks of the two.
+        overrides: `section.key=value` of the sections model, lora and train.
+        on_event: called with `RehearsedModel`, with progress, and with the events of the training.
+
+    Raises:
+        UserError: no such model, a setting that a rehearsal does not have, or a folder with other files.
+        DoesNotFitError: memory or disk are too small.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a rehearsal is one process", do="start it without torchrun or accelerate launch")
+    name, shape = shape_of(model)
+    place = Path(folder) if folder is not None else rehearsal_disk.scratch_folder() / name
+    lora = {"targets": _checked_targets(targets), "rank": rank, "alpha": 2.0 * rank,
+            "expert_rank": expert_rank, "expert_alpha": 2.0 * expert_rank}  # fmt: skip
+    recipe = recipe_of(name, place, lora, steps=steps, tokens=tokens, sequence=sequence, overrides=list(overrides))
+    examples = random_examples(recipe, shape, sequence, supervised)
+    plan = plan_of(recipe, FoundModel(name, shape, place, shape.vocabulary), examples)
+    require_memory(plan)
+    _provide_model(name, place, shape, rehearsal_disk.adapter_bytes(plan), on_event)
+    with rehearsal_disk.scratch_run(recipe) as run:
+        with counting(on_event, "measuring this machine, loading the model"):
+            plan, speed, load_seconds = _measured(place, recipe, examples)
+        taken, memory, stopped = _train(plan, run, examples, on_event)
+    return Rehearsal(
+        folder=place,
+        recipe=recipe,
+        plan=plan,
+        speed=speed,
+        load_seconds=load_seconds,
+        steps=taken,
+        memory=memory,
+        matmul_after=matmul(shape, plan.machine.device, plan.machine.dtype),
+        stopped=stopped,
+    )
+
+
+def _checked_targets(names: Sequence[str]) -> list[str]:
+    unknown = next((name for name in names if name not in TARGETS), None)
+    if unknown is not None or not names:
+        close = did_you_mean(unknown or "", TARGETS)
+        raise UserError(
+            f"there is no target {unknown!r}" if unknown else "no target is named",
+            where="--targets",
+            do=f"--targets {close}" if close else f"--targets {','.join(TARGETS)}",
+        )
+    return list(names)
+
+
+def _provide_model(name: str, place: Path, shape: Shape, adapter: int, on_event: OnEvent) -> None:
+    """Take the model that is there, or write it. Says beforehand what that needs."""
+    here = rehearsal_disk.is_here(place, shape)
+    missing = 0 if here else rehearsal_disk.missing_bytes(place, shape)
+    free = hardware.disk(place)
+    on_event(RehearsedModel(name=name, folder=place, is_here=here, needed=missing + adapter, free=free))
+    rehearsal_disk.require_disk(place, missing, adapter)
+    if here:
+        return
+    try:
+        rehearsal_disk.write_random_model(name, place, shape, on_event)
+    except KeyboardInterrupt:
+        message = "what is written of the model stays; the same command goes on with it"
+        on_event(Note(level="info", message=message))
+        raise
+
+
 def shape_of(name: str) -> tuple[str, Shape]:
-    """The name without its owner, and the figures, of a model that can be rehearsed.
+    """Return the name without its owner, and the figures, of a model that can be rehearsed.
 
     Raises:
         UserError: not gpt-oss-20b, gpt-oss-120b or tiny.
@@ -164,7 +267,7 @@ def shape_of(name: str) -> tuple[str, Shape]:
 def recipe_of(
     name: str, folder: Path, lora: dict[str, Any], *, steps: int, tokens: int, sequence: int, overrides: list[str]
 ) -> Recipe:
-    """The recipe of a rehearsal: `tokens` of `sequence` tokens each per step, MICRO_BATCH at a time, none validated.
+    """Return the recipe of a rehearsal. A step has `tokens` tokens in examples of `sequence`, and nothing is validated.
 
     Raises:
         UserError: a sequence is longer than a step, or an override is wrong or has nothing to say here.
@@ -203,7 +306,7 @@ def recipe_of(
 
 
 def random_examples(recipe: Recipe, shape: Shape, sequence: int, supervised: float) -> list[RandomExample]:
-    """As many random examples as the steps take, the same ones every time."""
+    """Return as many random examples as the steps take, the same ones every time."""
     rng, ids = random.Random(recipe.train.seed), range(shape.vocabulary)
     assert recipe.train.steps is not None
     trained = min(sequence - 1, max(1, round(sequence * supervised)))
@@ -212,8 +315,8 @@ def random_examples(recipe: Recipe, shape: Shape, sequence: int, supervised: flo
 
 
 def plan_of(recipe: Recipe, found: FoundModel, examples: list[RandomExample], speed: Speed | None = None) -> Plan:
-    """What `ossia plan` says of the recipe, but for the disk: a rehearsal writes less (`require_disk`)."""
-    roomy = dataclasses.replace(Disk.of(scratch_folder()), free=1 << 60)
+    """Return the plan of the recipe, but with room on the disk: a rehearsal writes less than a training."""
+    roomy = dataclasses.replace(Disk.of(rehearsal_disk.scratch_folder()), free=1 << 60)
     machine = dataclasses.replace(Machine.here(recipe.model), runs=roomy)
     return estimate(recipe, found, Examples.counted(examples, []), machine, speed=speed)
 
@@ -228,160 +331,19 @@ def require_memory(plan: Plan) -> None:
         )
 
 
-def scratch_folder() -> Path:
-    """Where checkpoints and runs of rehearsals lie by default."""
-    return files.cache_folder() / "rehearsal"
-
-
-def is_here(folder: Path, shape: Shape) -> bool:
-    """Whether the folder holds a complete checkpoint of this shape, random or real.
-
-    Raises:
-        UserError: it holds another model or other files, so nothing should be written to it.
-    """
-    place = with_weights(folder)
-    if place is not None:
-        reader = CheckpointReader(place)
-        if reader.shape() != shape:
-            raise UserError("the folder holds another model", where=str(folder), do="choose another --folder")
-        reader.check(shape)
-        return True
-    names, patterns = (".partial", INDEX, SINGLE), ("model-*.safetensors", files.TEMPORARY)
-    others = [file.name for file in _listed(folder) if file.name not in names and not any(map(file.match, patterns))]
-    if others:
-        raise UserError(
-            f"the folder holds other files ({others[0]})", where=str(folder), do="name a new or an empty --folder"
-        )
-    return False
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
-        raise UserError("this is not a folder", where=str(folder), do="name a new or an empty --folder") from None
-
-
-def missing_bytes(folder: Path, shape: Shape) -> int:
-    """Bytes that are still to be written of a checkpoint that may have been begun."""
-    begun = [*folder.glob("model*.safetensors"), *folder.glob(".partial/model*.safetensors")]
-    return max(0, bytes_of(shape) - sum(file.stat().st_size for file in begun))
-
-
-def adapter_bytes(plan: Plan) -> int:
-    """Bytes of the checkpoint that every training ends with: the adapter and AdamW's moments."""
-    return plan.disk_needed // (plan.recipe.train.keep_checkpoints + 2)
-
-
-def require_disk(folder: Path, missing: int, adapter: int) -> None:
-    """Raise DoesNotFitError unless the model, and for a while an adapter's checkpoint, have room where they go."""
-    if Disk.of(folder).volume == Disk.of(scratch_folder()).volume:
-        files.check_disk(folder, missing + adapter, "the model with a checkpoint of its adapter")
-        return
-    files.check_disk(folder, missing, "the model")
-    files.check_disk(scratch_folder(), adapter, "the checkpoint of the adapter")
-
-
-def write(folder: Path, shape: Shape, report: Report) -> None:
-    """Write a checkpoint of random weights, or go on with one that was begun.
-
-    Raises:
-        DoesNotFitError: the disk is too small.
-    """
-    from ossia.checkpoint.synthetic import write_synthetic
-    from ossia.harmony.tokenizer.vocabulary import offline_tokenizer_folder
-
-    tokenizer: Path | None = None
-    try:
-        offline_tokenizer_folder()
-    except UserError:
-        tokenizer = scratch_folder()  # random tokens need no tokenizer, and in there is none to copy
-    write_synthetic(folder, shape, progress=report, tokenizer_folder=tokenizer)
-
-
-@contextlib.contextmanager
-def scratch_run(recipe: Recipe) -> Iterator[runs.Run]:
-    """A run folder that goes away when the rehearsal ends."""
-    home = scratch_folder()
-    home.mkdir(parents=True, exist_ok=True)
-    _remove_dead(home)
-    run = runs.Run(home / f"run-{os.getpid()}")
-    shutil.rmtree(run.path, ignore_errors=True)  # of a killed process with our number
-    run.path.mkdir()
-    try:
-        files.write_atomically(run.path / "recipe.yaml", recipes.dump(recipe))
-        yield run
-    finally:
-        shutil.rmtree(run.path, ignore_errors=True)
-
-
-def _remove_dead(home: Path) -> None:
-    """Remove the runs of rehearsals that were killed."""
-    for path in home.glob("run-*"):
-        number = path.name.removeprefix("run-")
-        if number.isdecimal() and not files.is_alive(int(number)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A model that was loaded once, and what the machine can do."""
-
-    folder: Path
-    recipe: Recipe
-    shape: Shape
-    examples: list[RandomExample]
-    plan: Plan
-    speed: Speed
-    load_seconds: float
-
-    def train(self, run: runs.Run, watch: Callable[[events.Event], None]) -> Result:
-        """Train as `ossia train` does, and put what that took beside the plan."""
-        from ossia.plan.peak import Peak
-        from ossia.plan.speed import matmul
-        from ossia.train.callbacks import INTERRUPTED
-        from ossia.train.supervised import train
-
-        steps: list[events.Step] = []
-
-        def collect(event: events.Event) -> None:
-            if isinstance(event, events.Step):
-                steps.append(event)
-            watch(event)
-
-        machine = self.plan.machine
-        with Peak(machine.device) as peak:
-            last = train(self.recipe, run, self.examples, [], command="ossia rehearse", watch=collect)
-        return Result(
-            folder=self.folder,
-            recipe=self.recipe,
-            plan=self.plan,
-            speed=self.speed,
-            load_seconds=self.load_seconds,
-            steps=steps,
-            memory=peak.memory,
-            matmul_after=matmul(self.shape, machine.device, machine.dtype),
-            stopped=last.reason == INTERRUPTED,
-        )
-
-
-def prepare_run(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> Prepared:
-    """Measure the machine, make the plan and time the loader."""
+def _measured(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> tuple[Plan, Speed, float]:
+    """Measure the machine and time the loader. Returns the plan, the machine's speed, and the loader's seconds."""
     import ossia.model.modeling  # noqa: F401  importing transformers' part of it is not what is timed
-    from ossia.plan.speed import measure
 
     found = find_model(str(folder))
     machine = Machine.here(recipe.model)
     speed = measure(found.shape, machine.device, machine.dtype)
     plan = plan_of(recipe, found, examples, speed)
-    seconds = _time_loading(with_weights(folder) or folder, recipe, machine.device)
-    return Prepared(folder, recipe, found.shape, examples, plan, speed, seconds)
+    return plan, speed, _time_loading(with_weights(folder) or folder, recipe, machine.device)
 
 
 def _time_loading(folder: Path, recipe: Recipe, device: str) -> float:
-    """Seconds that the loader takes until every tensor is where it belongs. Training loads once more, by itself."""
+    """Return the seconds until every tensor is loaded to where it belongs. Training loads once more, by itself."""
     from ossia.model.load import load_model
 
     start = time.perf_counter()
@@ -396,3 +358,24 @@ def _time_loading(folder: Path, recipe: Recipe, device: str) -> float:
     if device == "cuda":
         torch.cuda.empty_cache()
     return seconds
+
+
+def _train(
+    plan: Plan, run: runs.Run, examples: list[RandomExample], on_event: OnEvent
+) -> tuple[list[events.Step], Memory, bool]:
+    """Train as `ossia train` does. Returns the steps, the peak of the memory, and whether a person ended it early."""
+    from ossia.train.callbacks import INTERRUPTED
+    from ossia.train.supervised import train
+
+    steps: list[events.Step] = []
+    with contextlib.ExitStack() as loading, Peak(plan.machine.device) as peak:
+        loading.enter_context(counting(on_event, "loading the model"))
+
+        def watch(event: events.Event) -> None:
+            loading.close()  # whatever training reports first, the model is there
+            if isinstance(event, events.Step):
+                steps.append(event)
+            on_event(event)
+
+        last = train(plan.recipe, run, examples, [], command="ossia rehearse", watch=watch)
+    return steps, peak.memory, last.reason == INTERRUPTED

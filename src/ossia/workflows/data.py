@@ -1,0 +1,355 @@
+"""Check, show and count the conversations of files or of a recipe, and write a repaired copy of them.
+
+Each function takes files, folders or hub data set ids, or one recipe: its name, its file, or a `Recipe`. More than
+about three megabytes are compiled in further processes. For these a script needs the usual
+`if __name__ == "__main__":` (see multiprocessing).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ossia import recipes
+from ossia.checkpoint.locate import vocabulary as vocabulary_of
+from ossia.config import DataSection, DataSource, Recipe, Sources, sources_of
+from ossia.data import corpus
+from ossia.data.branches import Branch, Stretch, forest, stretches, whose
+from ossia.data.compile import Compiled, Compiling, compile_rows, compile_sources, total_bytes, usable_cores
+from ossia.data.examples import rejected_example
+from ossia.data.fix import FIXES, Written, write_fixed
+from ossia.data.page import write_page
+from ossia.data.rendered import Example
+from ossia.data.sources import settings_for
+from ossia.data.stats import LIMITS, Statistics, detect_languages, statistics
+from ossia.data.templates import compare_with_template, read_template
+from ossia.data.views import examples_as_json, tree_as_json
+from ossia.errors import Problem, UserError
+from ossia.events import Note, OnEvent, counting, ignore
+from ossia.harmony.preview import CHANNEL_COLOURS, preview
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+
+__all__ = [
+    "CHANNEL_COLOURS",
+    "LIMITS",
+    "Branch",
+    "Checked",
+    "Compiling",
+    "Counted",
+    "OpenData",
+    "RepairedCopy",
+    "Statistics",
+    "Stretch",
+    "Vocabulary",
+    "check",
+    "command_arguments",
+    "compare_with_template",
+    "count_tokens",
+    "examples_as_json",
+    "forest",
+    "is_recipe",
+    "preview",
+    "read_conversations",
+    "read_template",
+    "repair",
+    "stretches",
+    "tree_as_json",
+    "whose",
+    "write_page",
+]
+
+Named = Sources | Recipe
+"""What names data: files, folders and hub data set ids, or a recipe."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found, row by row and in all rows together."""
+
+    rows: int
+    usable: int
+    """Rows that make a conversation."""
+    formats: Counter[str]
+    """Format -> rows."""
+    problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        """Problems that keep a row from being used."""
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """Problems of rows that are used all the same."""
+        return [problem for problem in self.problems if problem.level == "warning"]
+
+    @property
+    def is_mendable(self) -> bool:
+        """Whether `repair` knows what to do about one of the problems."""
+        return any(problem.code in FIXES for problem in self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it for JSON; each problem also says its place in one text, `where`."""
+        return {
+            "rows": self.rows,
+            "usable": self.usable,
+            "formats": self.formats,
+            "errors": len(self.errors),
+            "warnings": len(self.warnings),
+            "problems": [{**dataclasses.asdict(problem), "where": problem.where} for problem in self.problems],
+        }
+
+
+def check(
+    data: Named,
+    *,
+    against: Sources = (),
+    similar: bool = True,
+    overrides: Iterable[str] = (),
+    model: str | None = None,
+    on_event: OnEvent = ignore,
+) -> Checked:
+    """Return what is wrong with the rows, one by one and together. Weights of a mixture do not matter here.
+
+    Args:
+        data: files, folders or hub data set ids, or a recipe.
+        against: held-out data; rows of them that `data` have too are reported. By default the recipe's validation data.
+        similar: search for near-duplicates.
+        overrides: `section.key=value`, on top of the recipe.
+        model: checkpoint whose tokenizer is used; None: the published vocabulary.
+        on_event: called with progress.
+
+    Raises:
+        UserError: nothing of that name, a file cannot be read, or there are no rows.
+    """
+    named = _named(data, overrides, model).once()
+    compiled = _compiled(named.train, named, on_event)
+    held_out = sources_of(against) or named.validation
+    test = _compiled(held_out, named, on_event) if held_out else Compiled()
+    problems = [*compiled.problems, *test.problems]
+    if similar:
+        with counting(on_event, "searching near-duplicates", len(compiled.conversations)) as advance:
+            problems += corpus.near_duplicates(compiled.conversations, advance)
+    if held_out:
+        problems += corpus.leaks(compiled.conversations, test.conversations)
+    return Checked(
+        rows=compiled.rows + test.rows,
+        usable=len(compiled.conversations) + len(test.conversations),
+        formats=compiled.formats + test.formats,
+        problems=[*problems, *corpus.effort_labels(compiled.conversations)],
+    )
+
+
+@dataclass(frozen=True)
+class RepairedCopy:
+    """A repaired copy, and how it is read."""
+
+    written: Written
+    settings: DataSection | None
+    """Settings whose `format` and `columns` the copy needs. None: its rows need several."""
+
+
+def repair(data: Named, to: Path | str, *, overrides: Iterable[str] = (), model: str | None = None) -> RepairedCopy:
+    """Write a repaired copy of the data to a JSONL file, and return what changed.
+
+    Args:
+        data, overrides, model: as in `check`. to: the copy; what cannot be repaired goes to `TO.rejected.jsonl`.
+
+    Raises:
+        UserError: nothing of that name, or one of the two files exists already or cannot be written.
+    """
+    named = _named(data, overrides, model).once()
+    written = write_fixed(named.train, named.settings, Path(to))
+    owns = [settings_for(source, named.settings) for source in named.train]
+    alike = all((own.format, own.columns) == (owns[0].format, owns[0].columns) for own in owns)
+    return RepairedCopy(written, owns[0] if alike else None)
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """Conversations that are compiled as they are asked for, once."""
+
+    rows: Iterator[Compiling]
+    """Usable rows. Raises UserError if there is none, or if the row that was asked for cannot be used."""
+    vocabulary: Vocabulary
+    settings: DataSection
+
+    def examples(self, done: Compiling) -> Iterator[tuple[Example, bool]]:
+        """Yield the training examples of a row; of a preference pair, the rejected one too, which is then True."""
+        assert done.rendered is not None and done.conversation is not None
+        yield from ((example, False) for example in done.rendered.examples)
+        rejected = rejected_example(done.conversation, self.vocabulary, self.settings)
+        if rejected is not None:
+            yield rejected, True
+
+
+def read_conversations(
+    data: Named,
+    *,
+    row: int | None = None,
+    limit: int | None = None,
+    overrides: Iterable[str] = (),
+    model: str | None = None,
+) -> OpenData:
+    """Return usable conversations with their tokens, one after the other, for somebody to look at.
+
+    Args:
+        data, overrides, model: as in `check`. row: only the row of this number: its line in the file, from 1.
+        limit: at most so many conversations.
+
+    Raises:
+        UserError: nothing of that name.
+    """
+    named = _named(data, overrides, model)
+    return OpenData(_rows(named, row, limit), named.vocabulary, named.settings)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Statistics of a data set, and the settings that they were counted with."""
+
+    statistics: Statistics
+    languages: dict[str, dict[str, int]]
+    """user, analysis or final -> ISO 639 code -> conversations of a sample."""
+    limit: int
+    """`data.max_tokens`. Tokens are counted without it, to tell how many lie above it."""
+    examples_per_step: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        shares = {"trained_share": self.statistics.trained_share, "saved_share": self.statistics.saved_share}
+        given = {"limit": self.limit, "examples_per_step": self.examples_per_step}
+        return {**dataclasses.asdict(self.statistics), **shares, **given, "languages": self.languages}
+
+
+def count_tokens(
+    data: Named,
+    *,
+    at: Sequence[int] = LIMITS,
+    overrides: Iterable[str] = (),
+    model: str | None = None,
+    on_event: OnEvent = ignore,
+) -> Counted:
+    """Return lengths, trained share, channels, turns, tools, languages, and what shared prefixes save.
+
+    Args:
+        data, overrides, model: as in `check`. at: lengths at which truncation is counted.
+        on_event: called with progress, and with a note if rows cannot be used.
+
+    Raises:
+        UserError: nothing of that name, or no row can be used.
+    """
+    changes = list(overrides)
+    named = _named(data, changes, model)
+    limit = named.settings.max_tokens
+    unlimited = dataclasses.replace(named, settings=named.settings.model_copy(update={"max_tokens": 1 << 30}))
+    compiled = _compiled(named.train + named.validation, unlimited, on_event)
+    if not compiled.conversations:
+        do = f"ossia data check {command_arguments(named.names, changes, model)}"
+        raise UserError("no row can be used", where=", ".join(named.names), do=do)
+    if compiled.errors:
+        message = f"{len(compiled.errors)} rows cannot be used; ossia data check names them"
+        on_event(Note(level="warning", message=message))
+    with counting(on_event, "counting", len(compiled.conversations)) as advance:
+        steps = (named.examples_per_step, named.seed)
+        counted = statistics(compiled.conversations, limit, at, advance, steps)
+    languages = detect_languages(compiled.conversations, named.vocabulary)
+    return Counted(counted, languages, limit, named.examples_per_step)
+
+
+def command_arguments(files: Sequence[str], overrides: Iterable[str] = (), model: str | None = None) -> str:
+    """Return files and options as they are typed in a shell, for the next command on the same data."""
+    changes = (word for change in overrides for word in ("--set", change))
+    return shlex.join([*files, *changes, *(("--model", model) if model else ())])
+
+
+def is_recipe(files: Sequence[str]) -> bool:
+    """Whether a list of names is one recipe, by its file or its name."""
+    return len(files) == 1 and (files[0] in recipes.available() or files[0].endswith((".yaml", ".yml")))
+
+
+@dataclass(frozen=True)
+class _NamedData:
+    """Data sets with what it takes to compile them."""
+
+    names: list[str]
+    """As they were given, for messages."""
+    train: list[DataSource]
+    validation: list[DataSource]
+    settings: DataSection
+    vocabulary: Vocabulary
+    seed: int
+    examples_per_step: int
+
+    def once(self) -> _NamedData:
+        """Return the same with every row once, whatever the weights of the mixture."""
+        train, validation = (
+            [source.model_copy(update={"weight": 1.0}) for source in sources]
+            for sources in (self.train, self.validation)
+        )
+        return dataclasses.replace(self, train=train, validation=validation)
+
+
+def _named(data: Named, overrides: Iterable[str], model: str | None) -> _NamedData:
+    """Return data sets with their settings. A recipe in place of files brings its own."""
+    changes = list(overrides)
+    given = [] if isinstance(data, Recipe) else sources_of(data)
+    names = [data.name] if isinstance(data, Recipe) else [source.path for source in given]
+    if isinstance(data, Recipe) or is_recipe(names):
+        recipe = recipes.load_recipe(data if isinstance(data, Recipe) else names[0], changes)
+        train, validation = sources_of(recipe.data.train), sources_of(recipe.data.validation)
+    else:
+        recipe = recipes.parse_recipe("", where="--set", overrides=changes)
+        train, validation = given, []
+        if recipe.data.train or recipe.data.validation:
+            do = "name all of them as arguments"
+            raise UserError("the files are named already", where="--set data.train", do=do)
+    if not train:
+        do = "--set data.train=conversations.jsonl"
+        raise UserError("the recipe names no training data", where=", ".join(names) or None, do=do)
+    return _NamedData(
+        names=names,
+        train=train,
+        validation=validation,
+        settings=recipe.data,
+        vocabulary=vocabulary_of(model),
+        seed=recipe.train.seed,
+        examples_per_step=recipe.train.examples_per_step,
+    )
+
+
+def _compiled(sources: list[DataSource], named: _NamedData, on_event: OnEvent) -> Compiled:
+    """Compile on all cores. Raises UserError if there are no rows at all."""
+    total = sum(map(total_bytes, sources)) // 10**6 or None
+    with counting(on_event, "compiling", total, "MB") as advance:
+        compiled = compile_sources(
+            sources, named.vocabulary, named.settings, workers=usable_cores(), cache=named.settings.cache,
+            seed=named.seed, progress=lambda count: advance(count / 1e6),
+        )  # fmt: skip
+    if not compiled.rows:
+        raise UserError("there are no rows", where=", ".join(source.path for source in sources))
+    return compiled
+
+
+def _rows(named: _NamedData, row: int | None, limit: int | None) -> Iterator[Compiling]:
+    """Yield usable conversations as they are read; see `OpenData.rows`."""
+    count, first = 0, ""
+    for source in named.train + named.validation:
+        for done in compile_rows(source, named.vocabulary, named.settings, row):
+            if done.rendered is None:
+                first = first or next(str(problem) for problem in done.problems if problem.level == "error")
+                if row is not None:
+                    raise UserError(f"row {row} cannot be used", why=first, do="ossia data check FILE --fix COPY")
+                continue
+            yield done
+            count += 1
+            if row is not None or count == limit:
+                return
+    if not count:
+        what = "there is no usable conversation" if row is None else f"there is no row {row}"
+        raise UserError(what, why=first or None, where=", ".join(source.path for source in named.train))
