@@ -11,7 +11,7 @@ import pytest
 import harmony_samples as samples
 from ossia.config import CHANNELS, DataSection
 from ossia.data import Example, examples_of, statistics
-from ossia.data.examples import compile_conversation, rejected_example
+from ossia.data.examples import compile_conversation
 from ossia.data.kinds import kinds_of, turns_of
 from ossia.errors import Problem
 from ossia.harmony import conversation as c
@@ -210,8 +210,10 @@ def test_lengths_and_counts_need_no_lists(vocabulary: Vocabulary) -> None:
 def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vocabulary) -> None:
     context = (c.user("1"), c.thought("t"), c.answer("a"), c.user("2"))
     pair = c.Conversation((*context, c.answer("good")), rejected=(c.thought("hm"), c.answer("bad")))
-    rejected = rejected_example(pair, vocabulary, ROOMY)
-    assert rejected is not None
+    compiled = compile_conversation(pair, vocabulary, ROOMY)
+    assert compiled.pair is not None
+    preferred, rejected = compiled.pair
+    assert preferred == compiled.examples[-1] and (preferred.role, rejected.role) == ("target", "rejected")
     (expected,) = examples_of(
         c.Conversation((*context, c.thought("hm"), c.answer("bad"))),
         vocabulary,
@@ -219,7 +221,8 @@ def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vo
     )
     assert (rejected.ids, rejected.weights, rejected.turn) == (expected.ids, expected.weights, 1)
     assert all("bad" not in vocabulary.decode(example.ids) for example in examples_of(pair, vocabulary, ROOMY))
-    assert rejected_example(c.Conversation(context[:3]), vocabulary, ROOMY) is None
+    single = compile_conversation(c.Conversation(context[:3]), vocabulary, ROOMY)
+    assert single.rejected is None and single.pair is None and single.group == []
 
 
 def test_raw_system_messages_last_when_old_turns_go(vocabulary: Vocabulary) -> None:

@@ -141,7 +141,7 @@ def show(
         data_tree.print_trees(found, asked.vocabulary)
         output.next_step(f"ossia data stats {asked.again}")
     else:
-        data_show.print_examples(found, asked.vocabulary, asked.settings)
+        data_show.print_examples(found, asked.vocabulary)
         output.next_step(f"ossia data stats {asked.again}")
 
 
@@ -212,6 +212,8 @@ def _print_statistics(counted: Statistics, limit: int, spoken: dict[str, dict[st
     )
     turns = ", ".join(f"{count:,} with {number}" for number, count in counted.turns.items())
     console.print(f"trained turns per conversation: {turns}")
+    if counted.alternatives:
+        console.print(f"answers kept beside the trained one: {counts(counted.alternatives)}")
     shared = (
         ("none", counted.tokens),
         ("within a conversation", counted.tree_tokens),

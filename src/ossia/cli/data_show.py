@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING, Any
 from ossia.cli import output
 
 if TYPE_CHECKING:
-    from ossia.config import DataSection
     from ossia.data.compile import Compiling
     from ossia.data.rendered import Example
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 
-def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary, settings: DataSection) -> None:
+def print_examples(found: Iterable[Compiling], vocabulary: Vocabulary) -> None:
     """Draw every example in the terminal, or as plain text where there is none; of a pair, the rejected one too."""
-    from ossia.data.examples import rejected_example
     from ossia.harmony.preview import preview
 
     console, first = output.out(), True
     for done in found:
-        assert done.rendered is not None and done.conversation is not None
+        assert done.rendered is not None
         for problem in done.problems:
             output.err().print(str(problem), markup=False)
-        rejected = rejected_example(done.conversation, vocabulary, settings)
-        for example in [*done.rendered.examples, *([rejected] if rejected else [])]:
+        rejected = done.rendered.rejected
+        for example in [*done.rendered.examples, *([rejected] if rejected is not None else [])]:
             dropped = f", {example.dropped_turns} old turns left out" if example.dropped_turns else ""
             title = f"turn {example.turn + 1}: {len(example)} tokens, {example.trained_tokens} trained{dropped}"
-            title += ", rejected: not trained, here with the marks of a target" * (example is rejected)
+            title += ", rejected: not trained, here with the marks of a target" * (example.role == "rejected")
             console.print(f"{example.row} {title}", markup=False, style="bold")
             marked = (example.ids, example.weights, example.channels, vocabulary)
             console.print(preview(*marked, colour=console.is_terminal, legend=first))

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -25,16 +25,6 @@ from ossia.train.steps import idle_micro_batch
 
 MicroBatch = Mapping[str, Tensor]
 """Tensors that go through the model at once. `input_ids` is among them; its elements are counted as tokens."""
-
-
-class Unit(Protocol):
-    """What a step has a fixed number of: an example, a pair of answers, a prompt. `len` is its tokens.
-
-    A unit that names its `conversation` and its `turn` stays beside the other turns of the conversation
-    (`ossia.sequences.order`).
-    """
-
-    def __len__(self) -> int: ...
 
 
 class StepBatch(TypedDict):
@@ -71,7 +61,11 @@ class Objective(ABC):
     @property
     @abstractmethod
     def units(self) -> Sequence[Any]:
-        """What the steps are made of (`Unit`)."""
+        """What a step has a fixed number of: examples, pairs of answers, prompts.
+
+        A unit that names its `conversation` and its `turn` stays beside the other turns of the conversation
+        (`ossia.sequences.order`).
+        """
 
     @property
     def validation(self) -> Sequence[Any]:
@@ -87,9 +81,9 @@ class Objective(ABC):
     def fingerprint(self) -> str:
         """Return a hash of the data, to tell whether a resumed run sees the same."""
 
+    @abstractmethod
     def trained_tokens(self) -> int:
         """Return how many tokens are trained in one pass over the units, for the event `Started`."""
-        return sum(map(len, self.units))
 
     def prepare(self, model: Any, balance: float) -> Iterable[str]:
         """Decide what depends on the model, and return what people should know of it.
@@ -111,10 +105,16 @@ class Objective(ABC):
 
     @abstractmethod
     def collate(self, units: Sequence[Any], share: Share) -> StepBatch:
-        """Make a step's batch. It is called right before the step, with the whole step in every process."""
+        """Make the batch of a step, or of as many validation units.
+
+        It is called in every process with the whole step, right before the step, so it sees the model as it then is.
+        """
 
     def idle(self) -> MicroBatch:
-        """Return a micro-batch whose loss is zero and has a gradient, for a process without work of its own."""
+        """Return a micro-batch for a process without work of its own.
+
+        It goes through `loss` and `metrics`, so that all processes take part in every pass, and nothing of it counts.
+        """
         return idle_micro_batch()
 
     def weight(self, batch: MicroBatch) -> Tensor:

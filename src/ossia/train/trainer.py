@@ -92,7 +92,7 @@ class OssiaTrainer(Trainer):
             with self._unsynchronised(model, last=number == max(1, len(micro_batches))):
                 share = batch["input_ids"].numel() / tokens if works else 0.0
                 with self.routers.training_pass(scale=self.balance * share * devices, count=works):
-                    loss = self.objective.loss(model, batch, denominator) * devices
+                    loss = self.objective.loss(model, batch, denominator) * (devices if works else 0)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         where, step = str(self.run.path), self.state.global_step + 1
@@ -144,22 +144,25 @@ class OssiaTrainer(Trainer):
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad():
-            for inputs, names in self._evaluation_micro_batches(dataloader):
+            for inputs, names, works in self._evaluation_micro_batches(dataloader):
                 for name, value, weight in self.objective.metrics(model, inputs, names):
-                    sums[name][0] += value
-                    sums[name][1] += weight
+                    sums[name][0] += value * works
+                    sums[name][1] += weight * works
         self.measured = self.objective.summary(self._reduced(sums))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measured.items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
-    def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], Any]]:
-        micro_batches: Iterable[Any] = (
-            pair for batch in dataloader for pair in zip(batch["micro_batches"], batch["names"], strict=True)
+    def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], Any, bool]]:
+        """What this process evaluates, and whether it is work: a sharded model needs all processes in every pass."""
+        mine: Iterable[tuple[Any, Any, bool]] = (
+            (inputs, names, True)
+            for batch in dataloader
+            for inputs, names in zip(batch["micro_batches"], batch["names"], strict=True)
         )
         if self.twin is not None:
-            mine = list(micro_batches)
-            micro_batches = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
-        return ((self.on_device(inputs), names) for inputs, names in micro_batches)
+            mine = list(mine)
+            mine += [(inputs, [], False) for inputs in self._idle(len(mine))]
+        return ((self.on_device(inputs), names, works) for inputs, names, works in mine)
 
     def get_train_dataloader(self) -> DataLoader:
         """Every process is given whole steps; the objective picks the micro-batches that are the process's own."""
