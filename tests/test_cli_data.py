@@ -250,6 +250,7 @@ def test_a_preference_pair_shows_both_sides_and_trains_one(place: Path) -> None:
     assert "the rejected one is not" in shown.stderr
     (line,) = ossia(place, "data", "show", "d.jsonl", "--json").stdout.splitlines()
     assert json.loads(line)["format"] == "trl-preference"
+    assert "answers kept beside the trained one: rejected 1" in ossia(place, "data", "stats", "d.jsonl").stdout
 
 
 def test_every_sample_is_converted_shown_and_checked() -> None:

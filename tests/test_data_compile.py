@@ -16,7 +16,7 @@ import pytest
 
 import harmony_samples as samples
 from ossia.config import DataSection, DataSource
-from ossia.data import Rendered, compile_sources, examples_of, load_conversations
+from ossia.data import Rendered, compile_sources, examples_of, load_conversations, statistics
 from ossia.data import cache as cache_module
 from ossia.data import compile as compile_module
 from ossia.data.cache import Cache, Shard, pack_shard, unpack_shard
@@ -243,6 +243,70 @@ def test_shards_survive_packing(vocabulary: Vocabulary) -> None:
         made.facts,
     )
     assert back.problems == [(2, Problem("error", "code", "what", "do", "path", "new.jsonl", 30))]
+
+
+PAIR = {"prompt": "2 + 2?", "chosen": "4", "rejected": "Five, I think."}
+GROUP = {
+    "problem": "2 + 2?",
+    "generations": ["<think>a</think>5", "<think>b</think>4", "<think>c</think>four"],
+    "correctness_math_verify": [False, True, True],
+    "correctness_llama": [False, True, False],
+}
+
+
+def alternatives(conversations: list[Rendered]) -> list[Any]:
+    """All that is kept of the other answers, as an objective would ask for it."""
+    return [
+        [(e.role, e.score, e.ids, e.weights, e.channels, e.row) for e in [*(c.pair or ()), *c.group]]
+        for c in conversations
+    ]
+
+
+def test_other_answers_come_out_of_workers_and_the_cache_and_are_no_targets(
+    tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ossia.data.sources.CHUNK_BYTES", 400)
+    monkeypatch.setattr(compile_module, "SMALL", 0)
+    file = write(tmp_path / "d.jsonl", [chat(random.Random(1)), PAIR, GROUP, chat(random.Random(2))])
+    alone = compile_sources(file, vocabulary, SETTINGS, cache=False)
+    pooled = compile_sources(file, vocabulary, SETTINGS, workers=2)
+    cached = compile_sources(file, vocabulary, SETTINGS)
+    assert cached.cached == 4
+    assert alternatives(alone.conversations) == alternatives(pooled.conversations) == alternatives(cached.conversations)
+    plain, pair, group, _ = cached.conversations
+    assert plain.alternatives == [] and plain.pair is None and plain.group == []
+    assert pair.pair is not None and pair.group == [] and group.pair is None
+    said = [vocabulary.decode(example.ids).rpartition("<|message|>")[2] for example in [*pair.pair, *group.group]]
+    assert said == [f"{text}<|return|>" for text in ("4", "Five, I think.", "4", "5", "four")]
+    assert [example.role for example in (*pair.pair, *group.group)] == [
+        "target",
+        "rejected",
+        "target",
+        "other",
+        "other",
+    ]
+    assert [example.score for example in group.group] == [2.0, 0.0, 1.0]
+    assert all(example.role == "target" for example in cached.examples) and len(cached.examples) == 8
+    assert statistics(cached.conversations).alternatives == {"rejected": 1, "other": 2}
+    prepared = prepare(DataSection(train=[str(file)], validation_share=0), vocabulary, seed=0)
+    assert [example.ids for example in prepared.train] == [example.ids for example in alone.examples]
+
+
+def test_weights_of_the_other_answers_survive_packing(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    file = write(tmp_path / "d.jsonl", [GROUP])
+    halved = SETTINGS.model_copy(update={"channel_weights": {"analysis": 0.5}})
+    for _ in range(2):  # compiled, then from the cache
+        (found,) = compile_sources(file, vocabulary, halved).conversations
+        assert [set(example.weights) for example in found.group] == [{0.0, 0.5, 1.0}] * 3
+
+
+def test_a_shard_that_is_cut_off_within_an_alternative_is_damaged(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    (chunk,) = read_chunks(DataSource(path=str(write(tmp_path / "d.jsonl", [PAIR]))))
+    packed = pack_shard(compile_module.compile_chunk(chunk, vocabulary, SETTINGS))
+    (index, made), *_ = unpack_shard(packed).conversations
+    assert index == 0 and made.rejected is not None
+    with pytest.raises(ValueError, match="cut off"):
+        unpack_shard(packed[:-4])
 
 
 def test_progress_counts_all_bytes(tmp_path: Path, vocabulary: Vocabulary) -> None:

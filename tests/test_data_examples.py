@@ -11,7 +11,7 @@ import pytest
 import harmony_samples as samples
 from ossia.config import CHANNELS, DataSection
 from ossia.data import Example, examples_of, statistics
-from ossia.data.examples import compile_conversation, rejected_example
+from ossia.data.examples import compile_conversation
 from ossia.data.kinds import kinds_of, turns_of
 from ossia.errors import Problem
 from ossia.harmony import conversation as c
@@ -210,8 +210,10 @@ def test_lengths_and_counts_need_no_lists(vocabulary: Vocabulary) -> None:
 def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vocabulary) -> None:
     context = (c.user("1"), c.thought("t"), c.answer("a"), c.user("2"))
     pair = c.Conversation((*context, c.answer("good")), rejected=(c.thought("hm"), c.answer("bad")))
-    rejected = rejected_example(pair, vocabulary, ROOMY)
-    assert rejected is not None
+    compiled = compile_conversation(pair, vocabulary, ROOMY)
+    assert compiled.pair is not None
+    preferred, rejected = compiled.pair
+    assert preferred == compiled.examples[-1] and (preferred.role, rejected.role) == ("target", "rejected")
     (expected,) = examples_of(
         c.Conversation((*context, c.thought("hm"), c.answer("bad"))),
         vocabulary,
@@ -219,7 +221,41 @@ def test_the_rejected_answer_stands_in_the_place_of_the_preferred(vocabulary: Vo
     )
     assert (rejected.ids, rejected.weights, rejected.turn) == (expected.ids, expected.weights, 1)
     assert all("bad" not in vocabulary.decode(example.ids) for example in examples_of(pair, vocabulary, ROOMY))
-    assert rejected_example(c.Conversation(context[:3]), vocabulary, ROOMY) is None
+    single = compile_conversation(c.Conversation(context[:3]), vocabulary, ROOMY)
+    assert single.rejected is None and single.pair is None and single.group == []
+
+
+def test_alternatives_of_several_turns_begin_where_the_prompt_ends(vocabulary: Vocabulary) -> None:
+    asked = (c.user("1"),)
+    pair = c.Conversation(
+        (*asked, c.answer("a"), c.user("2"), c.answer("good")),
+        rejected=(c.answer("b"), c.user("3"), c.answer("bad")),
+        prompt=1,
+    )
+    rejected = compile_conversation(pair, vocabulary, ROOMY).rejected
+    assert rejected is not None
+    other = c.Conversation((*asked, *pair.rejected))
+    expected = examples_of(other, vocabulary, ROOMY)[-1]
+    assert (rejected.ids, rejected.weights, rejected.channels) == (expected.ids, expected.weights, expected.channels)
+
+
+def test_an_alternative_that_is_too_long_is_reported_and_left_out(vocabulary: Vocabulary) -> None:
+    pair = c.Conversation((c.user("1"), c.answer("good")), rejected=(c.answer("bad " * 300),))
+    told: list[Problem] = []
+    compiled = compile_conversation(pair, vocabulary, DataSection(max_tokens=200), told.append)
+    assert len(compiled.examples) == 1 and compiled.rejected is None and compiled.pair is None
+    (problem,) = told
+    assert problem.code == "too-long" and "the rejected answer has" in problem.what
+
+
+def test_an_alternative_loses_old_turns_as_a_target_does(vocabulary: Vocabulary) -> None:
+    turns = [m for n in range(8) for m in (c.user(f"question {n} " * 10), c.answer(f"answer {n} " * 10))]
+    settings = DataSection(max_tokens=150)
+    pair = c.Conversation(tuple(turns), rejected=(c.answer("bad"),))
+    rejected = compile_conversation(pair, vocabulary, settings).rejected
+    expected = examples_of(c.Conversation((*turns[:-1], c.answer("bad"))), vocabulary, settings)[-1]
+    assert rejected is not None and rejected.dropped_turns == expected.dropped_turns > 0
+    assert rejected.ids == expected.ids and len(rejected) <= 150
 
 
 def test_raw_system_messages_last_when_old_turns_go(vocabulary: Vocabulary) -> None:

@@ -461,7 +461,7 @@ def test_trl_alternatives_of_several_turns_after_a_prompt() -> None:
 
     found, problems = read({"prompt": "u", "chosen": turns("b"), "rejected": turns("c")})
     assert list(found.messages) == [user("u"), answer("a"), user("v"), answer("b")] and problems == []
-    assert list(found.rejected) == [answer("a"), user("v"), answer("c")]
+    assert list(found.rejected) == [answer("a"), user("v"), answer("c")] and found.prompt == 1
 
 
 def test_two_observations_for_two_calls_are_two_results_even_if_one_is_a_list() -> None:
@@ -469,6 +469,18 @@ def test_two_observations_for_two_calls_are_two_results_even_if_one_is_a_list() 
     row["conversations"][2:3] = [{"from": "observation", "value": "[1, 2]"}, {"from": "observation", "value": "x"}]
     results = [message.content for message in read(row)[0].messages if message.role == "tool"]
     assert results == ["[1, 2]", "x"]
+
+
+def test_openr1_keeps_the_other_complete_traces_with_the_verifiers_that_accept_them() -> None:
+    found, problems = read(rows_of("openr1")[0])
+    (other,) = found.others
+    assert list(other.messages) == [thought("3 * 17 = 41"), answer("\\boxed{41}")] and problems == []
+    assert (found.score, other.score, found.prompt) == (1.0, 0.0, 1)
+    found, _ = read(rows_of("openr1")[1])  # its first trace is not complete
+    assert [(list(other.messages), other.score) for other in found.others] == [([thought("six"), answer("six")], 1.0)]
+    assert found.score == 2.0
+    alone = {"problem": "p", "generations": ["<think>t</think>a"], "correctness_llama": [True]}
+    assert (read(alone)[0].others, read(alone)[0].score) == ((), None)
 
 
 def test_openr1_prefers_the_trace_that_both_verifiers_accept() -> None:

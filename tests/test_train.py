@@ -424,7 +424,7 @@ def test_micro_batches_hold_every_example_once_and_no_more_than_their_tokens() -
         assert (
             sum(len(inputs["rows"]) for inputs in batch["micro_batches"]) == supervised
         ) is not share  # some are equal
-        assert [len(names) for names in batch["channels"]] == [len(inputs["rows"]) for inputs in batch["micro_batches"]]
+        assert [len(names) for names in batch["names"]] == [len(inputs["rows"]) for inputs in batch["micro_batches"]]
         assert batch["example_tokens"] == sum(map(len, data))
 
 

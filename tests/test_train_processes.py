@@ -41,7 +41,7 @@ import torch
 from ossia import events, runs
 from ossia.generate.engine import Request
 from ossia.generate.native import SerialEngine
-from ossia.train import supervised
+from ossia.train import session, supervised
 from ossia.train.distributed import leave
 from ossia.train.trainer import OssiaTrainer
 from test_train import examples
@@ -69,7 +69,7 @@ def kill(event):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-supervised.OssiaTrainer = Observed
+session.OssiaTrainer = Observed
 run = runs.Run(Path(sys.argv[1]))
 try:
     supervised.train(run.recipe(), run, examples(25), examples(5, seed=1), watch=kill)

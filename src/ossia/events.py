@@ -76,13 +76,15 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Event):
-    """Loss on the held-back conversations: over all supervised tokens and per channel."""
+    """Loss on the held-back data. Of a supervised run: over all supervised tokens and per channel."""
 
     kind: ClassVar[str] = "validation"
     step: int
     loss: float
     channels: dict[str, float]
     best: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What else the objective of the run measures."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,6 +186,8 @@ def _print_statistics(found: Counted) -> None:
     )
     turns = ", ".join(f"{count:,} with {number}" for number, count in counted.turns.items())
     console.print(f"trained turns per conversation: {turns}")
+    if counted.alternatives:
+        console.print(f"answers kept beside the trained one: {counts(counted.alternatives)}")
     shared = (
         ("none", counted.tokens),
         ("within a conversation", counted.tree_tokens),

@@ -1,8 +1,8 @@
 """Compiled rows of one chunk as bytes, which a worker hands back, and the folder that keeps them for the next time.
 
 Layout of a shard: eight bytes (big-endian) with the length n of the JSON; n bytes of JSON; then, per conversation, its
-tokens and its bounds as 32-bit integers of the machine. Nothing in it names the file: the same rows elsewhere are the
-same shard.
+tokens and its bounds as 32-bit integers of the machine, followed by those of its alternatives. Nothing in it names the
+file: the same rows elsewhere are the same shard.
 
 In the cache its name is the hash of everything that decides what it holds: the rows' bytes, the settings, the
 vocabulary and the compiler's own source text. So nothing has to be cleared by hand after a change of any of them. Rows
@@ -26,7 +26,7 @@ from typing import Any
 
 from ossia.config import DataSection
 from ossia.data.kinds import ASSISTANT
-from ossia.data.rendered import Rendered, TargetTurn
+from ossia.data.rendered import Alternative, Rendered, TargetTurn
 from ossia.data.sources import Chunk
 from ossia.errors import Problem
 from ossia.files import cache_folder, write_atomically
@@ -57,13 +57,26 @@ def pack_shard(shard: Shard) -> bytes:
         "formats": shard.formats,
         "problems": [(index, *(getattr(problem, key) for key in _PROBLEM)) for index, problem in shard.problems],
         "conversations": [
-            (index, made.kinds, made.labels, _unless_plain(made), made.targets, made.facts, len(made.tokens))
+            (index, *_head(made), made.targets, made.facts, [_alternative_head(one) for one in made.alternatives])
             for index, made in shard.conversations
         ],
     }
     text = json.dumps(head, separators=(",", ":")).encode("ascii")
-    arrays = (part.tobytes() for _, made in shard.conversations for part in (made.tokens, made.bounds))
-    return b"".join([len(text).to_bytes(8, "big"), text, *arrays])
+    arrays: list[array[int]] = []
+    for _, made in shard.conversations:
+        arrays += (made.tokens, made.bounds)
+        for one in made.alternatives:
+            arrays += (one.messages.tokens, one.messages.bounds)
+    return b"".join([len(text).to_bytes(8, "big"), text, *(part.tobytes() for part in arrays)])
+
+
+def _head(made: Rendered) -> tuple[object, ...]:
+    """What the JSON says of some messages; `_Arrays.rendered` takes it back."""
+    return made.kinds, made.labels, _unless_plain(made), len(made.tokens)
+
+
+def _alternative_head(one: Alternative) -> tuple[object, ...]:
+    return one.role, one.begin, _head(one.messages), one.target, one.score
 
 
 def unpack_shard(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
@@ -76,28 +89,44 @@ def unpack_shard(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Sh
     head = json.loads(data[8 : 8 + size])
     if head["order"] != sys.byteorder:
         raise ValueError("written on a machine with another byte order")
-    shard, place, view = Shard(head["rows"], head["formats"]), 8 + size, memoryview(data)
+    shard, arrays = Shard(head["rows"], head["formats"]), _Arrays(data, 8 + size)
 
     def number(index: int) -> int:
         return numbers[index] if index < len(numbers) else 0
 
-    for index, kinds, labels, weights, targets, facts, count in head["conversations"]:
-        tokens, bounds = array("i"), array("i")
-        for part, length in ((tokens, count), (bounds, 4 * len(kinds))):
-            end = place + length * part.itemsize
-            if end > len(data):
-                raise ValueError("the shard is cut off")
-            part.frombytes(view[place:end])
-            place = end
-        weights = weights if weights is not None else _plain(kinds)
-        labels = list(map(sys.intern, labels))
-        made = Rendered(f"{file}:{number(index)}", kinds, tokens, bounds, labels, weights, [], facts)
+    for index, kinds, labels, weights, count, targets, facts, alternatives in head["conversations"]:
+        made = arrays.rendered(kinds, labels, weights, count)
+        made.source, made.facts = f"{file}:{number(index)}", facts
         made.targets = [TargetTurn(*target) for target in targets]
+        for role, begin, own, target, score in alternatives:
+            made.alternatives.append(Alternative(role, begin, arrays.rendered(*own), TargetTurn(*target), score))
         shard.conversations.append((index, made))
     for index, *values in head["problems"]:
         fields: dict[str, Any] = dict(zip(_PROBLEM, values, strict=True))
         shard.problems.append((index, Problem(**fields, file=file, line=number(index))))
     return shard
+
+
+class _Arrays:
+    """Reads the arrays behind a shard's JSON, one after the other."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self._view, self._place = memoryview(data), place
+
+    def rendered(self, kinds: str, labels: list[str], weights: list[float] | None, count: int) -> Rendered:
+        """The next messages: `count` tokens, and what the JSON says of them."""
+        tokens, bounds = self._next(count), self._next(4 * len(kinds))
+        weights = weights if weights is not None else _plain(kinds)
+        return Rendered("", kinds, tokens, bounds, list(map(sys.intern, labels)), weights)
+
+    def _next(self, length: int) -> array[int]:
+        part = array("i")
+        end = self._place + length * part.itemsize
+        if end > len(self._view):
+            raise ValueError("the shard is cut off")
+        part.frombytes(self._view[self._place : end])
+        self._place = end
+        return part
 
 
 def bare(problem: Problem) -> Problem:

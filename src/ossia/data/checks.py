@@ -108,7 +108,9 @@ def without_dangling_calls(conversation: Conversation) -> tuple[Conversation, li
     what, do = "a call without a result, behind which the assistant goes on: left out", "give the call its tool message"
     problems = [_warning("call-without-result", what, messages[index], do) for index in sorted(dangling)]
     kept = tuple(message for index, message in enumerate(messages) if index not in dangling)
-    return dataclasses.replace(conversation, messages=kept), problems
+    prompt = conversation.prompt
+    prompt = prompt if prompt is None else prompt - sum(index < prompt for index in dangling)
+    return dataclasses.replace(conversation, messages=kept, prompt=prompt), problems
 
 
 def _texts(conversation: Conversation) -> Iterator[Problem]:

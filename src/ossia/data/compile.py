@@ -168,6 +168,8 @@ def _facts(conversation: Conversation, made: Rendered) -> dict[str, object]:
     facts: dict[str, object] = {"digest": hashlib.blake2b(content, digest_size=16).hexdigest()}
     if conversation.system is not None:
         facts["effort"] = conversation.system.effort
+    if conversation.score is not None:
+        facts["score"] = conversation.score
     if conversation.tools:
         facts["tools"] = len(conversation.tools)
     if calls := [m.recipient for m in conversation.messages if m.role == "assistant" and m.recipient]:

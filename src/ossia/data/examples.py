@@ -16,13 +16,13 @@ thought trains the answer alone; no empty thought is put in.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ossia.config import DataSection
 from ossia.data.kinds import ASSISTANT, TAKES_FLOOR, MessageKind, context, kinds_of, turns_of
-from ossia.data.rendered import Example, Rendered, TargetTurn
+from ossia.data.rendered import Alternative, Example, Rendered, TargetTurn
 from ossia.errors import OnProblem, Problem
-from ossia.harmony.conversation import Conversation, Message
+from ossia.harmony.conversation import Conversation, Message, OtherAnswer
 from ossia.harmony.render import message_parts, prologue
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
@@ -36,7 +36,8 @@ def compile_conversation(
     """Render a conversation once and choose its training examples.
 
     A turn whose messages all have weight 0 gives none. Too long examples lose whole old turns, never a part of the
-    target; what still does not fit gives none and is reported as `too-long`.
+    target; what still does not fit gives none and is reported as `too-long`. The other answers of a preference pair or
+    a group are kept beside the examples (`Rendered.alternatives`) and are no targets.
     """
     made = _tokens(prologue(conversation) + conversation.messages, vocabulary, settings)
     made.source = conversation.source
@@ -53,6 +54,8 @@ def compile_conversation(
             what = f"turn {number + 1} has {length:,} tokens even without older turns: left out"
             do = f"raise max_tokens above {settings.max_tokens:,} or shorten the row"
             report(Problem("warning", "too-long", what, do))
+    if conversation.rejected or conversation.others:
+        made.alternatives = list(_alternatives(conversation, made, vocabulary, settings, report))
     return made
 
 
@@ -66,21 +69,37 @@ def examples_of(
     return compile_conversation(conversation, vocabulary, settings, report).examples
 
 
-def rejected_example(
-    conversation: Conversation, vocabulary: Vocabulary, settings: DataSection = DataSection()
-) -> Example | None:
-    """Of a preference pair: the example of the rejected turn in the place of the preferred one. None if it is no pair.
+def _alternatives(
+    conversation: Conversation,
+    made: Rendered,
+    vocabulary: Vocabulary,
+    settings: DataSection,
+    report: OnProblem | None,
+) -> Iterator[Alternative]:
+    """The rejected answer of a pair, and the others of a group, each in the place of the answer that is trained.
 
-    Its weights are those of training towards it; what a preference loss does with them is its own affair.
+    Their weights are those of training towards them; what an objective does with them is its own affair.
     """
-    if not conversation.rejected:
-        return None
-    start, _ = turns_of(kinds_of(conversation.messages))[-1]
-    other = dataclasses.replace(
-        conversation, messages=conversation.messages[:start] + conversation.rejected, rejected=()
-    )
-    examples = examples_of(other, vocabulary, settings.model_copy(update={"turns": "last"}))
-    return examples[-1] if examples else None
+    if conversation.prompt is not None:
+        before = len(made.kinds) - len(conversation.messages) + conversation.prompt
+    else:
+        before = next((start for start, _ in reversed(turns_of(made.kinds))), len(made.kinds))
+    answers = [("rejected", OtherAnswer(conversation.rejected))] if conversation.rejected else []
+    answers += [("other", answer) for answer in conversation.others]
+    for role, answer in answers:
+        own = _tokens(answer.messages, vocabulary, settings)
+        alternative = Alternative(role, before, own, TargetTurn(0, 0, 0), answer.score)
+        joined = made.joined(alternative)
+        turns = turns_of(joined.kinds)
+        if not turns or not any(weight > 0 for weight in joined.weights[slice(*turns[-1])]):
+            continue
+        target, length = _fit(joined, TargetTurn(len(turns) - 1, *turns[-1]), settings.max_tokens)
+        if length <= settings.max_tokens:
+            yield dataclasses.replace(alternative, target=target)
+        elif report is not None:
+            what = f"the {role} answer has {length:,} tokens even without older turns: left out"
+            do = f"raise max_tokens above {settings.max_tokens:,} or shorten the row"
+            report(Problem("warning", "too-long", what, do))
 
 
 def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSection) -> Rendered:

@@ -43,6 +43,8 @@ class Rendered:
     weights: list[float] = field(default_factory=list)
     """Per message: the factor on its loss; 0 for all that the model does not write."""
     targets: list[TargetTurn] = field(default_factory=list)
+    alternatives: list[Alternative] = field(default_factory=list)
+    """Other answers to the prompt of a preference pair or of a group of answers."""
     facts: dict[str, object] = field(default_factory=dict)
     """What statistics and checks want to know of the row beside its tokens."""
 
@@ -50,6 +52,50 @@ class Rendered:
     def examples(self) -> list[Example]:
         """The training examples, in order of their turns."""
         return [Example(self, target) for target in self.targets]
+
+    @property
+    def rejected(self) -> Example | None:
+        """Of a preference pair: the example of the rejected answer, weighted as if it were trained."""
+        return next(self._of_role("rejected"), None)
+
+    @property
+    def pair(self) -> tuple[Example, Example] | None:
+        """The preferred and the rejected example of a preference pair; None unless both could be made.
+
+        Where one of them had to lose old turns to fit the limit, their contexts may differ.
+        """
+        last, rejected = self._last, self.rejected
+        return (last, rejected) if last is not None and rejected is not None else None
+
+    @property
+    def group(self) -> list[Example]:
+        """All answers to the prompt of a row with several, the trained one first; empty for any other row."""
+        others = list(self._of_role("other"))
+        return [*([self._last] if self._last is not None else []), *others] if others else []
+
+    @property
+    def _last(self) -> Example | None:
+        """The example of the last turn."""
+        is_last = self.targets and self.targets[-1].stop == len(self.kinds)
+        return Example(self, self.targets[-1]) if is_last else None
+
+    def _of_role(self, role: str) -> Iterator[Example]:
+        return (Example(self.joined(one), one.target, role) for one in self.alternatives if one.role == role)
+
+    def joined(self, alternative: Alternative) -> Rendered:
+        """The conversation that ends with an alternative, as a copy; it has no targets."""
+        begin, own = alternative.begin, alternative.messages
+        offset, bounds = self.begin(begin), self.bounds[: 4 * begin]
+        bounds.extend(offset + bound for bound in own.bounds)
+        return Rendered(
+            self.source,
+            self.kinds[:begin] + own.kinds,
+            self.tokens[:offset] + own.tokens,
+            bounds,
+            self.labels[:begin] + own.labels,
+            self.weights[:begin] + own.weights,
+            facts={"score": alternative.score},
+        )
 
     def begin(self, message: int) -> int:
         """Where a message begins."""
@@ -74,11 +120,35 @@ class TargetTurn(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """An answer to a conversation's prompt beside the one that the conversation ends with."""
+
+    role: str
+    """rejected: of a preference pair. other: of a group of answers."""
+    begin: int
+    """How many of the conversation's messages precede it."""
+    messages: Rendered
+    """Its own messages alone, without targets."""
+    target: TargetTurn
+    """Its last turn, in the conversation that `Rendered.joined` makes."""
+    score: float | None = None
+    """What the row says of its worth."""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One training sequence: the context of an assistant turn and the turn itself."""
 
     conversation: Rendered
     target: TargetTurn
+    role: str = "target"
+    """target: what supervised training takes. Else the role of the alternative that the example is of."""
+
+    @property
+    def score(self) -> float | None:
+        """Of an answer in a group: what the row says of its worth."""
+        score = self.conversation.facts.get("score")
+        return score if isinstance(score, float) else None
 
     @property
     def turn(self) -> int:

@@ -44,6 +44,8 @@ class Statistics:
     """The same when conversations share theirs too, such as a system prompt with its tools; counted on first turns."""
     tree_tokens_steps: int = 0
     """The same when the examples of each training step share theirs; 0 if no steps were asked for."""
+    alternatives: dict[str, int] = field(default_factory=dict)
+    """Role of answers that are kept beside the trained one, rejected or other -> how many."""
     tools: dict[str, int] = field(default_factory=dict)
     """Recipient -> calls."""
     with_tools: int = 0
@@ -95,6 +97,7 @@ def statistics(
         counted.tree_tokens += saving([examples]).shared
         all_ += examples
         first_turns += examples[:1]
+        facts["alternatives"].update(one.role for one in conversation.alternatives)
         _count_facts(conversation, counted, facts)
         if advance is not None:
             advance(1)
@@ -117,6 +120,7 @@ def statistics(
     counted.percentile_95 = lengths[(len(lengths) * 95 + 99) // 100 - 1]
     counted.longest = lengths[-1]
     counted.over_limit = sum(length > limit for length in lengths) if limit is not None else 0
+    counted.alternatives = dict(facts["alternatives"])
     counted.tools = dict(facts["calls"].most_common())
     counted.efforts = dict(facts["effort"].most_common())
     counted.reasoning_languages = dict(facts["reasoning_language"].most_common())

@@ -76,7 +76,7 @@ def questions(conversations: Iterable[Conversation], vocabulary: Vocabulary) -> 
     for number, conversation in enumerate(conversations, start=1):
         others = [index for index, message in enumerate(conversation.messages) if message.role != "assistant"]
         cut = others[-1] + 1 if others else 0
-        asked = replace(conversation, messages=conversation.messages[:cut], rejected=())
+        asked = replace(conversation, messages=conversation.messages[:cut], rejected=(), others=())
         extra = conversation.extra
         in_instructions = _REQUEST.search(conversation.instructions or "")
         made.append(

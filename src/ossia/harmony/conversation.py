@@ -122,6 +122,15 @@ class ResponseFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherAnswer:
+    """An answer to a conversation's prompt beside the one that its messages end with."""
+
+    messages: tuple[Message, ...]
+    score: float | None = None
+    """What the row says of its worth, on the scale of `Conversation.score`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages and what stands before them. `source` names the row it came from, as in `data.jsonl:17`."""
 
@@ -131,7 +140,13 @@ class Conversation:
     tools: tuple[ToolDescription, ...] = ()
     response_formats: tuple[ResponseFormat, ...] = ()
     rejected: tuple[Message, ...] = ()
-    """Of a preference pair: the worse alternative to the assistant's last turn (`messages` ends with the better)."""
+    """Of a preference pair: the worse alternative to what follows the prompt (`messages` ends with the better)."""
+    others: tuple[OtherAnswer, ...] = ()
+    """Of a row with several answers to one prompt: those that `messages` does not end with."""
+    score: float | None = None
+    """Of such a row: the worth of the answer that `messages` ends with."""
+    prompt: int | None = None
+    """How many messages the alternatives share. None: those before the assistant's last turn."""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What else the row said: an expected answer, labels, an id. Never rendered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -81,9 +81,8 @@ class Reporter(TrainerCallback):
         if best:
             control.should_save = True  # the best model must be on disk
         if state.is_world_process_zero:
-            prefix = "eval_loss_"
-            channels = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-            self.emit(events.Validation(step=state.global_step, loss=loss, channels=channels, best=best))
+            assert self.trainer is not None
+            self.emit(_validation(state.global_step, loss, self.trainer.measured, best))
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         if self.patience is not None and since_best >= self.patience:
@@ -95,6 +94,13 @@ class Reporter(TrainerCallback):
             path = str(self.run.checkpoint(state.global_step))
             best = state.best_global_step == state.global_step
             self.emit(events.Checkpoint(step=state.global_step, path=path, best=best))
+
+
+def _validation(step: int, loss: float, measured: Mapping[str, float], best: bool) -> events.Validation:
+    prefix = "loss_"
+    channels = {name.removeprefix(prefix): value for name, value in measured.items() if name.startswith(prefix)}
+    others = {name: value for name, value in measured.items() if name != "loss" and not name.startswith(prefix)}
+    return events.Validation(step=step, loss=loss, channels=channels, metrics=others, best=best)
 
 
 class SampleWriter(TrainerCallback):

@@ -7,7 +7,7 @@ output, so the culprit is the last parameter, in the order of the model, whose g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ def check_finite(
     micro_batches: Sequence[Mapping[str, Any]],
     step: int,
     where: str,
+    forward: Callable[[nn.Module, Mapping[str, Any]], object],
 ) -> None:
     """Look at a step's loss and gradients.
 
     Args:
         total: the loss in this process.
         where: the run's folder.
+        forward: sends a micro-batch through the model.
 
     Raises:
         OssiaError: the loss or a gradient is not finite; in all processes alike.
@@ -43,7 +45,7 @@ def check_finite(
         return
     what, value = ("gradient", norm) if losses.isfinite().all() else ("loss", losses.mean())
     model = accelerator.unwrap_model(model)
-    found = gather_object([_first_activation(model, micro_batches)])
+    found = gather_object([_first_activation(model, micro_batches, forward)])
     name = next((name for name in found if name), None)
     if name is not None:
         why = f"the first output that is not finite is that of {name}"
@@ -60,7 +62,11 @@ def check_finite(
     )
 
 
-def _first_activation(model: nn.Module, micro_batches: Iterable[Mapping[str, Any]]) -> str | None:
+def _first_activation(
+    model: nn.Module,
+    micro_batches: Iterable[Mapping[str, Any]],
+    forward: Callable[[nn.Module, Mapping[str, Any]], object],
+) -> str | None:
     """Run the micro-batches again and return the name of the first module whose output is not finite.
 
     With a sharded model all processes must call this, with as many micro-batches each.
@@ -78,7 +84,7 @@ def _first_activation(model: nn.Module, micro_batches: Iterable[Mapping[str, Any
     try:
         with torch.no_grad():
             for inputs in micro_batches:
-                model(**inputs)
+                forward(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

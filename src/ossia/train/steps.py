@@ -28,7 +28,7 @@ from ossia.sequences.tree import Tree, alone, grow, pack_trees, split_tree
 class Collator:
     """Makes a step's batch out of its examples.
 
-    The result has: micro_batches, a list of the model's inputs; channels, per micro-batch the channel of each triple;
+    The result has: micro_batches, a list of the model's inputs; names, per micro-batch the channel of each triple;
     example_tokens, the tokens that the step's examples have; repeated_tokens, those of shared prefixes that are
     computed again because a tree did not fit into a micro-batch; examples, their number; seconds, how long this took.
     In a job of several processes each gives it the whole step and is given the micro-batches that are its own.
@@ -54,7 +54,7 @@ class Collator:
         mine = groups[self.process]
         return {
             "micro_batches": [from_trees(group).inputs() for group in mine],
-            "channels": [[edge.channel or "other" for tree in group for edge in tree.edges] for group in mine],
+            "names": [[edge.channel or "other" for tree in group for edge in tree.edges] for group in mine],
             "example_tokens": sum(map(len, examples)),
             "repeated_tokens": _tokens(tree for part in groups for group in part for tree in group) - _tokens(trees),
             "examples": len(examples),

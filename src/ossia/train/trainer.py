@@ -1,6 +1,5 @@
-"""transformers' Trainer with five things of our own: steps made of micro-batches, the loss inside the model's forward,
-checkpoints in Ossia's layout, validation in the same code path as training, and a stop with a name when a number is not
-finite.
+"""transformers' Trainer with five things of our own: steps made of micro-batches, the loss of an objective, checkpoints
+in Ossia's layout, validation in the same code path as training, and a stop with a name when a number is not finite.
 
 Everything else (optimiser, schedule, clipping, accelerate, random states, data order, resuming) is Trainer's.
 """
@@ -8,7 +7,6 @@ Everything else (optimiser, schedule, clipping, accelerate, random states, data 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,44 +24,45 @@ from ossia.runs import Run
 from ossia.sequences.order import conversations_of, epoch
 from ossia.train import checkpoints, fsdp, nonfinite
 from ossia.train.fsdp import Twin
+from ossia.train.objective import MicroBatch, Objective, Share, StepBatch
 from ossia.train.routing import Routers
-from ossia.train.steps import Collator, idle_micro_batch
-
-REPORTED_CHANNELS = ("analysis", "commentary", "final", "other")
 
 
 class OssiaTrainer(Trainer):
-    """Trains the adapter of a `PeftModel` around an `OssiaForCausalLM` on steps made by `steps.Collator`."""
+    """Trains the adapter of a `PeftModel` around an `OssiaForCausalLM` towards an objective."""
 
     def __init__(
         self,
         *args: Any,
+        objective: Objective,
         run: Run,
         keep_checkpoints: int,
         examples_per_step: int,
         routers: Routers,
         balance: float = 0.0,
         twin: Twin | None = None,
-        by_examples: bool = False,
         **kwargs: Any,
     ) -> None:
         """
         Args:
-            examples_per_step: over all processes.
+            objective: gives the units, their micro-batches and the loss.
+            examples_per_step: units of a step, over all processes.
             balance: coefficient of the load-balancing loss, 0 for none.
             twin: the adapter in whole tensors, if the model is going to be sharded.
-            by_examples: a step's weighted sum is divided by the number of its examples, not by its weight
-                (`ossia.sequences.weighting`).
         """
-        super().__init__(*args, **kwargs)
+        data = {"train_dataset": objective.units, "eval_dataset": list(objective.validation) or None}
+        super().__init__(*args, **data, **kwargs)
+        self.objective = objective
         self.run, self.keep_checkpoints, self.examples_per_step = run, keep_checkpoints, examples_per_step
-        self.routers, self.balance, self.twin, self.by_examples = routers, balance, twin, by_examples
+        self.routers, self.balance, self.twin = routers, balance, twin
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
         self.example_tokens = self.repeated_tokens = 0
         """Of the last step, over all devices: see `events.Step`."""
         self.collating = 0.0
         """Seconds that making the last step's batch took."""
+        self.measured: dict[str, float] = {}
+        """What the last evaluation found (`Objective.summary`)."""
 
     def training_step(
         self,
@@ -71,21 +70,20 @@ class OssiaTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Run a step's micro-batches and return its loss: the mean over its supervised tokens on all devices, or with
-        `by_examples` the weighted sum over the number of its examples.
-        """
+        """Run a step's micro-batches and return this process's part of its loss, times the number of processes."""
         model.train()
         # A process may have nothing to do in a step, and Trainer takes an empty batch for a mistake.
         micro_batches = self._prepare_inputs(inputs["micro_batches"]) if inputs["micro_batches"] else []
         sizes_2 = torch.zeros(2, device=self.args.device)
         for batch in micro_batches:
-            sizes_2 += torch.stack([batch["weights"].sum(), batch["weights"].new_tensor(batch["input_ids"].numel())])
-        weight, tokens = self.accelerator.reduce(sizes_2).tolist()
+            weight = self.objective.weight(batch)
+            sizes_2 += torch.stack([weight, weight.new_tensor(batch["input_ids"].numel())])
+        total_weight, tokens = self.accelerator.reduce(sizes_2).tolist()
         self.step_tokens, self.collating = int(tokens), inputs["seconds"]
         self.example_tokens, self.repeated_tokens = inputs["example_tokens"], inputs["repeated_tokens"]
-        if not weight:
+        if not total_weight:
             raise OssiaError(f"step {self.state.global_step + 1} has no supervised token")
-        denominator = inputs["examples"] if self.by_examples else weight
+        denominator = self.objective.denominator(total_weight, inputs["examples"])
         total = torch.zeros((), device=self.args.device)
         devices, idle = self.accelerator.num_processes, self._idle(len(micro_batches))
         for number, batch in enumerate([*micro_batches, *idle], 1):
@@ -94,26 +92,29 @@ class OssiaTrainer(Trainer):
             with self._unsynchronised(model, last=number == max(1, len(micro_batches))):
                 share = batch["input_ids"].numel() / tokens if works else 0.0
                 with self.routers.training_pass(scale=self.balance * share * devices, count=works):
-                    loss = model(**batch, denominator=denominator).loss * devices
+                    loss = self.objective.loss(model, batch, denominator) * (devices if works else 0)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         where, step = str(self.run.path), self.state.global_step + 1
-        nonfinite.check_finite(self.accelerator, model, total, [*micro_batches, *idle], step, where)
+        nonfinite.check_finite(self.accelerator, model, total, [*micro_batches, *idle], step, where, self._forward)
         return total
+
+    def _forward(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        return self.objective.loss(model, batch, 1.0)
 
     def _unsynchronised(self, model: nn.Module, last: bool) -> Any:
         """Average gradients over devices with the last micro-batch; sharded ones at once: whole ones take memory."""
         return contextlib.nullcontext() if last or self.twin is not None else self.accelerator.no_sync(model)
 
     def _idle(self, micro_batches: int) -> list[dict[str, Tensor]]:
-        """Micro-batches of one token that keep a sharded model's processes in step with the one that has most to do.
+        """Micro-batches without weight that keep a sharded model's processes in step with the one that has most to do.
 
         Otherwise a process needs one only if it has nothing else, to take part in averaging the gradients.
         """
         if self.twin is None:
-            return [] if micro_batches else [self.on_device(idle_micro_batch())]
+            return [] if micro_batches else [self.on_device(self.objective.idle())]
         most = int(self.accelerator.gather(torch.tensor([micro_batches], device=self.args.device)).max())
-        return [self.on_device(idle_micro_batch()) for _ in range(most - micro_batches)]
+        return [self.on_device(self.objective.idle()) for _ in range(most - micro_batches)]
 
     def taken_load(self) -> tuple[Tensor, float | None, int]:
         """Return what the routers did since the last call, over all devices.
@@ -138,31 +139,33 @@ class OssiaTrainer(Trainer):
         metric_key_prefix: str = "eval",
         **__: Any,
     ) -> EvalLoopOutput:
-        """Return the validation set's mean negative log-likelihood over all supervised tokens, and per channel."""
+        """Return what the objective measures on the validation units."""
         model = self.model
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with torch.no_grad():
-            for inputs, names in self._evaluation_micro_batches(dataloader):
-                nll_S = model(**inputs).nll.double() * inputs["weights"]
-                for name, value, weight in zip(names, nll_S.tolist(), inputs["weights"].tolist(), strict=True):
-                    known = name if name in REPORTED_CHANNELS else "other"
-                    sums[known][0] += value
-                    sums[known][1] += weight
-        metrics = self._reduced(sums, metric_key_prefix)
+            for inputs, names, works in self._evaluation_micro_batches(dataloader):
+                for name, value, weight in self.objective.metrics(model, inputs, names):
+                    sums[name][0] += value * works
+                    sums[name][1] += weight * works
+        self.measured = self.objective.summary(self._reduced(sums))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.measured.items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
-    def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], list[str]]]:
-        micro_batches: Iterable[Any] = (
-            pair for batch in dataloader for pair in zip(batch["micro_batches"], batch["channels"], strict=True)
+    def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], Any, bool]]:
+        """What this process evaluates, and whether it is work: a sharded model needs all processes in every pass."""
+        mine: Iterable[tuple[Any, Any, bool]] = (
+            (inputs, names, True)
+            for batch in dataloader
+            for inputs, names in zip(batch["micro_batches"], batch["names"], strict=True)
         )
         if self.twin is not None:
-            mine = list(micro_batches)
-            micro_batches = [*mine, *((inputs, []) for inputs in self._idle(len(mine)))]
-        return ((self.on_device(inputs), names) for inputs, names in micro_batches)
+            mine = list(mine)
+            mine += [(inputs, [], False) for inputs in self._idle(len(mine))]
+        return ((self.on_device(inputs), names, works) for inputs, names, works in mine)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Every process is given whole steps; the collator picks the micro-batches that are the process's own."""
+        """Every process is given whole steps; the objective picks the micro-batches that are the process's own."""
         order = ConversationOrder(
             conversations_of(self.train_dataset),
             self.examples_per_step,
@@ -170,34 +173,30 @@ class OssiaTrainer(Trainer):
             steps_done=lambda: self.state.global_step,
         )
         return DataLoader(
-            self.train_dataset, batch_sampler=order, collate_fn=self._shares(self.data_collator),
+            self.train_dataset, batch_sampler=order, collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,
         )  # fmt: skip
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The same for validation, in the order of the data."""
         data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        return DataLoader(data, batch_size=self.examples_per_step, collate_fn=self._shares(self.data_collator))
+        return DataLoader(data, batch_size=self.examples_per_step, collate_fn=self._collate)
 
-    def _shares(self, collator: Collator) -> Collator:
-        """The collator that gives this process its share."""
+    def _collate(self, units: Sequence[Any]) -> StepBatch:
         state = self.accelerator
-        return dataclasses.replace(collator, process=state.process_index, processes=state.num_processes)
+        return self.objective.collate(units, Share(state.process_index, state.num_processes))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Trainer's estimate counts frozen experts that a token never meets; Ossia reports tokens instead."""
         return 0
 
-    def _reduced(self, sums: dict[str, list[float]], prefix: str) -> dict[str, float]:
-        table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in REPORTED_CHANNELS], dtype=torch.float64)
+    def _reduced(self, sums: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+        """The sum and the weight of every metric, over all processes."""
+        names = self.objective.metric_names
+        table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in names], dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table.to(self.args.device)).cpu()
-        total, count = table.sum(0).tolist()
-        metrics = {f"{prefix}_loss": total / count if count else float("nan")}
-        for name, (value, weight) in zip(REPORTED_CHANNELS, table.tolist(), strict=True):
-            if weight:
-                metrics[f"{prefix}_loss_{name}"] = value / weight
-        return metrics
+        return {name: (value, weight) for name, (value, weight) in zip(names, table.tolist(), strict=True)}
 
     # Trainer's hooks for reading and writing checkpoints.
 

@@ -21,7 +21,6 @@ from ossia.config import DataSection, DataSource, Recipe, Sources, sources_of
 from ossia.data import corpus
 from ossia.data.branches import Branch, Stretch, forest, stretches, whose
 from ossia.data.compile import Compiled, Compiling, compile_rows, compile_sources, total_bytes, usable_cores
-from ossia.data.examples import rejected_example
 from ossia.data.fix import FIXES, Written, write_fixed
 from ossia.data.page import write_page
 from ossia.data.rendered import Example
@@ -181,11 +180,10 @@ class OpenData:
 
     def examples(self, done: Compiling) -> Iterator[tuple[Example, bool]]:
         """Yield the training examples of a row; of a preference pair, the rejected one too, which is then True."""
-        assert done.rendered is not None and done.conversation is not None
+        assert done.rendered is not None
         yield from ((example, False) for example in done.rendered.examples)
-        rejected = rejected_example(done.conversation, self.vocabulary, self.settings)
-        if rejected is not None:
-            yield rejected, True
+        if done.rendered.rejected is not None:
+            yield done.rendered.rejected, True
 
 
 def read_conversations(

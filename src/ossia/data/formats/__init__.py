@@ -38,7 +38,7 @@ from ossia.data.formats.row import (
 )
 from ossia.data.formats.think import with_thoughts
 from ossia.errors import OnProblem, Problem, UserError, raise_errors
-from ossia.harmony.conversation import Conversation, Message, SystemSettings
+from ossia.harmony.conversation import Conversation, Message, OtherAnswer, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
 
 ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches
@@ -125,8 +125,8 @@ def _read(
         return Conversation(reading.literal, system=None, source=source, extra=extra)
     convert = _converter(reading, settings_of(row, reading, report), settings, in_the_row(report, reading))
     conversation = convert(reading.messages, reading.paths, True)
-    if reading.rejected is not None:
-        conversation = replace(conversation, rejected=_rejected(reading, reading.rejected, convert))
+    if reading.rejected is not None or reading.others:
+        conversation = _with_alternatives(conversation, reading, convert)
     return replace(conversation, source=source, extra=extra)
 
 
@@ -168,11 +168,22 @@ def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, rep
     return convert
 
 
-def _rejected(reading: Reading, worse: Reading, convert: _Convert) -> tuple[Message, ...]:
-    """The messages of the worse alternative: those that it adds to the prompt."""
+def _with_alternatives(conversation: Conversation, reading: Reading, convert: _Convert) -> Conversation:
+    """The conversation with the other answers to its prompt: the messages that each adds to the prompt."""
     prompt, paths = reading.messages[: reading.prompt], reading.paths[: reading.prompt]
     shared = len(convert(prompt, paths, False).messages)
-    return convert(prompt + worse.messages, paths + worse.paths, True).messages[shared:]
+
+    def added(answer: Reading, loud: bool) -> tuple[Message, ...]:
+        return convert(prompt + answer.messages, paths + answer.paths, loud).messages[shared:]
+
+    return replace(
+        conversation,
+        rejected=added(reading.rejected, True) if reading.rejected is not None else (),
+        # A fault in an answer that is not trained is no fault of the row.
+        others=tuple(OtherAnswer(added(answer, False), score) for answer, score in reading.others),
+        score=reading.score,
+        prompt=shared,
+    )
 
 
 def _ignore(_: Problem) -> None: ...

@@ -37,6 +37,10 @@ class Reading:
     """How many messages are the prompt, which the alternatives of a preference pair share."""
     rejected: Reading | None = None
     """Of a preference pair: the worse alternative to the messages after the prompt."""
+    score: float | None = None
+    """Of several answers to the prompt: the worth of the one in `messages`."""
+    others: list[tuple[Reading, float]] = field(default_factory=list)
+    """Of several answers to the prompt: the others, each with its worth."""
     effort: object = None
     effort_path: str = "reasoning_effort"
     response_format: object = None

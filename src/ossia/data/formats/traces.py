@@ -84,8 +84,16 @@ def _read_openr1(row: JsonRow, report: OnProblem) -> Reading:
         what = f"none of the {len(generations)} traces is known to be both complete and correct"
         do = f"remove the row; {', '.join(_VERDICTS)} and is_reasoning_complete say what is"
         report(Problem("error", "no-correct-trace", what, do, "generations"))
-    else:
-        reading.add(f"generations[{best[1]}]", "assistant", generations[best[1]])
+        return reading
+    reading.prompt = len(reading.messages)
+    reading.add(f"generations[{best[1]}]", "assistant", generations[best[1]])
+    if len(ranked) > 1:
+        reading.score = float(best[0])
+    for verdict, index in ranked:
+        if index != best[1]:
+            other = Reading()
+            other.add(f"generations[{index}]", "assistant", generations[index])
+            reading.others.append((other, float(verdict)))
     return reading
 
 

@@ -1,0 +1,190 @@
+"""A training session: a run, a recipe and an objective in, checkpoints of an adapter and events out.
+
+The session knows nothing of the loss. It claims the run, builds the model with its adapter, resumes from the newest
+checkpoint, trains, reports, and says in a sentence why it ended. What is trained on, and towards what, is the
+objective's (`objective.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+from ossia import events, hardware
+from ossia.adapters import apply as lora
+from ossia.checkpoint.locate import locate
+from ossia.checkpoint.reader import weights_digest
+from ossia.config import Recipe
+from ossia.errors import DoesNotFitError, UserError
+from ossia.runs import Run
+from ossia.train import checkpoints, fsdp, routing
+from ossia.train.arguments import chosen_optimizer, trainer_arguments
+from ossia.train.building import attention_of, balance_of, is_to_be_sharded, model_to_train
+from ossia.train.callbacks import Interruption, Reporter, Watch
+from ossia.train.claim import check_record, claimed
+from ossia.train.health import RoutingHealth
+from ossia.train.objective import Objective
+from ossia.train.trainer import OssiaTrainer
+
+
+def run_session(
+    recipe: Recipe,
+    run: Run,
+    objective: Objective,
+    *,
+    command: str = "",
+    watch: Watch = lambda event: None,
+) -> events.Finished:
+    """Train towards an objective, or continue a run that was interrupted.
+
+    The run folder must exist (`ossia.runs.create`). When it already holds checkpoints the run continues from the
+    newest: same data order, optimiser, schedule and random states, so that the loss goes on as if nothing had happened.
+
+    Args:
+        command: what started this, for the record.
+        watch: called with every event as it is written.
+
+    Returns:
+        The last event, whose status is done or stopped.
+
+    Raises:
+        UserError: no data, the data changed since the run began, another process works on the run, or the recipe
+            asks for what this job or machine does not have.
+        OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
+        DoesNotFitError: the GPU ran out of memory.
+    """
+    if not objective.units:
+        raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
+    with claimed(run):
+        changed = "the training data are not those that this run began with"
+        check_record(run, "examples", objective.fingerprint(), changed)
+        reporter = Reporter(run, watch, recipe.train.early_stopping)
+        newest = run.steps()[-1] if run.steps() else 0
+        if newest >= recipe.train.total_steps(len(objective.units)):
+            return _finished(reporter, "all steps done", newest)
+        return _session(recipe, run, objective, reporter, newest, command)
+
+
+def _session(
+    recipe: Recipe, run: Run, objective: Objective, reporter: Reporter, newest: int, command: str
+) -> events.Finished:
+    """Build, announce and train. `newest`: the step of the checkpoint to continue from, 0 for none."""
+    sharded = is_to_be_sharded(recipe)
+    chosen_optimizer(recipe.train, hardware.device(recipe.model.device).value == "cpu")
+    if newest:
+        checkpoints.check_complete(run.checkpoint(newest))
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    set_seed(recipe.train.seed)
+    folder = locate(recipe.model.path)
+    check_record(run, "base", weights_digest(folder), "the base model is not the one that this run began with")
+    model = model_to_train(recipe, folder, "cpu" if sharded else recipe.model.device)
+    if newest:
+        lora.load_adapter_weights(model, run.checkpoint(newest))
+    balance, why = balance_of(recipe, model)
+    notes = [why, *objective.prepare(model, balance)]
+    interruption = Interruption(reporter)
+    trainer = _trainer(recipe, run, model, objective, folder, reporter, interruption, balance)
+    _announce(recipe, run, objective, reporter, newest, command, [*notes, attention_of(model, trainer.args.device)])
+    try:
+        trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
+    except (Exception, KeyboardInterrupt) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reporter.emit(events.Finished(status="failed", reason=what, step=trainer.state.global_step))
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DoesNotFitError(
+                f"the GPU's memory was full at step {trainer.state.global_step + 1}",
+                where=str(run.path),
+                do="a new run with a smaller train.tokens_per_micro_batch and data.max_tokens; ossia plan estimates it",
+            ) from error
+        raise
+    finally:
+        interruption.restore()
+        trainer.routers.close()
+        torch.use_deterministic_algorithms(False)
+    return _finished(reporter, reporter.reason or "all steps done", trainer.state.global_step)
+
+
+def _trainer(
+    recipe: Recipe,
+    run: Run,
+    model: Any,
+    objective: Objective,
+    folder: Path,
+    reporter: Reporter,
+    interruption: Interruption,
+    balance: float,
+) -> OssiaTrainer:
+    settings = recipe.train
+    callbacks: list[Any] = [reporter, interruption]
+    health = None
+    if objective.probe:
+        tokens = settings.tokens_per_micro_batch
+        health = RoutingHealth(objective.probe, tokens, settings.evaluate_every, reporter.emit)
+        callbacks.append(health)
+    callbacks += objective.callbacks(folder, reporter.emit)
+    arguments = trainer_arguments(recipe, run, len(objective.units), bool(objective.validation))
+    twin = None
+    if settings.sharding == "fsdp":
+        twin = fsdp.Twin(model)
+        fsdp.shard(model, arguments.device)
+    with warnings.catch_warnings():
+        # Trainer asks PEFT whether layers are recomputed through a name that transformers has deprecated.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        trainer = OssiaTrainer(
+            model=model,
+            args=arguments,
+            objective=objective,
+            callbacks=callbacks,
+            run=run,
+            keep_checkpoints=settings.keep_checkpoints,
+            examples_per_step=settings.examples_per_step,
+            twin=twin,
+            routers=routing.Routers(model.get_base_model().model.layers),
+            balance=balance,
+        )
+    trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
+    reporter.trainer = trainer
+    if health is not None:
+        health.trainer = trainer
+    return trainer
+
+
+def _announce(
+    recipe: Recipe,
+    run: Run,
+    objective: Objective,
+    reporter: Reporter,
+    newest: int,
+    command: str,
+    notes: Iterable[str],
+) -> None:
+    """Write down that the run starts or resumes, and what was decided for it."""
+    reporter.emit(
+        events.Started(
+            command=command,
+            pid=os.getpid(),
+            total_steps=recipe.train.total_steps(len(objective.units)),
+            examples=len(objective.units),
+            validation_examples=len(objective.validation),
+            trained_tokens=objective.trained_tokens(),
+        )
+    )
+    if any(isinstance(event, events.Step) for event in events.read(run.path)):
+        reporter.emit(events.Resumed(step=newest))
+    for message in filter(None, notes):
+        reporter.emit(events.Note(level="info", message=message))
+
+
+def _finished(reporter: Reporter, reason: str, step: int) -> events.Finished:
+    """Write down the orderly end of a run: stopped if the reporter has a reason, else done."""
+    last = events.Finished(status="stopped" if reporter.reason else "done", reason=reason, step=step)
+    reporter.emit(last)
+    return last
