@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ossia.config import DataSection, Effort
 from ossia.data import Rendered, compile_sources
 from ossia.data.compile import _facts
-from ossia.data.corpus import SIMILAR, effort_labels, leaks, near_duplicates
+from ossia.data.corpus import SIMILAR, _bands, _signature, effort_labels, leaks, near_duplicates
 from ossia.data.examples import compile_conversation
 from ossia.data.kinds import MessageKind
 from ossia.data.stats import detect_languages, statistics
@@ -81,6 +82,49 @@ def test_exact_duplicates_and_short_rows_are_not_near_duplicates(vocabulary: Voc
     same = [made(vocabulary, f"d:{n}", c.user("q"), long) for n in (1, 2)]
     short = [made(vocabulary, f"d:{n}", c.user("Hi there"), c.answer(f"Hello {n}")) for n in (3, 4)]
     assert near_duplicates(same + short) == []
+
+
+def test_the_share_is_that_of_all_runs(vocabulary: Vocabulary) -> None:
+    """Short conversations, of which a single run more or less would change the percentage."""
+    rng = random.Random(5)
+    for length in range(20, 40):
+        text = words(rng, length)
+        first = made(vocabulary, "d:1", c.user("q"), c.answer(" ".join(text)))
+        for place in (0, length // 2, -1):
+            changed = [*text]
+            changed[place] = "changed"
+            second = made(vocabulary, "d:2", c.user("q"), c.answer(" ".join(changed)))
+            share = len(runs(first) & runs(second)) / len(runs(first) | runs(second))
+            found = [problem.what for problem in near_duplicates([first, second])]
+            assert len(found) == (share >= SIMILAR)
+            assert all(f"({share:.0%} of its" in what for what in found)
+
+
+def test_sixteen_runs_are_enough_to_compare(vocabulary: Vocabulary) -> None:
+    """A conversation of 19 tokens has 15 runs of five, one of 20 tokens has 16."""
+    rng, compared = random.Random(6), dict[int, bool]()
+    while {15, 16} - compared.keys():
+        text = " ".join(words(rng, rng.randint(3, 12)))
+        pair = [made(vocabulary, "d:1", c.user("q"), c.answer(text)) for _ in range(2)]
+        pair[1].facts = {**pair[1].facts, "digest": "another"}
+        compared[len(runs(pair[0]))] = near_duplicates(pair) != []
+    assert all(found == (count >= 16) for count, found in compared.items()), compared
+
+
+def test_signatures_hold_the_least_hash_of_each_range_and_bands_use_each_place_once() -> None:
+    rng = random.Random(7)
+    for count in (1, 16, 40, 500):
+        hashes = sorted(rng.randrange(2**64) for _ in range(count))
+        signature = _signature(np.array(hashes, np.uint64))
+        expected = [min((one for one in hashes if one >= place * 2**58), default=hashes[0]) for place in range(64)]
+        assert signature.tolist() == expected
+    edge = _signature(np.array([0, 2**58, 2**59 - 1, 2**59], np.uint64))
+    assert edge[:4].tolist() == [0, 2**58, 2**59, 0]
+    bands = dict(_bands(np.arange(64, dtype=np.uint64)))
+    places = [np.frombuffer(band, np.uint64).tolist() for band in bands.values()]
+    assert len(places) == 16
+    assert sorted(sum(places, [])) == list(range(64))
+    assert {len(band) for band in places} == {4}
 
 
 def test_leaks_name_both_rows(vocabulary: Vocabulary) -> None:

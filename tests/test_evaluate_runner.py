@@ -291,6 +291,18 @@ def test_how_to_sample_comes_from_the_recipe(asked: list[Question], vocabulary: 
     assert len({(request.seed, request.number) for request in engine.requests}) == 8, "random numbers of their own"
 
 
+def test_each_round_has_random_streams_of_its_own_and_both_arms_share_them(
+    asked: list[Question], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """A round's seed is that of the recipe plus the questions asked before."""
+    report = report_of(asked, tmp_path, limit=10, seed=70, temperature=1.0)
+    base, tuned = english_thinker(vocabulary), perfect(asked, vocabulary)
+    runner.ask(report, Arms(base, tuned), ARMS, vocabulary)
+    streams = [(request.seed, request.number) for request in tuned.requests]
+    assert streams == [(70 + 4 * (place // 4), place % 4) for place in range(10)]
+    assert [(request.seed, request.number) for request in base.requests] == streams
+
+
 def test_subjects_that_do_not_exist_are_explained(run: runs.Run, model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run and no model 'nosuch'"):
         subjects.open_subject("nosuch")

@@ -210,6 +210,26 @@ def test_a_server_without_ranges_starts_the_file_again(server: Hub, published: P
     assert seen[-1] == sum(file.stat().st_size for file in folder.iterdir() if file.name != ".hub.json")
 
 
+@pytest.mark.parametrize("extra", [0, 1, 1000])
+def test_a_part_that_is_too_long_is_fetched_anew_and_a_whole_one_is_not(
+    server: Hub, published: Path, tmp_path: Path, extra: int
+) -> None:
+    """As another program, or a disk that was repaired, may leave it."""
+    file, folder = shard(published, 0), tmp_path / "m"
+    folder.mkdir()
+    whole = file.read_bytes()
+    part = folder / f"{file.name}.{hashlib.sha256(whole).hexdigest()[:12]}.part"
+    part.write_bytes(whole + b"x" * extra)
+    seen: list[int] = []
+    hub.fetch(REPO, folder, endpoint=server.url, progress=lambda done, total, _: seen.append(done))
+    wanted = [] if extra == 0 else [None]
+    assert [asked for served, asked in server.served if served == file.name] == wanted
+    assert same_weights(published, folder)
+    assert not list(folder.glob("*.part"))
+    assert seen == sorted(seen)
+    assert seen[-1] == sum(path.stat().st_size for path in folder.iterdir() if path.name != ".hub.json")
+
+
 def test_damage_on_the_way_is_noticed(server: Hub, published: Path, tmp_path: Path) -> None:
     server.damaged.add(shard(published, 0).name)
     with pytest.raises(UserError, match="arrived damaged"):
