@@ -123,7 +123,7 @@ def test_signatures_hold_the_least_hash_of_each_range_and_bands_use_each_place_o
     bands = dict(_bands(np.arange(64, dtype=np.uint64)))
     places = [np.frombuffer(band, np.uint64).tolist() for band in bands.values()]
     assert len(places) == 16
-    assert sorted(sum(places, [])) == list(range(64))
+    assert sorted(place for band in places for place in band) == list(range(64))
     assert {len(band) for band in places} == {4}
 
 

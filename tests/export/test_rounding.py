@@ -1,4 +1,4 @@
-"""Which format holds an update: the bounds of what is kept and of the noise, on updates that are made to lie on them."""
+"""Which format holds an update: the bounds of what is kept and of the noise, on updates that lie on them."""
 
 from __future__ import annotations
 
