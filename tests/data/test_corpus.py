@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,23 @@ def test_the_share_is_that_of_all_runs(vocabulary: Vocabulary) -> None:
             found = [problem.what for problem in near_duplicates([first, second])]
             assert len(found) == (share >= SIMILAR)
             assert all(f"({share:.0%} of its" in what for what in found)
+
+
+@pytest.mark.parametrize(("shared", "found"), [(20, ["d:2"]), (19, [])])
+def test_four_fifths_of_the_runs_are_similar_and_less_is_not(shared: int, found: list[str]) -> None:
+    """Two sequences of 22 tokens, 18 runs each: with 20 tokens in common 16 of 20 runs are, with 19 it is 15 of 21."""
+
+    def spoken(place: str, tokens: list[int]) -> Rendered:
+        bounds = array("i", [0, 0, len(tokens), len(tokens)])
+        return Rendered(place, MessageKind.ANSWER, array("i", tokens), bounds, facts={"digest": place})
+
+    for start in range(0, 5000, 100):  # some of them are always compared
+        tokens = list(range(start, start + 22))
+        pair = spoken("d:1", tokens), spoken("d:2", [*tokens[:shared], *range(9000, 9022 - shared)])
+        if near := near_duplicates(pair):
+            break
+    assert [problem.where.strip() for problem in near] == found
+    assert all("(80% of its" in problem.what for problem in near)
 
 
 def test_sixteen_runs_are_enough_to_compare(vocabulary: Vocabulary) -> None:

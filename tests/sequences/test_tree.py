@@ -98,6 +98,24 @@ def test_trees_have_every_prefix_once_and_every_edge_with_its_weight(examples: l
     assert len(trees) == len({e.ids[0] for e in examples})
 
 
+@pytest.mark.parametrize(("shortest", "tokens"), [(1, 7), (3, 7), (4, 10)])
+def test_a_shared_stretch_of_the_least_length_is_shared(shortest: int, tokens: int) -> None:
+    """Two sequences of five tokens that begin with the same three."""
+    trees = grow([sequence([1, 2, 3, 4, 5]), sequence([1, 2, 3, 6, 7])], shortest)
+    assert sum(tree.tokens for tree in trees) == tokens
+
+
+def test_a_piece_may_be_filled_to_the_last_token() -> None:
+    (tree,) = grow([sequence([1, 2, 3, 4, 5]), sequence([1, 2, 3, 6, 7])])
+    assert [piece.tokens for piece in split_tree(tree, 7)] == [7]
+    assert [piece.tokens for piece in split_tree(tree, 6)] == [5, 5]
+    assert [piece.tokens for piece in split_tree(tree, 5)] == [5, 5]
+    with pytest.raises(ValueError, match="a piece holds 4"):
+        split_tree(tree, 4)
+    assert [len(group) for group in pack_trees([tree, tree], 14)] == [2]
+    assert [len(group) for group in pack_trees([tree, tree], 13)] == [1, 1]
+
+
 @given(sets(), st.integers(2, 5))
 @settings(max_examples=200, deadline=None)
 def test_short_shared_stretches_are_repeated(examples: list[Sequence], shortest: int) -> None:
