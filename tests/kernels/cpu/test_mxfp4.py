@@ -29,7 +29,6 @@ def same_bits(mine: torch.Tensor, other: torch.Tensor) -> bool:
     return mine.dtype == other.dtype and bool(((mine.view(word) == other.view(word)) | nan).all())
 
 
-@pytest.mark.parametrize("level", range(len(library.LEVELS)))
 @pytest.mark.parametrize("dtype", WORDS)
 def test_every_byte_under_every_scale(level: int, dtype: torch.dtype) -> None:
     """All 256 x 256 pairs: each byte holds two codes, so every code stands in both halves of every place."""
