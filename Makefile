@@ -6,7 +6,7 @@ READY = $(VENV)/.ready
 # Tests run in as many processes as there are cores, with one thread each.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: setup demo test prove check bench gpu clean
+.PHONY: setup demo test test-fast prove check bench gpu clean
 
 setup: $(READY)
 
@@ -23,6 +23,9 @@ demo: $(READY)  ## the whole line on a tiny gpt-oss, in a few minutes, without a
 
 test: $(READY)  ## all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cuda" -n $(JOBS) --dist loadfile
+
+test-fast: $(READY)  ## the tests but for the slow ones (tests/slow.txt); says how many it left out
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not cuda and not slow" -n $(JOBS) --dist loadfile
 
 # `make prove parser`: the word behind the verb is the proof's name and no target.
 ifeq (prove,$(firstword $(MAKECMDGOALS)))

@@ -17,7 +17,7 @@ from ossia.kernels.reference.mxfp4 import dequantise
 from ossia.model.attention import attend
 from ossia.model.batch import Segments, from_rows
 from ossia.model.load import load_model
-from test_model_attention import laid_out
+from support.attention_samples import laid_out
 
 pytestmark = [
     pytest.mark.cuda,
@@ -65,7 +65,7 @@ def test_generation_is_that_of_the_cpu(folder: Path) -> None:
     assert said["cpu"] == said["cuda"]
 
 
-# torch's flash kernels; on a CPU tests/test_kernels_cuda_flash.py drives the code around them with stand-ins
+# torch's flash kernels; on a CPU tests/kernels/cuda/test_flash.py drives the code around them with stand-ins
 
 AMPERE = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs compute capability 8.0"

@@ -158,6 +158,32 @@ def test_a_folder_is_written_where_others_look_for_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [final]
 
 
+def test_a_folder_that_cannot_take_its_place_is_an_error_and_no_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process made the folder between the look and the renaming: with `replace` nobody may lose the content."""
+    final = tmp_path / "made"
+    final.mkdir()
+    (final / "theirs").touch()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(OSError), files.atomic_folder(final) as partial:
+        (partial / "mine").touch()
+    monkeypatch.undo()
+    assert [path.name for path in final.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_a_process_that_may_not_be_asked_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What belongs to another user is never taken for the rest of a dead process."""
+    import psutil
+
+    def refuse(process: int) -> None:
+        raise psutil.AccessDenied(process)
+
+    monkeypatch.setattr(psutil, "Process", refuse)
+    assert files.is_alive(1)
+
+
 def test_who_is_alive(sleeper: int) -> None:
     assert files.is_alive(os.getpid()) and files.is_alive(sleeper) and files.is_alive(1)
     assert not files.is_alive(DEAD) and not files.is_alive(10**20)

@@ -135,12 +135,17 @@ def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
         yield from _run_at_import(node)
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    sorter = graphlib.TopologicalSorter(module_imports())
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle of imports, the first one again at the end; empty where there is none."""
     try:
-        sorter.prepare()
+        graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:
-        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(module_imports()) == []
 
 
 def test_a_circle_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +156,7 @@ def test_a_circle_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
     graph = module_imports()
     assert graph["ossia.a"] == {"ossia.b"} and graph["ossia.b"] == {"ossia.a"} and graph["ossia.c"] == set()
-    with pytest.raises(graphlib.CycleError):
-        graphlib.TopologicalSorter(graph).prepare()
+    assert set(circle(graph)) == {"ossia.a", "ossia.b"}
 
 
 def loaded_after(statement: str) -> set[str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import harmony_samples as samples
 from ossia.config import DataSection, HeaderOrder
 from ossia.data.examples import examples_of
 from ossia.data.kinds import kinds_of, turns_of
 from ossia.harmony.conversation import Conversation
 from ossia.harmony.render import render_prompt
 from ossia.harmony.tokenizer.vocabulary import CALL, END, RETURN, Vocabulary
+from support import harmony_samples as samples
 
 CHUNK = 500  # conversations
 CHUNKS = 40

@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import harmony_samples as samples
-import oss_harmony_judge
 from ossia.harmony.conversation import Conversation, Message, ToolDescription
 from ossia.harmony.render import prologue, render_conversation, render_message
 from ossia.harmony.tokenizer.vocabulary import CHANNEL, START, Vocabulary
+from support import harmony_samples as samples
+from support import oss_harmony_judge
 
 _CHUNK = 1000
 CHUNKS = 20

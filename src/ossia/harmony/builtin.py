@@ -1,7 +1,7 @@
 """The built-in tools that gpt-oss was trained with, `browser` and `python`, as the system message announces them.
 
 The texts are those of OpenAI's docs/format.md ("Built-in tools") in the wording of openai-harmony 0.0.8, which
-tests/test_harmony_render.py compares. The model calls them within its chain of thought:
+tests/harmony/test_render.py compares. The model calls them within its chain of thought:
 
     <|start|>assistant<|channel|>analysis to=browser.search code<|message|>{"query": "…"}<|call|>
     <|start|>assistant<|channel|>analysis to=python code<|message|>print(1)<|call|>

@@ -2,7 +2,7 @@
 
 The model was trained on this exact notation, so its oddities are part of the format and kept: comments of properties
 are not re-indented, only string enums are shown, `anyOf`, `$ref` and unknown types become `any`. Checked token for
-token against openai-harmony on random schemas (tests/test_harmony_render.py).
+token against openai-harmony on random schemas (tests/harmony/test_render.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bytes that training needs at its peak, line by line, each with the formula in words.
 
 The formulas of the working sets count the tensors that the present attention, experts and loss keep for the backward
-pass; tests/test_plan.py holds them against the measured peak of real passes, so that they move when the code moves.
+pass. tests/plan/test_plan.py holds them against the measured peak of real passes, so they move when the code moves.
 
 Letters: T tokens of a micro-batch, D hidden size, F intermediate size, E experts, K experts per token,
 H heads, A heads * head size, b bytes of the compute type.

@@ -2,7 +2,7 @@
 
 The fast one is the byte-pair encoder of the package bpe-openai, which holds `o200k_base`. It is used only for a
 tokenizer.json whose SHA-256 is that of the published one, so that no checkpoint with another vocabulary is ever encoded
-with the wrong tables. Both give the same ids for any text (tests/test_harmony_vocabulary.py).
+with the wrong tables. Both give the same ids for any text (tests/harmony/test_vocabulary.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,123 @@
+"""A training session with an objective that Ossia does not have: a preference loss on pairs from compiled data.
+
+Everything it needs is in `PreferenceLoss`; the session is as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ossia import events, runs
+from ossia.adapters.config import WEIGHTS_FILE
+from ossia.checkpoint.tiny import MICRO, write_tiny
+from ossia.config import DataSection
+from ossia.data import Example, compile_sources
+from ossia.errors import UserError
+from ossia.harmony.tokenizer.vocabulary import Vocabulary
+from ossia.model.batch import from_rows
+from ossia.train.objective import MicroBatch, Objective, Share, StepBatch
+from ossia.train.session import run_session
+from ossia.train.steps import fingerprint
+from support.train_samples import losses, recipe
+
+Pair = tuple[Example, Example]
+
+
+class PreferenceLoss(Objective):
+    """softplus(log p(rejected) - log p(preferred)), the mean over pairs: DPO without a reference, a pair at a time."""
+
+    units: Sequence[Pair] = ()
+    validation: Sequence[Pair] = ()
+    metric_names = ("loss", "accuracy")
+
+    def __init__(self, units: Sequence[Pair], validation: Sequence[Pair]) -> None:
+        self.units, self.validation = units, validation
+
+    def fingerprint(self) -> str:
+        return fingerprint(
+            *([example for pair in pairs for example in pair] for pairs in (self.units, self.validation))
+        )
+
+    def trained_tokens(self) -> int:
+        return sum(example.trained_tokens for pair in self.units for example in pair)
+
+    def collate(self, units: Sequence[Pair], share: Share) -> StepBatch:
+        made, tokens = [], sum(len(example) for pair in units for example in pair)
+        for pair in units[share.process :: share.processes]:
+            signed = zip(pair, (1, -1), strict=True)
+            # The rejected answer has the weight -1; ids are folded into the small vocabulary.
+            rows = [([id % 512 for id in one.ids], [sign * w for w in one.weights]) for one, sign in signed]
+            made.append(from_rows(rows).inputs())
+        counts: Any = {"example_tokens": tokens, "repeated_tokens": 0, "examples": len(units), "seconds": 0.0}
+        return {"micro_batches": made, "names": [None] * len(made), **counts}
+
+    def weight(self, batch: MicroBatch) -> Tensor:
+        return batch["weights"].new_ones(())
+
+    def loss(self, model: Any, batch: MicroBatch, denominator: float) -> Tensor:
+        return softplus(model(**batch, denominator=1.0).loss) / denominator
+
+    def metrics(self, model: Any, batch: MicroBatch, names: Any) -> Iterator[tuple[str, float, float]]:
+        margin = float(model(**batch, denominator=1.0).loss)
+        yield from (("loss", math.log1p(math.exp(margin)), 1.0), ("accuracy", float(margin < 0), 1.0))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> list[Pair]:
+    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    rows = [{"prompt": f"Is it {n}?", "chosen": f"Yes, {n}.", "rejected": f"No, {n}."} for n in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    compiled = compile_sources(str(file), Vocabulary.load(tokenizer_folder), DataSection())
+    return [conversation.pair for conversation in compiled.conversations if conversation.pair is not None]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "micro", MICRO, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
+
+
+def test_another_loss_trains_resumes_and_reports_through_the_session(model: Path, pairs: list[Pair]) -> None:
+    wanted, objective = recipe(model, steps=10), PreferenceLoss(pairs[:16], pairs[16:])
+    whole, broken = runs.create(wanted, "test"), runs.create(wanted, "test")
+    last = run_session(wanted, whole, objective)
+    assert (last.status, last.step) == ("done", 10) and losses(whole)[10] < losses(whole)[1] - 0.2
+    started, *_ = seen = events.read(whole.path)
+    assert isinstance(started, events.Started) and (started.examples, started.validation_examples) == (16, 4)
+    checked = [event for event in seen if isinstance(event, events.Validation)]
+    assert [event.step for event in checked] == [4, 8, 10] and checked[-1].loss < checked[0].loss
+    assert checked[-1].metrics == {"accuracy": 1.0} and checked[-1].channels == {}
+
+    def interrupt(event: events.Event) -> None:
+        if isinstance(event, events.Step) and event.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_session(wanted, broken, objective, watch=interrupt)
+    assert broken.steps()[-1] < 8
+    run_session(wanted, broken, objective)
+    assert losses(broken) == losses(whole)
+    assert any(event.kind == "resumed" for event in events.read(broken.path))
+    assert len({(run.checkpoint(10) / WEIGHTS_FILE).read_bytes() for run in (broken, whole)}) == 1
+
+
+def test_a_session_refuses_other_data_than_it_began_with(model: Path, pairs: list[Pair]) -> None:
+    wanted = recipe(model, steps=1)
+    run = runs.create(wanted, "test")
+    run_session(wanted, run, PreferenceLoss(pairs[:4], []))
+    with pytest.raises(UserError, match="not those that this run began with"):
+        run_session(wanted, run, PreferenceLoss(pairs[:3], []))
+    with pytest.raises(UserError, match="nothing to train on"):
+        run_session(wanted, run, PreferenceLoss([], []))
