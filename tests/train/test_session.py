@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +116,47 @@ def test_another_loss_trains_resumes_and_reports_through_the_session(model: Path
     assert losses(broken) == losses(whole)
     assert any(event.kind == "resumed" for event in events.read(broken.path))
     assert len({(run.checkpoint(10) / WEIGHTS_FILE).read_bytes() for run in (broken, whole)}) == 1
+
+
+JOB = """
+import os, pickle, sys
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+from ossia import runs
+from ossia.train.distributed import leave
+from ossia.train.session import run_session
+from test_train_session import PreferenceLoss
+run = runs.Run(Path(sys.argv[1]))
+pairs = pickle.loads((run.path / "pairs").read_bytes())
+run_session(run.recipe(), run, PreferenceLoss(pairs[:5], pairs[5:8]))
+leave()
+"""
+
+
+def test_two_processes_that_share_a_model_out_see_the_same_losses(model: Path, pairs: list[Pair]) -> None:
+    """Five pairs a step and three to validate: one process has nothing to do in a pass, and its part must not count."""
+    alone, shared = (
+        runs.create(recipe(model, steps=3, examples_per_step=5, evaluate_every=3, sharding=sharding), "test")
+        for sharding in ("none", "fsdp")
+    )
+    run_session(alone.recipe(), alone, PreferenceLoss(pairs[:5], pairs[5:8]))
+    (shared.path / "pairs").write_bytes(pickle.dumps(pairs[:8]))
+    (shared.path / "job.py").write_text(JOB)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    environment = {**os.environ, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(shared.path / "job.py"), str(shared.path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert losses(shared) == pytest.approx(losses(alone), rel=1e-5)
+    measured = [
+        [(event.loss, event.metrics) for event in events.read(run.path) if isinstance(event, events.Validation)]
+        for run in (alone, shared)
+    ]
+    ((expected, accuracy),), ((found, found_accuracy),) = measured
+    assert found == pytest.approx(expected, rel=1e-5) and found_accuracy == accuracy
 
 
 def test_a_session_refuses_other_data_than_it_began_with(model: Path, pairs: list[Pair]) -> None:

@@ -69,12 +69,12 @@ class Objective(ABC):
 
     @property
     def validation(self) -> Sequence[Any]:
-        """Units that are held back. None: there is no evaluation."""
+        """Units that are held back. Empty: there is no evaluation."""
         return ()
 
     @property
     def probe(self) -> Sequence[TrainingExample]:
-        """Examples on which the routers are compared with those of the base. None: routing is not reported."""
+        """Examples on which the routers are compared with those of the base. Empty: routing is not reported."""
         return ()
 
     @abstractmethod
