@@ -69,5 +69,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if left_out := config.stash.get(_LEFT_OUT, 0):
+    left_out = config.stash.get(_LEFT_OUT, 0)
+    if left_out and "slow" in config.option.markexpr:  # not where -k or a path asked for some tests
         terminalreporter.write_line(f"{left_out} slow tests were left out (tests/slow.txt): make test runs all tests")

@@ -51,6 +51,7 @@ def test_a_run_without_slow_tests_says_how_many_it_left_out(tmp_path: Path, proc
     fast = run("-m", "not slow")
     assert "4 slow tests were left out (tests/slow.txt): make test runs all tests" in fast
     assert "1 passed" in fast
+    assert "left out" not in run("-k", "quick")
     whole = run()
     assert "left out" not in whole
     assert "5 passed" in whole

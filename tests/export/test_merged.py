@@ -177,6 +177,23 @@ def test_a_writer_that_rounds_by_itself_gets_the_float32_sums(base: Path, tmp_pa
     assert all(ours.error < 1e-4 < 1e-3 < theirs.error for ours, theirs in pairs)
 
 
+def test_an_update_of_zeros_is_none(base: Path, tmp_path: Path) -> None:
+    """Its matrix is the source's own, and nothing is measured or rounded."""
+    stock_adapter(base, tmp_path / "adapter", ["q_proj", "k_proj"])
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS_FILE)
+    for name, tensor in tensors.items():
+        if "q_proj.lora_B" in name:
+            tensor.zero_()
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
+    found = Collected(MergedModel(CheckpointReader(base), read_adapter(tmp_path / "adapter", MICRO), packed=True))
+    names = [
+        [f"model.layers.{layer}.self_attn.{name}.weight" for layer in range(MICRO.layers)]
+        for name in ("q_proj", "k_proj")
+    ]
+    assert found.copied.issuperset(names[0]) and not found.copied & set(names[1])
+    assert [survival.name for survival in found.survival] == names[1]
+
+
 def test_attention_only_keeps_the_experts_bytes_without_asking(base: Path, tmp_path: Path) -> None:
     tuned = stock_adapter(base, tmp_path / "adapter", ATTENTION)
     done = export(base, tmp_path / "adapter", tmp_path / "out")
