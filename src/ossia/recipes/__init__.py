@@ -50,13 +50,19 @@ def recipe_file(source: str) -> Path:
     )
 
 
-def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and put `section.key=value` overrides on top.
+def load_recipe(source: str | Path | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """Return a recipe with `section.key=value` overrides on top.
+
+    Args:
+        source: a file, the name of a recipe that comes with Ossia, or a recipe itself.
 
     Raises:
         UserError: unreadable file, invalid YAML, an unknown key or a value outside its bounds; names file and line.
     """
-    path = recipe_file(source)
+    if isinstance(source, Recipe):
+        changes = list(overrides)
+        return parse_recipe(dump(source), where=f"recipe {source.name}", overrides=changes) if changes else source
+    path = recipe_file(str(source))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,10 @@
 """Workflows: each stage as one function with typed arguments, a result and an event callback.
 
+train      fine-tune: a recipe becomes a run, or a run continues
 evaluate   measure a run, an adapter or a model on held-out questions
 chat       open a conversation with one or two answerers
+export     write a tuned model for other programs
+models     download published models, make tiny and synthetic ones
 harmony    read a chat request in JSON
 
 A command line, a server and a studio call these; `ossia.evaluate` and the others are the same functions. Stages meet
