@@ -106,6 +106,63 @@ def test_the_rule_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+CLI_MAY_IMPORT = GROUND | {"cli", "workflows"}
+CLI_LIBRARIES = {"typer", "rich", "click"} | set(sys.stdlib_module_names)
+
+
+def cli_violations(source: Path) -> list[str]:
+    """What modules of the command line import beyond workflows, themselves and the ground floor, inside functions too;
+    imports for type checkers are left out."""
+    found = []
+    for file in sorted((source / "cli").glob("*.py")):
+        for node in _without_type_checking(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = "ossia.cli" if node.level == 1 else "ossia" if node.level else ""
+                module = ".".join(filter(None, [base, node.module]))
+                names = [f"{module}.{alias.name}" for alias in node.names] if module == "ossia" else [module]
+            else:
+                continue
+            for name in names:
+                top = name.split(".")[0]
+                fine = part_of(name) in CLI_MAY_IMPORT if top == "ossia" else top in CLI_LIBRARIES
+                if not fine:
+                    found.append(f"{file.name}:{node.lineno} {name}")
+    return found
+
+
+def _without_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield node
+            yield from _without_type_checking(node)
+
+
+def test_the_command_line_imports_workflows_and_the_ground_floor_only() -> None:
+    assert not cli_violations(SOURCE)
+
+
+def test_an_import_of_the_command_line_past_the_workflows_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "cli").mkdir()
+    lines = [
+        "from ossia.train import steps",
+        "def f():\n    import torch, json",
+        "from ossia import runs, model",
+        "if TYPE_CHECKING:\n    import torch",
+        "from . import output\nfrom ossia.workflows.train import train\nimport typer",
+        "import ossia.generate.subject",
+    ]
+    for number, line in enumerate(lines):
+        (tmp_path / "cli" / f"m{number}.py").write_text(line + "\n")
+    assert cli_violations(tmp_path) == [
+        "m0.py:1 ossia.train",
+        "m1.py:2 torch",
+        "m2.py:1 ossia.model",
+        "m5.py:1 ossia.generate.subject",
+    ]
+
+
 def module_imports() -> dict[str, set[str]]:
     """Every module of the package with the modules of the package that it imports when it is imported itself."""
     files = {file.relative_to(SOURCE).with_suffix(""): file for file in SOURCE.rglob("*.py")}
@@ -172,12 +229,18 @@ def loaded_after(statement: str) -> set[str]:
         "import ossia",
         "import ossia.cli.app",
         "import ossia.harmony, ossia.data, ossia.plan",
+        "import ossia.workflows.train, ossia.workflows.export, ossia.workflows.models, ossia.workflows.evaluate",
+        "import ossia; ossia.train, ossia.evaluate, ossia.export, ossia.fetch, ossia.chat",
         "import ossia.config, ossia.errors, ossia.events, ossia.hardware, ossia.recipes, ossia.runs",
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str) -> None:
     allowed = {"tokenizers", "huggingface_hub"} if "harmony" in statement else set()
     assert not loaded_after(statement) & (HEAVY - allowed)
+
+
+def test_importing_ossia_loads_no_pydantic() -> None:
+    assert not loaded_after("import ossia") & {"pydantic", "yaml", "typer", "rich"}
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -21,6 +21,8 @@ ALLOWED: dict[str, str] = dict.fromkeys(
     TWINS,
 ) | {
     "serves": "the question that kernels/dispatch.py asks every backend",
+    "train": "the workflow around the supervised objective, under the name of the stage",
+    "fetch": "the workflow around the download, under the name of the command",
     "FORMATS": "what data/formats collects from each of its modules",
 }
 """Public name that several modules define -> why it may."""

@@ -373,6 +373,7 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
     from ossia import recipes
     from ossia.cli import train_
     from ossia.data.prepare import prepare
+    from ossia.workflows import train as workflow
 
     (agent / "r.yaml").write_text("data: {train: a.jsonl, validation_share: 0}\n")
     counted = json.loads(ossia(agent, "data", "stats", "r.yaml", "--json").stdout)
@@ -387,6 +388,7 @@ def test_plan_and_training_tell_what_sharing_saves(agent: Path) -> None:
         recipe.data.train[0] = str(agent / "a.jsonl")
         prepared = prepare(recipe.data, Vocabulary.load(), recipe.train.seed)
         screen = train_.Screen(Console(file=(shown := StringIO()), width=200))
-        screen.header("run", recipe, prepared, train_._saving(recipe, prepared))
+        saving = workflow._saving(recipe, prepared)
+        screen.header(workflow._announcement("run", recipe, prepared, saving))
         told = f"in steps of 16 examples: {tokens:,} tokens, {shared:,} with shared prefixes" in shown.getvalue()
         assert told == (word == "auto")

@@ -26,11 +26,10 @@ def evaluate(
 
     Writes questions, answers and verdicts to the run's folder evals/. Ctrl-C keeps what has been answered.
     """
-    from ossia.evaluate import report as figures
-    from ossia.workflows.evaluate import evaluate as measure
+    from ossia.workflows import evaluate as workflow
 
     with output.watching() as watch:
-        report = measure(
+        report = workflow.evaluate(
             run, data=data or (), vs_base=vs is output.Against.base, limit=limit, checkpoint=checkpoint,
             overrides=set_ or (), on_event=watch,
         )  # fmt: skip
@@ -38,11 +37,11 @@ def evaluate(
     if json:
         output.print_json({"path": str(report.path), "complete": report.complete, **summary.to_json()})
     else:
-        for columns, rows in (figures.main_table(summary), figures.group_table(summary)):
+        for columns, rows in (workflow.main_table(summary), workflow.group_table(summary)):
             if rows:
                 output.table(columns, rows, right=columns[1:])
                 output.out().print()
-    for remark in figures.remarks(summary):
+    for remark in workflow.remarks(summary):
         output.err().print(remark, markup=False)
     output.err().print(f"written to {report.path}", markup=False)
     if not report.complete:

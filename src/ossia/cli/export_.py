@@ -9,12 +9,12 @@ import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
-from ossia.export import ExpertsFormat
-from ossia.export.targets import DEFAULT, all_targets, find_target
+from ossia.workflows import export as workflow
+from ossia.workflows.export import ExpertsFormat
 
 app = verb("Merge the adapter and write a checkpoint that others load.")
 
-_TARGETS = all_targets().values()
+_TARGETS = workflow.all_targets().values()
 
 
 @app.command()
@@ -26,7 +26,7 @@ def export(
             metavar=f"<{'|'.join(target.name for target in _TARGETS)}>",
             help=" ".join(f"{target.name}: {target.help}." for target in _TARGETS),
         ),
-    ] = DEFAULT,
+    ] = workflow.DEFAULT,
     out: Annotated[Path | None, typer.Option(help="New folder to write. Default: in the run's exports.")] = None,
     experts: Annotated[
         ExpertsFormat,
@@ -38,12 +38,11 @@ def export(
     json: output.Json = False,
 ) -> None:
     """Write a tuned model for other programs, verify it, and say what became of the fine-tune."""
-    target = find_target(to)
-    from ossia.export.job import write_export
-    from ossia.export.source import find_source
-
-    found = find_source(run, model, checkpoint)
-    done = write_export(found, to, out, experts=experts, overwrite=overwrite, progress=output.progress)
+    with output.watching() as watch:
+        done = workflow.export(
+            run, to=to, out=out, experts=experts, checkpoint=checkpoint, model=model, overwrite=overwrite,
+            on_event=watch,
+        )  # fmt: skip
     for warning in done.warnings:
         output.err().print(f"warning: {warning}", markup=False)
     if json:
@@ -51,10 +50,10 @@ def export(
     else:
         for label, text in _facts(done.path, done.report):
             output.out().print(f"{label:<20} {text}", markup=False)
-    if target.is_model:
+    if workflow.find_target(to).is_model:
         output.next_step(f"ossia chat {done.path}")
-    elif found.run is not None:
-        output.next_step(f"ossia chat {found.run.id}")
+    elif done.run is not None:
+        output.next_step(f"ossia chat {done.run.id}")
 
 
 def _facts(path: Path, report: dict[str, Any]) -> list[tuple[str, str]]:

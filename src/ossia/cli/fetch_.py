@@ -26,14 +26,12 @@ def fetch(
     json: output.Json = False,
 ) -> None:
     """Download a model, continuing an earlier attempt, and check it."""
-    from ossia.checkpoint import hub
-    from ossia.checkpoint.reader import CheckpointReader
+    from ossia.workflows import models
 
-    with output.transfer(f"fetching {model}") as report:
-        folder = hub.fetch(model, to, revision=revision, token=token, offline=offline or None, progress=report)
-    size = CheckpointReader(folder).bytes
+    with output.watching() as watch:
+        got = models.fetch(model, to, revision=revision, token=token, offline=offline, on_event=watch)
     if json:
-        output.print_json({"model": hub.repo_id(model), "folder": str(folder), "bytes": size})
+        output.print_json({"model": got.repo, "folder": str(got.folder), "bytes": got.bytes})
         return
-    output.out().print(f"{folder}  ({output.size(size)}, complete)", markup=False)
-    output.next_step(f"ossia chat {folder if to else hub.repo_id(model)}")
+    output.out().print(f"{got.folder}  ({output.size(got.bytes)}, complete)", markup=False)
+    output.next_step(f"ossia chat {got.folder if to else got.repo}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ossia.cli import output
 from ossia.cli.app import verb
+
+if TYPE_CHECKING:
+    from ossia.workflows.models import StoredModel
 
 app = verb("Make tiny and synthetic checkpoints for tests and rehearsals.", no_args_is_help=True)
 
@@ -19,11 +22,11 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the random weights.")
 @app.command()
 def tiny(folder: Folder, seed: Seed = 0, json: output.Json = False) -> None:
     """Write a gpt-oss of a few megabytes: every feature of the architecture, the real tokenizer, random weights."""
-    from ossia.checkpoint.tiny import write_tiny
+    from ossia.workflows import models
 
-    with output.progress("writing", None):
-        write_tiny(folder, seed=seed)
-    _done(folder, json)
+    with output.watching() as watch:
+        made = models.make_tiny(folder, seed=seed, on_event=watch)
+    _done(made, json)
 
 
 @app.command()
@@ -34,21 +37,16 @@ def synthetic(
     json: output.Json = False,
 ) -> None:
     """Write a checkpoint of the published size and layout with random weights. Continues an interrupted one."""
-    from ossia.checkpoint.synthetic import write_synthetic
-    from ossia.plan.inputs import published_shape
+    from ossia.workflows import models
 
-    shape = published_shape(model)
-    with output.transfer(f"writing {model}") as report:
-        write_synthetic(folder, shape, seed, report)
-    _done(folder, json)
+    with output.watching() as watch:
+        made = models.make_synthetic(model, folder, seed=seed, on_event=watch)
+    _done(made, json)
 
 
-def _done(folder: Path, json: bool) -> None:
-    from ossia.checkpoint.reader import CheckpointReader
-
-    size = CheckpointReader(folder).bytes
+def _done(made: StoredModel, json: bool) -> None:
     if json:
-        output.print_json({"folder": str(folder), "bytes": size})
+        output.print_json({"folder": str(made.folder), "bytes": made.bytes})
         return
-    output.out().print(f"{folder}  ({output.size(size)})", markup=False)
-    output.next_step(f"ossia train tiny-demo --set model.path={folder}")
+    output.out().print(f"{made.folder}  ({output.size(made.bytes)})", markup=False)
+    output.next_step(f"ossia train tiny-demo --set model.path={made.folder}")

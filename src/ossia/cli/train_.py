@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from ossia import runs
-    from ossia.config import Recipe
-    from ossia.data.prepare import PreparedData
-    from ossia.sequences.sharing import Saving
+    from ossia.workflows.train import TrainingPrepared, TrainResult
 
 app = verb("Fine-tune with LoRA.")
 
@@ -38,83 +36,49 @@ def train(
     json: output.Json = False,
 ) -> None:
     """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
-    from ossia import hardware, recipes, runs
-    from ossia.errors import UserError
+    from ossia.workflows.train import leave
+    from ossia.workflows.train import train as run_training
 
-    if (recipe is None) == (resume is None):
-        raise UserError("name a recipe, or a run with --resume", do="ossia train tiny-demo")
-    if resume is not None and set_:
-        raise UserError(
-            "a resumed run keeps its settings",
-            why="the loss would not continue where it stopped",
-            do="a new run: ossia train <recipe> --set ...",
+    with _watching() as watch:
+        result = run_training(
+            recipe, resume=resume, overrides=set_ or (), command=" ".join(["ossia", *sys.argv[1:]]), on_event=watch
         )
-    run = runs.find_run(resume) if resume is not None else None
-    settings = run.recipe() if run else recipes.load_recipe(str(recipe), set_ or [])
-    prepared = _prepared(settings)
-    saving = _saving(settings, prepared)
-    from ossia.train.callbacks import INTERRUPTED
-    from ossia.train.distributed import agreed, is_main, leave
-    from ossia.train.supervised import train as run_training
-
-    command = " ".join(["ossia", *sys.argv[1:]])
-    on_cpu = hardware.device(settings.model.device).value == "cpu"
-    found = run
-    run = agreed(lambda: found or runs.create(settings, command), cpu=on_cpu)
-    if not is_main():  # the others of a job work and keep quiet
-        run_training(settings, run, prepared.train, prepared.validation, command=command, saving=saving)
+    if not result.is_main:  # the others of a job work and keep quiet
         leave()
         return
-    for line in prepared.remarks():
-        output.err().print(line, markup=False)
-    screen = Screen(output.err())
-    screen.header(run.id, settings, prepared, saving)
-    try:
-        with screen:
-            last = run_training(
-                settings, run, prepared.train, prepared.validation, command=command, watch=screen.watch, saving=saving
-            )
-    except BaseException:
-        if found is None and not (run.path / events.FILE).exists():
-            shutil.rmtree(run.path, ignore_errors=True)  # it never began
-        raise
-    _report(run, last, json)
-    follow = f"ossia train --resume {run.id}" if last.reason == INTERRUPTED else f"ossia eval {run.id} --vs base"
-    output.next_step(follow)
-    code = 130 if last.reason == INTERRUPTED else 0
+    _report(result, json)
+    run = result.run.id
+    output.next_step(f"ossia train --resume {run}" if result.is_interrupted else f"ossia eval {run} --vs base")
+    code = 130 if result.is_interrupted else 0
     leave(code)
     if code:
         raise typer.Exit(code)
 
 
-def _prepared(recipe: Recipe) -> PreparedData:
-    """Compile the recipe's conversations on all cores."""
-    from ossia.checkpoint.locate import vocabulary as vocabulary_of
-    from ossia.data.compile import usable_cores
-    from ossia.data.prepare import prepare
+@contextmanager
+def _watching() -> Iterator[events.OnEvent]:
+    """Yield a callback that draws notes and progress, and the training when the data are prepared."""
+    from ossia.workflows.train import TrainingPrepared
 
-    vocabulary = vocabulary_of(recipe.model.path)
-    with output.progress("compiling conversations (MB)", None) as advance:
-        report = output.in_millions(advance)
-        return prepare(recipe.data, vocabulary, recipe.train.seed, workers=usable_cores(), progress=report)
+    with ExitStack() as stack:
+        watch = stack.enter_context(output.watching())
 
+        def draw(event: events.Event) -> None:
+            nonlocal watch
+            if isinstance(event, TrainingPrepared):
+                stack.close()
+                screen = Screen(output.err())
+                screen.header(event)
+                watch = stack.enter_context(screen).watch
+            else:
+                watch(event)
 
-def _saving(recipe: Recipe, prepared: PreparedData) -> Saving | None:
-    """Return what sharing prefixes saves, where it may be done; training decides with the same figure."""
-    from ossia.plan.work import recipe_obstacles
-    from ossia.sequences.sharing import Obstacles, estimated_saving, may_share
-
-    settings = recipe.train
-    # What an adapter that is continued has targets on is read, and complained of, later.
-    obstacles = Obstacles() if recipe.lora.start_from else recipe_obstacles(recipe)
-    if not may_share(settings.share_prefixes, obstacles):
-        return None
-    return estimated_saving(prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
+        yield draw
 
 
-def _report(run: runs.Run, last: events.Finished, json: bool) -> None:
+def _report(result: TrainResult, json: bool) -> None:
     """Print how the run ended."""
-    summary = run.summary()
+    run, last, summary = result.run, result.last, result.summary
     if json:
         output.print_json({"run": run.id, "path": str(run.path), "status": last.status, "reason": last.reason,
                            "step": last.step, "loss": summary.loss, "best_validation": summary.best_validation,
@@ -145,18 +109,17 @@ class Screen:
         self._recent: list[events.Step] = []
         self._last_line = 0.0
 
-    def header(self, run: str, recipe: Any, prepared: Any, saving: Saving | None) -> None:
+    def header(self, ready: TrainingPrepared) -> None:
         """Say what is about to be trained on what, and what sharing prefixes saves if that may be done."""
-        self.console.print(f"{run}  {recipe.description}", markup=False, style="bold")
+        recipe, tokens, trained = ready.recipe, ready.tokens, ready.trained_tokens
+        self.console.print(f"{ready.run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
-        tokens = sum(map(len, prepared.train))
-        trained = sum(example.trained_tokens for example in prepared.train)
         self.console.print(
-            f"{len(prepared.train)} examples, {tokens:,} tokens, {trained:,} of them trained "
-            f"({trained / max(tokens, 1):.0%}); {len(prepared.validation)} held back for validation"
+            f"{ready.examples} examples, {tokens:,} tokens, {trained:,} of them trained "
+            f"({trained / max(tokens, 1):.0%}); {ready.validation_examples} held back for validation"
         )
-        if saving is not None:
-            self.console.print(f"in steps of {recipe.train.examples_per_step} examples: {saving}")
+        if ready.saving is not None:
+            self.console.print(f"in steps of {recipe.train.examples_per_step} examples: {ready.saving}")
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:

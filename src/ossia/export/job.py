@@ -16,15 +16,20 @@ from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone, folder
 from ossia.export.source import ExportSource
 from ossia.export.targets import DEFAULT, ExportJob, find_target
 from ossia.files import write_json
+from ossia.runs import Run
 
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export. `report` is what report.json holds; `warnings` are for a person to read."""
+    """A finished export.
+
+    `report` is what report.json holds; `warnings` are for a person to read; `run` is the exported run, if it is one.
+    """
 
     path: Path
     report: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    run: Run | None = None
 
 
 def write_export(
@@ -68,7 +73,7 @@ def write_export(
         write_json(partial / folder.REPORT, report | {"warnings": result.warnings})
     if source.run is not None:
         source.run.log().write(Exported(path=str(out), target=target.name))
-    return Export(out, report, result.warnings)
+    return Export(out, report, result.warnings, source.run)
 
 
 def _silent(_title: str, _total: int) -> AbstractContextManager[UnitsDone]:

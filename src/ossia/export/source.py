@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ossia import events, runs
-from ossia.adapters.config import CONFIG_FILE, read_config
+from ossia.adapters.config import CONFIG_FILE
 from ossia.config import Recipe
 from ossia.errors import UserError
+from ossia.generate.subject import open_subject
 
 
 @dataclass(frozen=True)
@@ -40,31 +42,23 @@ class ExportSource:
 
 
 def find_source(reference: str, model: str | None = None, step: int | None = None) -> ExportSource:
-    """Find the adapter and its base: of a run (its best checkpoint, or that of `step`) or of an adapter folder.
+    """Return what a reference stands for, see `ossia.generate.subject.open_subject`, if it has an adapter.
+
+    Args:
+        model: the base model, in place of the one that the run or the adapter names.
+        step: of a run's checkpoint; by default its best one.
 
     Raises:
         UserError: no such run, checkpoint or adapter, or an adapter whose base model is not known.
     """
-    folder = Path(reference)
-    if (folder / CONFIG_FILE).is_file():
-        if step is not None:
-            raise UserError("--checkpoint belongs to a run, and this is an adapter folder", where=reference)
-        return ExportSource(folder, model or _base(folder))
-    run = runs.find_run(reference)
-    if step is None:
-        checkpoint = run.best_checkpoint()
-    else:
-        checkpoint = run.checkpoint(step)
-        if step not in run.steps():
-            steps = ", ".join(str(number) for number in run.steps()) or "none"
-            raise UserError(f"there is no checkpoint of step {step}", where=str(run.path), why=f"there are: {steps}")
-    if not (checkpoint / CONFIG_FILE).is_file():
-        raise UserError("the checkpoint holds no adapter", where=str(checkpoint), do="export another --checkpoint STEP")
-    return ExportSource(checkpoint, model or run.recipe().model.path, run)
-
-
-def _base(folder: Path) -> str:
-    base = read_config(folder).base_model
-    if not base:
-        raise UserError("the adapter does not say which model it belongs to", where=str(folder), do="add --model BASE")
-    return base
+    subject = open_subject(
+        reference,
+        checkpoint=step,
+        overrides=[] if model is None else [f"model.path={json.dumps(model, ensure_ascii=False)}"],
+    )
+    if subject.adapter is None:
+        raise UserError("this is a model without an adapter", where=reference, do="name a run or an adapter folder")
+    if not (subject.adapter / CONFIG_FILE).is_file():
+        where = str(subject.adapter)
+        raise UserError("the checkpoint holds no adapter", where=where, do="export another --checkpoint STEP")
+    return ExportSource(subject.adapter, subject.recipe.model.path, subject.run)

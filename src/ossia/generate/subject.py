@@ -106,7 +106,7 @@ def open_subject(reference: str, *, checkpoint: int | None = None, overrides: It
         return Subject(_defaults(reference, overrides))
     folder = Path(reference)
     if (folder / CONFIG_FILE).is_file():
-        _refuse_step(checkpoint, "the folder of an adapter", reference)
+        _refuse_step(checkpoint, "an adapter folder", reference)
         run = runs.Run(folder.resolve().parent.parent)
         if folder.resolve().parent.name == "checkpoints" and (run.path / "recipe.yaml").is_file():
             return Subject(recipes.load_recipe(str(run.path / "recipe.yaml"), overrides), run, folder)
@@ -143,7 +143,9 @@ def _base_of(adapter: Path) -> str:
     base = read_config(adapter).base_model
     if not base:
         raise UserError(
-            "the adapter does not say which model it belongs to", where=str(adapter), do="--set model.path=MODEL"
+            "the adapter does not say which model it belongs to",
+            where=str(adapter),
+            do="--set model.path=MODEL; for an export --model MODEL",
         )
     return base
 

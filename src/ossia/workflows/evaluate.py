@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ossia.errors import UserError
+from ossia.evaluate.report import group_table, main_table, remarks
 from ossia.events import Note, OnEvent, counting, ignore
 
 if TYPE_CHECKING:
     from ossia.evaluate.runner import Evaluation
+
+__all__ = ["evaluate", "group_table", "main_table", "remarks"]
 
 
 def evaluate(

@@ -1,0 +1,108 @@
+"""Get models: download published ones, make tiny and synthetic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ossia.events import OnEvent, Progress, counting, ignore
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A complete checkpoint on this machine."""
+
+    folder: Path
+    bytes: int
+    """Size of its tensors."""
+    repo: str | None = None
+    """Name on the hub, OWNER/NAME; None for models made here."""
+
+
+def fetch(
+    model: str,
+    to: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    on_event: OnEvent = ignore,
+) -> StoredModel:
+    """Return a model of the hub. Downloads what is missing, continues an earlier attempt, and checks it.
+
+    Args:
+        model: gpt-oss-20b, gpt-oss-120b, or OWNER/NAME on the hub.
+        to: folder; by default one in Ossia's cache.
+        revision: branch, tag or commit.
+        token: by default $HF_TOKEN or the saved login.
+        offline: use only what is on this machine.
+        on_event: called with progress.
+
+    Raises:
+        UserError: no such model, or offline and not here. OssiaError: the download failed.
+        DoesNotFitError: the disk is too small.
+    """
+    from ossia.checkpoint import hub
+
+    with _transferring(on_event, f"fetching {model}") as report:
+        folder = hub.fetch(
+            model, None if to is None else Path(to),
+            revision=revision, token=token, offline=offline or None, progress=report,
+        )  # fmt: skip
+    return _stored(folder, hub.repo_id(model))
+
+
+def make_tiny(folder: str | Path, *, seed: int = 0, on_event: OnEvent = ignore) -> StoredModel:
+    """Return a new gpt-oss of a few megabytes: every feature of the architecture, the real tokenizer, random weights.
+
+    Raises:
+        UserError: the folder holds something.
+    """
+    from ossia.checkpoint.tiny import write_tiny
+
+    with counting(on_event, "writing"):
+        write_tiny(Path(folder), seed=seed)
+    return _stored(Path(folder))
+
+
+def make_synthetic(model: str, folder: str | Path, *, seed: int = 0, on_event: OnEvent = ignore) -> StoredModel:
+    """Return a checkpoint of the published size and layout with random weights. Continues an interrupted one.
+
+    Args:
+        model: gpt-oss-20b or gpt-oss-120b.
+
+    Raises:
+        UserError: no such model, or the folder holds something else. DoesNotFitError: the disk is too small.
+    """
+    from ossia.checkpoint.synthetic import write_synthetic
+    from ossia.plan.inputs import published_shape
+
+    shape = published_shape(model)
+    with _transferring(on_event, f"writing {model}") as report:
+        write_synthetic(Path(folder), shape, seed, report)
+    return _stored(Path(folder))
+
+
+def _stored(folder: Path, repo: str | None = None) -> StoredModel:
+    from ossia.checkpoint.reader import CheckpointReader
+
+    return StoredModel(folder, CheckpointReader(folder).bytes, repo)
+
+
+@contextmanager
+def _transferring(on_event: OnEvent, title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function for work that reports (bytes done, bytes in total, name); it becomes `Progress` in megabytes."""
+    last: Progress | None = None
+
+    def report(done: int, total: int, _name: str) -> None:
+        nonlocal last
+        last = Progress(title=title, done=done // 10**6, total=max(1, total // 10**6), unit="MB")
+        on_event(last)
+
+    try:
+        yield report
+    finally:
+        if last is not None:
+            on_event(Progress(title=title, done=last.done, total=last.total, unit="MB", finished=True))
