@@ -271,7 +271,7 @@ def test_copies_of_another_base(base: Path, tmp_path: Path) -> None:
         users: list[Callable[[], Any]] = [
             partial(lora.load_adapter, base_model(base), folder),
             partial(lora.load_adapter_weights, adapted, folder),
-            partial(job.export, find_source(str(folder), str(base)), "hf", tmp_path / "out"),
+            partial(job.write_export, find_source(str(folder), str(base)), "hf", tmp_path / "out"),
         ]
         assert f"{name}.weight that is not this base model's" in said_by(users)
     assert not (tmp_path / "out").exists()
