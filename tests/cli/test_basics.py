@@ -8,8 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -307,25 +305,6 @@ def test_durations(seconds: float, text: str) -> None:
 def test_sizes() -> None:
     assert [output.size(n) for n in (0, 999, 1500, 13_761_264_896)] == ["0 B", "999 B", "1.5 kB", "13.8 GB"]
     assert output.size(bytes_of(Shape.GPT_OSS_120B)) == "65.2 GB"
-
-
-def test_transfer_counts_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar of the total in megabytes; bytes that were counted too early are taken back."""
-    seen: list[object] = []
-
-    @contextmanager
-    def progress(title: str, total: int | None) -> Iterator[output.Advance]:
-        seen.append((title, total))
-        yield seen.append
-        seen.append("end")
-
-    monkeypatch.setattr(output, "progress", progress)
-    with output.transfer("fetching x") as report:
-        for done in (1_500_000, 90_000_000, 40_000_000, 100_000_000):
-            report(done, 100_000_000, "file")
-    assert seen == [("fetching x (MB)", 100), 1, 89, -50, 60, "end"]
-    with output.transfer("nothing to do"):
-        pass
 
 
 def test_pieces_of_work_of_one_name_have_their_own_bars(monkeypatch: pytest.MonkeyPatch) -> None:

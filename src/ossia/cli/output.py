@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,10 +39,6 @@ class Against(StrEnum):
 
     base = "base"
     none = "none"
-
-
-Advance = Callable[[int], None]
-"""Told how many units were done since the last call."""
 
 
 def out() -> Console:
@@ -107,18 +103,6 @@ def without_next_steps() -> Iterator[None]:
         _naming_next_steps.reset(token)
 
 
-@contextmanager
-def progress(title: str, total: int | None) -> Iterator[Advance]:
-    """Show a progress bar on stderr while the block runs; plain and rare lines when stderr is no terminal."""
-    console = err()
-    if not console.is_terminal:
-        yield _Lines(title, total).advance
-        return
-    with _bars(console) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda units: bar.advance(task, units)
-
-
 def _bars(console: Console) -> Any:
     """rich's progress display with the columns that all bars have; it disappears at the end."""
     from rich import progress as rich
@@ -180,35 +164,6 @@ class _Watcher:
             return
         lines = self._lines.setdefault(title, _Lines(title, None if event.total is None else round(event.total)))
         lines.advance(int(event.done) - lines.done)
-
-
-def in_millions(advance: Advance) -> Advance:
-    """A counter of bytes in front of a bar that counts megabytes."""
-    total = 0
-
-    def count(units: int) -> None:
-        nonlocal total
-        before, total = total, total + units
-        advance(total // 10**6 - before // 10**6)
-
-    return count
-
-
-@contextmanager
-def transfer(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar in megabytes for work that reports (bytes done, bytes in total, name)."""
-    with ExitStack() as stack:
-        advance: Advance | None = None
-        shown = 0
-
-        def report(done: int, total: int, _name: str) -> None:
-            nonlocal advance, shown
-            if advance is None:
-                advance = stack.enter_context(progress(f"{title} (MB)", max(1, total // 10**6)))
-            advance(done // 10**6 - shown)
-            shown = done // 10**6
-
-        yield report
 
 
 class _Lines:
