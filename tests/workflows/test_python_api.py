@@ -20,7 +20,7 @@ from ossia.errors import UserError
 from ossia.workflows import models
 from ossia.workflows.train import TrainingPrepared
 
-PIPELINE = Path(__file__).parent.parent / "examples" / "pipeline.py"
+PIPELINE = Path(__file__).parents[2] / "examples" / "pipeline.py"
 OWNERS = {
     "chat": "chat", "check": "data", "evaluate": "evaluate", "export": "export", "fetch": "models", "plan": "plan",
     "rehearse": "rehearse", "train": "train",
