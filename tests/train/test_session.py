@@ -121,11 +121,11 @@ def test_another_loss_trains_resumes_and_reports_through_the_session(model: Path
 JOB = """
 import os, pickle, sys
 from pathlib import Path
-sys.path.insert(0, os.environ["TESTS"])
+sys.path[:0] = [os.environ["TESTS"], os.environ["TESTS"] + "/train"]
 from ossia import runs
 from ossia.train.distributed import leave
 from ossia.train.session import run_session
-from test_train_session import PreferenceLoss
+from test_session import PreferenceLoss
 run = runs.Run(Path(sys.argv[1]))
 pairs = pickle.loads((run.path / "pairs").read_bytes())
 run_session(run.recipe(), run, PreferenceLoss(pairs[:5], pairs[5:8]))
@@ -146,7 +146,7 @@ def test_two_processes_that_share_a_model_out_see_the_same_losses(model: Path, p
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
-    environment = {**os.environ, "TESTS": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "TESTS": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [*launch, str(shared.path / "job.py"), str(shared.path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
