@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,13 @@ def test_checkpoints() -> None:
     for text in ('{"step": 99}', "{", "{}"):
         (run.checkpoints / runs.BEST).write_text(text)
         assert run.best_checkpoint() == run.checkpoint(20)
+
+
+def test_a_source_tree_that_is_not_installed_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    assert runs.ossia_version()[0].isdigit()
+    monkeypatch.setattr(metadata, "version", missing)
+    assert runs.ossia_version() == "from source"
+    assert runs.environment("test")["versions"] == {}

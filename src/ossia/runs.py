@@ -177,6 +177,14 @@ def list_runs() -> list[Summary]:
     return sorted(rows, key=lambda row: row.created, reverse=True)
 
 
+def ossia_version() -> str:
+    """Return Ossia's version, or "from source" where it is used without an installation."""
+    try:
+        return metadata.version("ossia")
+    except metadata.PackageNotFoundError:
+        return "from source"
+
+
 def environment(command: str) -> dict[str, object]:
     """Return what is needed to tell later why two runs differ: versions, platform, command."""
     names = ("ossia", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")

@@ -74,9 +74,9 @@ def build() -> Any:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from ossia.runs import ossia_version
 
-        print(f"ossia {version('ossia')}")
+        print(f"ossia {ossia_version()}")
         raise typer.Exit
 
 

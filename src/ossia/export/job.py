@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone, folder
 from ossia.export.source import ExportSource
 from ossia.export.targets import DEFAULT, ExportJob, find_target
 from ossia.files import write_json
-from ossia.runs import Run
+from ossia.runs import Run, ossia_version
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def write_export(
     with folder.export_folder(out) as partial:
         job = ExportJob(source, reader, adapter, partial, out, experts, progress or _silent)
         result = target.write(job)
-        report = {"made_by": f"ossia {version('ossia')}", "target": target.name, "base": source.base, **result.report}
+        report = {"made_by": f"ossia {ossia_version()}", "target": target.name, "base": source.base, **result.report}
         write_json(partial / folder.REPORT, report | {"warnings": result.warnings})
     if source.run is not None:
         source.run.log().write(Exported(path=str(out), target=target.name))
