@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
 from ossia import events, recipes, runs
 from ossia.config import Recipe
+from ossia.train import fsdp
 
 EVERY_TARGET = ["attention", "experts", "router", "embeddings", "head"]
+SHARDS = pytest.mark.skipif(
+    torch.__version__ < fsdp.OLDEST_TORCH, reason=f"torch {torch.__version__} cannot shard bytes, and training says so"
+)
 
 
 @dataclass

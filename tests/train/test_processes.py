@@ -25,12 +25,9 @@ from ossia.checkpoint.tiny import MICRO, write_tiny
 from ossia.errors import UserError
 from ossia.train import fsdp
 from ossia.train.supervised import train
-from support.train_samples import EVERY_TARGET, examples, losses, recipe
+from support.train_samples import EVERY_TARGET, SHARDS, examples, losses, recipe
 
 STEPS, CLIP = 6, 0.1
-SHARDS = pytest.mark.skipif(
-    torch.__version__ < fsdp.OLDEST_TORCH, reason=f"torch {torch.__version__} cannot shard bytes, and training says so"
-)
 
 JOB = """
 import json, os, signal, sys

@@ -31,7 +31,7 @@ from ossia.model.batch import from_rows
 from ossia.train.objective import MicroBatch, Objective, Share, StepBatch
 from ossia.train.session import run_session
 from ossia.train.steps import fingerprint
-from support.train_samples import losses, recipe
+from support.train_samples import SHARDS, losses, recipe
 
 Pair = tuple[Example, Example]
 
@@ -133,6 +133,7 @@ leave()
 """
 
 
+@SHARDS
 def test_two_processes_that_share_a_model_out_see_the_same_losses(model: Path, pairs: list[Pair]) -> None:
     """Five pairs a step and three to validate: one process has nothing to do in a pass, and its part must not count."""
     alone, shared = (
