@@ -25,7 +25,6 @@ from ossia.kernels.reference import gate as reference_gate
 from ossia.kernels.reference import lowrank as reference_lowrank
 from ossia.kernels.reference import mxfp4 as reference_mxfp4
 from ossia.kernels.reference import product as reference_product
-from ossia.kernels.reference.attention import Paths, VarlenRows
 
 # Experts
 
@@ -128,11 +127,6 @@ def attention_described(device: torch.device, dtype: torch.dtype, head_dim: int)
     return f"attention goes through torch's CPU kernel, a branch at a time (the one in C needs {needs}; here: {here})"
 
 
-def tokens_per_chunk(group: int) -> int:
-    """Return how many tokens `Paths` is to put in a chunk when `group` query heads share a key head."""
-    return cpu_paths.tokens_per_chunk(group)
-
-
 def dense_forward(
     q_BHQD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, seen: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -159,49 +153,10 @@ def dense_backward(
     return reference_attention.dense_backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, seen, causal, scale)
 
 
-def varlen_forward(
-    q_THD: Tensor, k_CKD: Tensor, v_CKD: Tensor, rows: VarlenRows, *, causal: bool, window: int | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return (output [T, H, D], log-sum-exp [H, T]); see `reference.attention.varlen_forward`."""
-    return flash.varlen_forward(q_THD, k_CKD, v_CKD, rows, causal=causal, window=window, scale=scale)
+# The forms varlen and paths have one backend each, so there is nothing to choose between.
 
-
-def varlen_backward(
-    grad_THD: Tensor,
-    q_THD: Tensor,
-    k_CKD: Tensor,
-    v_CKD: Tensor,
-    out_THD: Tensor,
-    lse_HT: Tensor,
-    rows: VarlenRows,
-    *,
-    causal: bool,
-    window: int | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v; see `reference.attention.varlen_backward`."""
-    return flash.varlen_backward(
-        grad_THD, q_THD, k_CKD, v_CKD, out_THD, lse_HT, rows, causal=causal, window=window, scale=scale
-    )
-
-
-def paths_forward(
-    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, paths: Paths, window: int | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return (output [T, H, D], log-sum-exp with the sink [H, T] in float32)."""
-    return cpu_paths.paths_forward(q_HTD, k_KTD, v_KTD, sinks_H, paths, window, scale)
-
-
-def paths_backward(
-    grad_HTD: Tensor,
-    q_HTD: Tensor,
-    k_KTD: Tensor,
-    v_KTD: Tensor,
-    out_HTD: Tensor,
-    lse_HT: Tensor,
-    paths: Paths,
-    window: int | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v from what `paths_forward` returned."""
-    return cpu_paths.paths_backward(grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD, lse_HT, paths, window, scale)
+varlen_forward = flash.varlen_forward
+varlen_backward = flash.varlen_backward
+paths_forward = cpu_paths.paths_forward
+paths_backward = cpu_paths.paths_backward
+tokens_per_chunk = cpu_paths.tokens_per_chunk
