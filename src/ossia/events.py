@@ -213,6 +213,23 @@ def counting(
         on_event(Progress(title=title, done=done, total=total, unit=unit, finished=True))
 
 
+@contextmanager
+def transferring(on_event: OnEvent, title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function for work that reports (bytes done, bytes in total, name); it becomes `Progress` in megabytes."""
+    last: Progress | None = None
+
+    def report(done: int, total: int, _name: str) -> None:
+        nonlocal last
+        last = Progress(title=title, done=done / 10**6, total=max(1, total // 10**6), unit="MB")
+        on_event(last)
+
+    try:
+        yield report
+    finally:
+        if last is not None:
+            on_event(dataclasses.replace(last, finished=True))
+
+
 class EventLog:
     """Appends events to a run's events.jsonl; each line is flushed, so that a killed process loses at most one."""
 

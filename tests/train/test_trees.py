@@ -400,7 +400,7 @@ def test_a_run_takes_a_saving_that_was_counted_before(
     for counted in (Saving(900, 300), Saving(900, 899)):
         run = runs.create(wanted, "test")
         with monkeypatch.context() as patched:
-            patched.delattr(supervised, "estimated_saving")  # it is not counted again
+            patched.delattr(supervised, "epoch_saving")  # it is not counted again
             train(wanted, run, chats(2), [], saving=counted)
         notes = [event.message for event in events.read(run.path) if isinstance(event, events.Note)]
         assert str(decide("auto", Obstacles(), counted)) in notes

@@ -35,10 +35,11 @@ from ossia.errors import UserError
 
 EMBEDDINGS = "model.embed_tokens.weight"
 
-_TARGETS: dict[LoraTarget, str] = {
+PARTS: dict[LoraTarget, str] = {
     "attention": ".self_attn.", "experts": ".mlp.experts.", "router": ".mlp.router.", "embeddings": "embed_tokens",
     "head": "lm_head",
 }  # fmt: skip
+"""What an update can be of, and what its tensors' names contain."""
 _ADAPTABLE = ("embedding", "attention", "router", "experts", "head")
 #: Stock PEFT writes embeddings and head beside a LoRA on them.
 _COPY = re.compile(r"base_model\.model\.(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
@@ -127,7 +128,6 @@ class StoredAdapter:
     copies: key in the file -> name in the checkpoint of embeddings and head, which must be those of the base.
     """
 
-    folder: Path
     config: AdapterConfig
     updates: tuple[StoredUpdate, ...]
     copies: dict[str, str]
@@ -162,7 +162,7 @@ def read_layout(folder: Path, shape: Shape) -> StoredAdapter:
         StoredUpdate(weight, *keys[weight.name], config.rank_of(weight.key), config.scale_of(weight.key), swaps)
         for weight, swaps in zip(weights, swapped, strict=True)
     )
-    return StoredAdapter(folder, config, tuple(updates), copies)
+    return StoredAdapter(config, tuple(updates), copies)
 
 
 def _swapped(
@@ -216,7 +216,7 @@ def lora_targets(lora: LoraSection) -> list[LoraTarget]:
     folder = Path(lora.start_from)
     read_config(folder)
     names = [name for name in _header(folder / WEIGHTS_FILE) if ".lora_" in name]
-    return [target for target, place in _TARGETS.items() if any(place in name for name in names)]
+    return [target for target, place in PARTS.items() if any(place in name for name in names)]
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:

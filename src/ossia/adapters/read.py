@@ -61,10 +61,6 @@ class Adapter:
     deltas: dict[str, LoraDelta]
     copies: tuple[tuple[str, Tensor], ...] = ()
 
-    @property
-    def touches_experts(self) -> bool:
-        return any(".mlp.experts." in name for name in self.deltas)
-
     def check_copies(self, base: Callable[[str], Tensor]) -> None:
         """Raise UserError unless the embeddings and the head that the file holds, if any, are those of the base.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ossia.config import LoraSection, sources_of
+from ossia.config import LoraSection, Recipe, sources_of
 from ossia.export.source import ExportSource
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -47,7 +47,7 @@ def model_card(source: ExportSource, name: str, *, merged: bool, experts: str = 
     example = _LOAD_MERGED if merged else _LOAD_ADAPTER
     lines += ["", "## Use", "", example.format(name=name, base=_shown(source.base))]
     lines += ["", "Conversations are rendered with the chat template of the base model (Harmony)."]
-    lines += _training(source)
+    lines += _training(recipe, source.adapter.name) if recipe is not None else []
     evaluation = source.evaluation()
     if evaluation:
         lines += ["", "## Evaluation", "", *_table(_flat(evaluation))]
@@ -65,14 +65,11 @@ def _front_matter(source: ExportSource, merged: bool) -> list[str]:
     return [*lines, "tags:", "- gpt-oss", "- lora", "- ossia", "---"]
 
 
-def _training(source: ExportSource) -> list[str]:
-    recipe = source.recipe()
-    if recipe is None:
-        return []
+def _training(recipe: Recipe, checkpoint: str) -> list[str]:
     train = recipe.train
     rows = [
         ("data", ", ".join(Path(source.path).name for source in sources_of(recipe.data.train)) or "none named"),
-        ("checkpoint", source.adapter.name),
+        ("checkpoint", checkpoint),
         *_adapted(recipe.lora),
         ("examples per step", train.examples_per_step),
         ("learning rate", f"{train.learning_rate:g}, {train.schedule}"),

@@ -23,17 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ossia.adapters.layout import PARTS
 from ossia.adapters.read import Adapter, LoraDelta
 from ossia.checkpoint.reader import CheckpointReader
+from ossia.config import LoraTarget
 from ossia.errors import UserError
 from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone
 from ossia.kernels.reference import mxfp4
 
-#: What an update can be of, and what its tensors' names contain.
-PARTS = {
-    "attention": ".self_attn.", "experts": ".mlp.experts.", "router": ".mlp.router.", "embeddings": "embed_tokens",
-    "head": "lm_head",
-}  # fmt: skip
 #: A format is good enough when it keeps this share of the update and adds at most this much noise (half the update's
 #: size is a signal-to-noise ratio of 2 in the weights). For normally distributed weights and a rank of 16:
 #:
@@ -109,7 +106,7 @@ class Survival:
         return {"rho": self.rho, "keep": self.keep, "error": self.error, "changed": share}
 
 
-def total(part: str, survivals: Sequence[Survival]) -> Survival:
+def total(part: LoraTarget, survivals: Sequence[Survival]) -> Survival:
     """The sums of all tensors of one of `PARTS`."""
     result = Survival(part)
     for survival in survivals:
@@ -183,9 +180,9 @@ def choose_rounding(
         return Rounding(asked, False, "as the base model has them")
     if asked != "auto":
         return Rounding(asked, asked == "mxfp4", "as asked for")
-    if not adapter.touches_experts:
-        return Rounding(asked, True, "the adapter does not change the experts, so their published bytes are kept")
     count = sum(PARTS["experts"] in name for name in adapter.deltas)
+    if not count:
+        return Rounding(asked, True, "the adapter does not change the experts, so their published bytes are kept")
     with progress("measuring what four bits keep", count) as advance:
         whole = total("experts", sample(source, adapter, device=device, experts=_SAMPLED, advance=advance))
     verdict = "hold" if whole.is_good else "would lose"

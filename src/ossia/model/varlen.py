@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ossia.kernels import dispatch
-from ossia.kernels.reference.attention import VarlenRows
+from ossia.kernels.reference.attention import VarlenRows, merged
 from ossia.model.blocks import tail
 
 GATHERED = 1 << 17
@@ -153,11 +153,8 @@ def _with_ancestors(
     other, other_lse = dispatch.varlen_forward(
         q[at], k[keys], v[keys], ancestors.rows, causal=False, window=None, scale=scale
     )  # fmt: skip
-    own, own_lse = out_THD[at], lse_HT[:, at]
-    total = torch.logaddexp(own_lse, other_lse)
-    first, second = ((x - total).exp().T[..., None] for x in (own_lse, other_lse))
-    both = (own.to(total.dtype) * first + other.to(total.dtype) * second).to(out_THD.dtype)
-    return out_THD.index_copy(0, at, both), lse_HT.index_copy(1, at, total)
+    both, total = merged(out_THD[at].transpose(0, 1), lse_HT[:, at], other.transpose(0, 1), other_lse)
+    return out_THD.index_copy(0, at, both.transpose(0, 1)), lse_HT.index_copy(1, at, total)
 
 
 def _own_gradients(

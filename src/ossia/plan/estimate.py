@@ -111,7 +111,7 @@ def estimate(
     plan = _figures(recipe, model, examples, machine, speed)
     if plan.verdict != "does not fit":
         return plan
-    changes = _changes(plan, model)
+    changes = _changes(plan)
     return dataclasses.replace(plan, changes=tuple(f"{key}={_yaml(value)}" for key, value in changes.items()))
 
 
@@ -170,13 +170,13 @@ def _disk_failures(plan: Plan) -> Iterator[str]:
         yield f"it needs {download / 1e9:.1f} GB of disk for {models.folder} and {models.free / 1e9:.1f} GB are free"
 
 
-def _changes(plan: Plan, model: FoundModel) -> dict[str, Any]:
+def _changes(plan: Plan) -> dict[str, Any]:
     """Find settings with which the recipe fits: the mildest first, none that is not needed. Empty: there are none."""
     recipe = plan.recipe
 
     def fits(changes: dict[str, Any]) -> bool:
         changed = _with(recipe, changes)
-        return _figures(changed, model, plan.examples, plan.machine, None).verdict != "does not fit"
+        return _figures(changed, plan.model, plan.examples, plan.machine, None).verdict != "does not fit"
 
     changes: dict[str, Any] = {}
     for change in _milder(recipe, plan.machine.device):

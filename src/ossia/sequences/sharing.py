@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, NamedTuple
 
+from ossia.config import TrainSection
 from ossia.errors import UserError
 from ossia.sequences.example import TrainingExample, check_length
 from ossia.sequences.order import steps_of
@@ -121,6 +122,17 @@ class Sharing:
 def may_share(wanted: Wanted, obstacles: Obstacles) -> bool:
     """Return whether sharing is wanted and exact, so that what it saves is worth counting."""
     return wanted != "off" and not obstacles.sentences()
+
+
+def epoch_saving(settings: TrainSection, obstacles: Obstacles, examples: Sequence[TrainingExample]) -> Saving | None:
+    """Return what sharing saves of an epoch as `settings` cut it, or None where sharing is not wanted or not exact.
+
+    Raises:
+        UserError: an example does not fit into a micro-batch.
+    """
+    if not may_share(settings.share_prefixes, obstacles):
+        return None
+    return estimated_saving(examples, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
 
 
 def decide(wanted: Wanted, obstacles: Obstacles, saving: Saving | None) -> Sharing:

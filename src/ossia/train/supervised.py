@@ -21,7 +21,7 @@ from ossia.generate.engine import Request, Sampling
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.runs import Run
 from ossia.sequences.example import TrainingExample
-from ossia.sequences.sharing import Saving, decide, estimated_saving, may_share
+from ossia.sequences.sharing import Saving, decide, epoch_saving
 from ossia.sequences.weighting import weighted
 from ossia.train.callbacks import SampleWriter, Watch
 from ossia.train.objective import MicroBatch, Objective, Share, StepBatch
@@ -48,7 +48,7 @@ def train(
         examples, validation: compiled training examples; validation may be empty.
         command: what started this, for the record.
         watch: called with every event as it is written.
-        saving: what an epoch saves by sharing, if the caller has it (`ossia.sequences.sharing.estimated_saving`).
+        saving: what an epoch saves by sharing, if the caller has it (`ossia.sequences.sharing.epoch_saving`).
 
     Returns:
         The last event, whose status is done or stopped.
@@ -110,9 +110,8 @@ class SupervisedObjective(Objective):
         The steps are looked at as they will come, unless somebody has done so.
         """
         settings, obstacles = self.settings, model_obstacles(model, balance)
-        if self.saving is None and may_share(settings.share_prefixes, obstacles):
-            steps = (settings.examples_per_step, settings.seed)
-            self.saving = estimated_saving(self.examples, *steps, settings.tokens_per_micro_batch)
+        if self.saving is None:
+            self.saving = epoch_saving(settings, obstacles, self.examples)
         sharing = decide(settings.share_prefixes, obstacles, self.saving)
         self._collator = Collator(settings.tokens_per_micro_batch, sharing.on)
         return [str(sharing)]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ossia.events import OnEvent, Progress, counting, ignore
+from ossia.events import OnEvent, counting, ignore, transferring
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def fetch(
     """
     from ossia.checkpoint import hub
 
-    with _transferring(on_event, f"fetching {model}") as report:
+    with transferring(on_event, f"fetching {model}") as report:
         folder = hub.fetch(
             model, None if to is None else Path(to),
             revision=revision, token=token, offline=offline or None, progress=report,
@@ -80,7 +78,7 @@ def make_synthetic(model: str, folder: str | Path, *, seed: int = 0, on_event: O
     from ossia.plan.inputs import published_shape
 
     shape = published_shape(model)
-    with _transferring(on_event, f"writing {model}") as report:
+    with transferring(on_event, f"writing {model}") as report:
         write_synthetic(Path(folder), shape, seed, report)
     return _stored(Path(folder))
 
@@ -89,20 +87,3 @@ def _stored(folder: Path, repo: str | None = None) -> StoredModel:
     from ossia.checkpoint.reader import CheckpointReader
 
     return StoredModel(folder, CheckpointReader(folder).bytes, repo)
-
-
-@contextmanager
-def _transferring(on_event: OnEvent, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a function for work that reports (bytes done, bytes in total, name); it becomes `Progress` in megabytes."""
-    last: Progress | None = None
-
-    def report(done: int, total: int, _name: str) -> None:
-        nonlocal last
-        last = Progress(title=title, done=done // 10**6, total=max(1, total // 10**6), unit="MB")
-        on_event(last)
-
-    try:
-        yield report
-    finally:
-        if last is not None:
-            on_event(Progress(title=title, done=last.done, total=last.total, unit="MB", finished=True))

@@ -15,7 +15,7 @@ from ossia.events import Note, OnEvent, counting, ignore
 from ossia.plan import Examples, FoundModel, Machine, Plan, doctor, estimate, find_model, speed
 from ossia.plan.doctor import Check
 from ossia.plan.work import recipe_obstacles
-from ossia.sequences.sharing import estimated_saving, may_share
+from ossia.sequences.sharing import epoch_saving
 
 __all__ = ["Check", "Plan", "examine_machine", "plan"]
 
@@ -66,12 +66,8 @@ def _examples(recipe: Recipe, found: FoundModel, on_event: OnEvent) -> Examples:
         )  # fmt: skip
     for line in prepared.remarks():
         on_event(Note(level="info", message=line))
-    saving, settings = None, recipe.train
-    if may_share(settings.share_prefixes, recipe_obstacles(recipe)):
-        with counting(on_event, "looking for shared prefixes"):
-            saving = estimated_saving(
-                prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch
-            )
+    with counting(on_event, "looking for shared prefixes"):
+        saving = epoch_saving(recipe.train, recipe_obstacles(recipe), prepared.train)
     return Examples.counted(prepared.train, prepared.validation, saving)
 
 

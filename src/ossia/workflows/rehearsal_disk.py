@@ -13,7 +13,7 @@ from ossia.checkpoint.layout import Shape, bytes_of
 from ossia.checkpoint.reader import INDEX, SINGLE, CheckpointReader, with_weights
 from ossia.config import Recipe
 from ossia.errors import UserError
-from ossia.events import OnEvent, counting, ignore
+from ossia.events import OnEvent, ignore, transferring
 from ossia.plan import Plan
 from ossia.plan.inputs import Disk
 
@@ -88,14 +88,7 @@ def write_random_model(name: str, folder: Path, shape: Shape, on_event: OnEvent 
         offline_tokenizer_folder()
     except UserError:
         tokenizer = scratch_folder()  # random tokens need no tokenizer, and in there is none to copy
-    before = 0
-    with counting(on_event, f"writing {name}", max(1, bytes_of(shape) // 10**6), "MB") as advance:
-
-        def report(done: int, _total: int, _tensor: str) -> None:
-            nonlocal before
-            advance((done - before) / 1e6)
-            before = done
-
+    with transferring(on_event, f"writing {name}") as report:
         write_synthetic(folder, shape, progress=report, tokenizer_folder=tokenizer)
 
 

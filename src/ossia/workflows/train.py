@@ -141,14 +141,11 @@ def _prepared(recipe: Recipe, on_event: OnEvent) -> PreparedData:
 def _saving(recipe: Recipe, prepared: PreparedData) -> Saving | None:
     """Return what sharing prefixes saves, where it may be done; training decides with the same figure."""
     from ossia.plan.work import recipe_obstacles
-    from ossia.sequences.sharing import Obstacles, estimated_saving, may_share
+    from ossia.sequences.sharing import Obstacles, epoch_saving
 
-    settings = recipe.train
     # What an adapter that is continued has targets on is read, and complained of, later.
     obstacles = Obstacles() if recipe.lora.start_from else recipe_obstacles(recipe)
-    if not may_share(settings.share_prefixes, obstacles):
-        return None
-    return estimated_saving(prepared.train, settings.examples_per_step, settings.seed, settings.tokens_per_micro_batch)
+    return epoch_saving(recipe.train, obstacles, prepared.train)
 
 
 def _announcement(run: str, recipe: Recipe, prepared: PreparedData, saving: Saving | None) -> TrainingPrepared:
