@@ -234,6 +234,9 @@ def test_checkpoints() -> None:
         run.best_checkpoint()
     for name in ("step-000010", "step-000020", "step-000030.partial", "other"):
         (run.checkpoints / name).mkdir(parents=True)
+        (run.checkpoints / name / "adapter_config.json").touch()
+    for name in ("step-000040", "step-²", "step-"):
+        (run.checkpoints / name).mkdir()
     assert run.steps() == [10, 20]
     assert run.best_checkpoint() == run.checkpoint(20)
     (run.checkpoints / runs.BEST).write_text('{"step": 10}')

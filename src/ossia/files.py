@@ -6,6 +6,8 @@ end, so a reader or a crash sees the old content or the new one. No torch, and n
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -37,7 +39,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _to_disk(temporary)
         temporary.replace(path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,19 +78,40 @@ def atomic_folder(final: Path, *, partial: Path | None = None, replace: bool = T
     try:
         mine.mkdir(parents=True)
         yield mine
+        for path in (*mine.rglob("*"), mine):
+            _to_disk(path)
         if replace and final.exists():
             old = final.with_name(f".{final.name}.{os.getpid()}.old{_PARTIAL}")
             final.rename(old)
             mine.rename(final)
             shutil.rmtree(old, ignore_errors=True)
-            return
-        try:
-            mine.rename(final)
-        except OSError:
-            if replace or not final.is_dir():
-                raise
+        else:
+            try:
+                mine.rename(final)
+            except OSError:
+                if replace or not final.is_dir():
+                    raise
+        _to_disk(final.parent)
     finally:
         shutil.rmtree(mine, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk: a rename must not overtake what it names.
+
+    File systems that cannot do that for folders (Windows, some network disks) are left to themselves.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _remove_leftovers(final: Path) -> None:
@@ -116,6 +141,12 @@ def is_alive(process: int, since: float | None = None) -> bool:
         return False
     except psutil.AccessDenied:
         return True
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def nearest_existing(path: Path) -> Path:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import secrets
 import sqlite3
 import sys
@@ -70,7 +71,8 @@ class Run:
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""
         names = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else []
-        return sorted(int(path.name.removeprefix("step-")) for path in names if path.name[5:].isdigit())
+        found = [path for path in names if re.fullmatch(r"step-[0-9]{6,9}", path.name) and any(path.iterdir())]
+        return sorted(int(path.name.removeprefix("step-")) for path in found)
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of a step's checkpoint, whether it exists or not."""

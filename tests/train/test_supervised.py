@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -111,32 +110,6 @@ def test_resuming_with_other_data_is_refused(model: Path) -> None:
     train(wanted, run, examples(8), [])
     with pytest.raises(UserError, match="not those that this run began with"):
         train(wanted, run, examples(9), [])
-
-
-@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
-@pytest.mark.parametrize("damage", ["missing", "junk"])
-def test_resuming_from_a_damaged_checkpoint_is_refused(model: Path, part: str, damage: str) -> None:
-    wanted = recipe(model, steps=3)
-    run = runs.create(wanted, "test")
-    run.checkpoint(1).mkdir(parents=True)
-    shutil.copytree(_checkpoint(model), run.checkpoint(2))
-    (run.path / "data").mkdir()
-    data = examples(8)
-    record = {"examples": fingerprint(data, [])}
-    (run.path / "data" / "sha256.json").write_text(json.dumps(record))
-    file = run.checkpoint(2) / part
-    file.unlink() if damage == "missing" else file.write_bytes(b"junk")
-    with pytest.raises(UserError, match=f"{part} is missing or damaged"):
-        train(wanted, run, data, [])
-
-
-@functools.cache
-def _checkpoint(model: Path) -> Path:
-    """A complete checkpoint, made once."""
-    wanted = recipe(model, steps=2, checkpoint_every=2)
-    run = runs.create(wanted, "test")
-    train(wanted, run, examples(8), [])
-    return run.checkpoint(2)
 
 
 def test_resuming_on_another_base_is_refused(model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ where a tensor is handed over.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -211,19 +210,6 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
         if stored.end - stored.start != prod(stored.shape) * DTYPE_BYTES.get(stored.dtype, 0) > 0 or stored.start < 8:
             raise UserError(f"the byte range of {name} does not fit its shape", **damaged)
     return found
-
-
-def weights_digest(folder: Path) -> str:
-    """Return a hash that changes when a checkpoint's weights do: of each file's size, first and last megabyte."""
-    digest = hashlib.sha256()
-    for file in _shard_files(folder):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size};".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-    return digest.hexdigest()
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:

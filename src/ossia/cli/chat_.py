@@ -53,6 +53,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Repeats a conversation. Default: a new one each time.")] = None,
     hide_thoughts: Annotated[bool, typer.Option("--hide-thoughts", help="Do not print the chain of thought.")] = False,
     set_: output.Set = None,
+    accept_changed_base: output.AcceptChangedBase = False,
 ) -> None:
     """Talk to a run's checkpoint or to a model. Thoughts are dim; when stdout is a pipe they go to stderr."""
     if question is None and not sys.stdin.isatty():
@@ -64,7 +65,8 @@ def chat(
     with output.watching() as watch:
         opened = open_chat(
             who, vs_base=vs is output.Against.base, effort=effort, instructions=system, seed=seed,
-            checkpoint=checkpoint, overrides=[*(set_ or ()), *changes], on_event=watch,
+            checkpoint=checkpoint, overrides=[*(set_ or ()), *changes],
+            accept_changed_base=accept_changed_base, on_event=watch,
         )  # fmt: skip
     sessions, like, hide = opened.sessions, opened.like, hide_thoughts
     if question is not None:

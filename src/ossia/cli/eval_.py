@@ -20,6 +20,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Most questions; a random part of the data.")] = None,
     checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
     set_: output.Set = None,
+    accept_changed_base: output.AcceptChangedBase = False,
     json: output.Json = False,
 ) -> None:
     """Ask held-out questions and print every measure before and after, with 95 % intervals.
@@ -31,7 +32,7 @@ def evaluate(
     with output.watching() as watch:
         report = workflow.evaluate(
             run, data=data or (), vs_base=vs is output.Against.base, limit=limit, checkpoint=checkpoint,
-            overrides=set_ or (), on_event=watch,
+            overrides=set_ or (), accept_changed_base=accept_changed_base, on_event=watch,
         )  # fmt: skip
     summary = report.summary()
     if json:

@@ -35,13 +35,14 @@ def export(
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the best one.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model of an adapter folder: folder or hub id.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")] = False,
+    accept_changed_base: output.AcceptChangedBase = False,
     json: output.Json = False,
 ) -> None:
     """Write a tuned model for other programs, verify it, and say what became of the fine-tune."""
     with output.watching() as watch:
         done = workflow.export(
             run, to=to, out=out, experts=experts, checkpoint=checkpoint, model=model, overwrite=overwrite,
-            on_event=watch,
+            accept_changed_base=accept_changed_base, on_event=watch,
         )  # fmt: skip
     for warning in done.warnings:
         output.err().print(f"warning: {warning}", markup=False)

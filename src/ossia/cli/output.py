@@ -29,6 +29,13 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe. May be repeated."),
 ]
 
+AcceptChangedBase = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-base",
+        help="Go on although the base model is not the one that the adapter was trained on, and record it.",
+    ),
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="Checkpoint whose tokenizer to use. Default: the published vocabulary.")
 ]

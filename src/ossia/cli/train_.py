@@ -33,6 +33,7 @@ def train(
         typer.Option("--resume", metavar="RUN", help="Continue a run: its folder, id, a part of it, or `last`."),
     ] = None,
     set_: output.Set = None,
+    accept_changed_base: output.AcceptChangedBase = False,
     json: output.Json = False,
 ) -> None:
     """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
@@ -41,8 +42,9 @@ def train(
 
     with _watching() as watch:
         result = run_training(
-            recipe, resume=resume, overrides=set_ or (), command=" ".join(["ossia", *sys.argv[1:]]), on_event=watch
-        )
+            recipe, resume=resume, overrides=set_ or (), command=" ".join(["ossia", *sys.argv[1:]]),
+            accept_changed_base=accept_changed_base, on_event=watch,
+        )  # fmt: skip
     if not result.is_main:  # the others of a job work and keep quiet
         leave()
         return

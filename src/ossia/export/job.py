@@ -10,7 +10,7 @@ from typing import Any
 from ossia.adapters.read import read_adapter
 from ossia.checkpoint.locate import locate
 from ossia.checkpoint.reader import CheckpointReader
-from ossia.events import Exported
+from ossia.events import Exported, OnEvent, ignore
 from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone, folder
 from ossia.export.source import ExportSource
 from ossia.export.targets import DEFAULT, ExportJob, find_target
@@ -38,6 +38,8 @@ def write_export(
     *,
     experts: ExpertsFormat = "auto",
     overwrite: bool = False,
+    accept_changed_base: bool = False,
+    on_event: OnEvent = ignore,
     progress: ProgressFactory | None = None,
 ) -> Export:
     """Write an export, verify it, and note it in the run.
@@ -49,6 +51,7 @@ def write_export(
         experts: format of the experts in a merged model. auto: four bits where that loses nothing that matters, else
             bfloat16.
         overwrite: replace an earlier export.
+        accept_changed_base, on_event: as in `ossia.generate.subject.Subject.check`.
         progress: called with a title and a total, gives a context whose value is told the units done.
 
     Raises:
@@ -61,6 +64,7 @@ def write_export(
     base = locate(source.base)
     out = out or source.default_out(target.name)
     folder.check_destination(out, overwrite=overwrite, sources=(base, source.adapter))
+    accepted = source.subject.check(accept_changed_base=accept_changed_base, on_event=on_event)
     reader = CheckpointReader(base)
     reader.check(mxfp4=reader.is_mxfp4)
     adapter = read_adapter(source.adapter, reader.shape())
@@ -68,11 +72,12 @@ def write_export(
     with folder.export_folder(out) as partial:
         job = ExportJob(source, reader, adapter, partial, out, experts, progress or _silent)
         result = target.write(job)
+        warnings = [*accepted, *result.warnings]
         report = {"made_by": f"ossia {ossia_version()}", "target": target.name, "base": source.base, **result.report}
-        write_json(partial / folder.REPORT, report | {"warnings": result.warnings})
+        write_json(partial / folder.REPORT, report | {"warnings": warnings})
     if source.run is not None:
         source.run.log().write(Exported(path=str(out), target=target.name))
-    return Export(out, report, result.warnings, source.run)
+    return Export(out, report, warnings, source.run)
 
 
 def _silent(_title: str, _total: int) -> AbstractContextManager[UnitsDone]:

@@ -11,13 +11,14 @@ from ossia import events, runs
 from ossia.adapters.config import CONFIG_FILE
 from ossia.config import Recipe
 from ossia.errors import UserError
-from ossia.generate.subject import open_subject
+from ossia.generate.subject import Subject, open_subject
 
 
 @dataclass(frozen=True)
 class ExportSource:
     """adapter: folder in PEFT's layout. base: folder or hub id of the model it was trained on."""
 
+    subject: Subject
     adapter: Path
     base: str
     run: runs.Run | None = None
@@ -61,4 +62,4 @@ def find_source(reference: str, model: str | None = None, step: int | None = Non
     if not (subject.adapter / CONFIG_FILE).is_file():
         where = str(subject.adapter)
         raise UserError("the checkpoint holds no adapter", where=where, do="export another --checkpoint STEP")
-    return ExportSource(subject.adapter, subject.recipe.model.path, subject.run)
+    return ExportSource(subject, subject.adapter, subject.recipe.model.path, subject.run)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ossia import recipes, runs
+from ossia.adapters import trust
 from ossia.adapters.config import CONFIG_FILE, read_config
 from ossia.checkpoint import locate
 from ossia.checkpoint.reader import with_weights
 from ossia.config import Recipe, SamplingSection
 from ossia.errors import UserError
+from ossia.events import OnEvent, ignore
 from ossia.generate.engine import Engine, Request, Sampling
 from ossia.harmony.conversation import SystemSettings
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -71,6 +73,22 @@ class Subject:
         from ossia.adapters.apply import load_adapter
 
         return load_adapter(model, self.adapter).eval()
+
+    def check(self, *, accept_changed_base: bool = False, on_event: OnEvent = ignore) -> list[str]:
+        """See that files, base and recipe are those that belong together, before anything is loaded.
+
+        A model without an adapter belongs to nothing else, and nothing is compared.
+
+        Returns:
+            What `accept_changed_base` accepted, in words, for whoever records what is done with it.
+
+        Raises:
+            UserError: names what differs, see `ossia.adapters.trust.check`.
+        """
+        if self.adapter is None:
+            return []
+        base = trust.base_of(self.recipe.model.path, on_event)
+        return trust.check(self.adapter, base, self.run, accept_changed_base=accept_changed_base)
 
     def engine(self, *, batch_size: int = 16) -> Engine:
         """Load the model and return the engine that answers with it; `batch_size`: most requests answered together.

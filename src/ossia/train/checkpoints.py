@@ -6,17 +6,14 @@ looks usable. The newest few stay, and the best one, which `checkpoints/best.jso
 
 from __future__ import annotations
 
-import json
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ossia.adapters.config import CONFIG_FILE, WEIGHTS_FILE
-from ossia.errors import OssiaError, UserError
+from ossia.errors import OssiaError
 from ossia.files import atomic_folder, write_json
 from ossia.runs import BEST, Run
 
@@ -54,43 +51,6 @@ def partial_folder(run: Run, step: int) -> Path:
     """Where a step's checkpoint is while it is being written."""
     final = run.checkpoint(step)
     return final.with_name(final.name + PARTIAL)
-
-
-def check_complete(folder: Path) -> None:
-    """See that a checkpoint can be continued from: all parts are there and whole.
-
-    Raises:
-        UserError: names the part, and what to do instead.
-    """
-    parts = {
-        WEIGHTS_FILE: _is_file,
-        CONFIG_FILE: _is_json,
-        "trainer_state.json": _is_json,
-        "optimizer.pt": zipfile.is_zipfile,  # torch.save writes zip archives
-        "scheduler.pt": zipfile.is_zipfile,
-    }
-    states = sorted(folder.glob("rng_state*.pth"))
-    found = [name for name, is_whole in parts.items() if not is_whole(folder / name)]
-    found += [path.name for path in states if not zipfile.is_zipfile(path)] if states else ["rng_state.pth"]
-    if found:
-        raise UserError(
-            f"{found[0]} is missing or damaged",
-            where=str(folder),
-            why="without it the run would not continue where it stopped",
-            do=f"delete {folder.name} to resume from the checkpoint before it, or start a new run with lora.start_from",
-        )
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file()
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def remember_best(run: Run, step: int, loss: float) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ossia.errors import OssiaError, UserError
-from ossia.files import write_json
+from ossia import hardware
+from ossia.adapters.identity import FILE, Base
+from ossia.adapters.trust import Record, accept, base_of, check, check_recipe, check_record, new_record, read_record
+from ossia.config import Recipe
+from ossia.errors import UserError
+from ossia.events import OnEvent
 from ossia.runs import Run
 from ossia.train.distributed import is_main
-
-RECORD = "data/sha256.json"
-"""Of a run: name -> hash of what must not change while it goes on."""
+from ossia.train.objective import Objective
 
 
 @contextmanager
@@ -38,27 +40,60 @@ def claimed(run: Run) -> Iterator[None]:
         lock.release()
 
 
-def check_record(run: Run, name: str, now: str, what: str) -> None:
-    """Compare a hash with the one that the run's first process wrote down, or write it down.
+def begun(run: Run, examples: str) -> Record | None:
+    """Return what a run began with, after a look at its recipe and its data; None if it begins now.
 
     Args:
-        what: the error's first words if the two differ.
+        examples: digest of the examples that the recipe's data give now.
 
     Raises:
-        UserError: the hashes differ.
-        OssiaError: the run has checkpoints, but nobody wrote the hash down.
+        UserError: recipe or data are not those that the run began with, or nobody wrote down what these were.
     """
-    path = run.path / RECORD
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    if record.get(name, now) != now:
+    record = read_record(run)
+    if record is None:
+        if steps := run.steps():
+            raise UserError(
+                f"the run has checkpoints but no {FILE}, so nobody knows what it began with",
+                where=str(run.path),
+                do=f"a new run that continues from the adapter: --set lora.start_from={run.checkpoint(steps[-1])}",
+            )
+        return None
+    check_recipe(run, record)
+    if record.examples != examples:
         raise UserError(
-            what,
-            where=str(path),
+            "the training data are not those that this run began with",
+            where=str(run.path / FILE),
             why="the loss would not continue where it stopped",
             do="restore what has changed, or start a new run",
         )
-    if name not in record and is_main():
-        if run.steps():
-            raise OssiaError(f"the run has checkpoints but no record of its {name}", where=str(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**record, name: now})
+    return record
+
+
+def trusted(
+    recipe: Recipe, run: Run, objective: Objective, newest: int, watch: OnEvent, accept_changed_base: bool
+) -> tuple[Base, list[str]]:
+    """Return the base model, after a check of what the run is continued with, and what was accepted, in words.
+
+    A run that begins gets its record here.
+
+    Args:
+        newest: the step of the checkpoint to continue from, 0 for none.
+
+    Raises:
+        UserError: base, tokenizer, checkpoint or the adapter of `lora.start_from` are not what they should be.
+    """
+    base = base_of(recipe.model.path, watch)
+    record = read_record(run)
+    accepted: list[str] = []
+    if newest:
+        accepted = check(run.checkpoint(newest), base, run, accept_changed_base=accept_changed_base)
+    elif record is not None:
+        accepted = check_record(record, base, accept_changed_base=accept_changed_base)
+    if not newest and recipe.lora.start_from:
+        accepted += check(Path(recipe.lora.start_from), base, accept_changed_base=accept_changed_base)
+    if record is None and is_main():
+        dtype = hardware.dtype(recipe.model.dtype, hardware.device(recipe.model.device).value).value
+        record = new_record(run, base, examples=objective.fingerprint(), dtype=dtype)
+    if record is not None and accepted and is_main():
+        accept(run, record, accepted)
+    return base, accepted

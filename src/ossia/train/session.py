@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +18,15 @@ from transformers.utils import logging as transformers_logging
 
 from ossia import events, hardware
 from ossia.adapters import apply as lora
-from ossia.checkpoint.locate import locate
-from ossia.checkpoint.reader import weights_digest
+from ossia.adapters.identity import Base
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError
 from ossia.runs import Run
-from ossia.train import checkpoints, fsdp, routing
+from ossia.train import fsdp, routing
 from ossia.train.arguments import chosen_optimizer, trainer_arguments
 from ossia.train.building import attention_of, balance_of, is_to_be_sharded, model_to_train
 from ossia.train.callbacks import Interruption, Reporter, Watch
-from ossia.train.claim import check_record, claimed
+from ossia.train.claim import begun, claimed, trusted
 from ossia.train.health import RoutingHealth
 from ossia.train.objective import Objective
 from ossia.train.trainer import OssiaTrainer
@@ -41,6 +39,7 @@ def run_session(
     *,
     command: str = "",
     watch: Watch = lambda event: None,
+    accept_changed_base: bool = False,
 ) -> events.Finished:
     """Train towards an objective, or continue a run that was interrupted.
 
@@ -50,48 +49,54 @@ def run_session(
     Args:
         command: what started this, for the record.
         watch: called with every event as it is written.
+        accept_changed_base: continue although the base model, or that of `lora.start_from`, is not the one that the
+            adapter was trained on; the run's record says so.
 
     Returns:
         The last event, whose status is done or stopped.
 
     Raises:
-        UserError: no data, the data changed since the run began, another process works on the run, or the recipe
-            asks for what this job or machine does not have.
+        UserError: no data; data, base or recipe changed since the run began; a checkpoint is damaged; another process
+            works on the run; or the recipe asks for what this job or machine does not have.
         OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
         DoesNotFitError: the GPU ran out of memory.
     """
     if not objective.units:
         raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
     with claimed(run):
-        changed = "the training data are not those that this run began with"
-        check_record(run, "examples", objective.fingerprint(), changed)
+        record = begun(run, objective.fingerprint())
         reporter = Reporter(run, watch, recipe.train.early_stopping)
         newest = run.steps()[-1] if run.steps() else 0
         if newest >= recipe.train.total_steps(len(objective.units)):
             return _finished(reporter, "all steps done", newest)
-        return _session(recipe, run, objective, reporter, newest, command)
+        if record is not None:  # the compute type is chosen once; another machine might choose another
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": record.dtype})})
+        return _session(recipe, run, objective, reporter, newest, command, accept_changed_base)
 
 
 def _session(
-    recipe: Recipe, run: Run, objective: Objective, reporter: Reporter, newest: int, command: str
+    recipe: Recipe,
+    run: Run,
+    objective: Objective,
+    reporter: Reporter,
+    newest: int,
+    command: str,
+    accept_changed_base: bool,
 ) -> events.Finished:
     """Build, announce and train. `newest`: the step of the checkpoint to continue from, 0 for none."""
     sharded = is_to_be_sharded(recipe)
     chosen_optimizer(recipe.train, hardware.device(recipe.model.device).value == "cpu")
-    if newest:
-        checkpoints.check_complete(run.checkpoint(newest))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
-    folder = locate(recipe.model.path)
-    check_record(run, "base", weights_digest(folder), "the base model is not the one that this run began with")
-    model = model_to_train(recipe, folder, "cpu" if sharded else recipe.model.device)
+    base, accepted = trusted(recipe, run, objective, newest, reporter.watch, accept_changed_base)
+    model = model_to_train(recipe, base.folder, "cpu" if sharded else recipe.model.device)
     if newest:
         lora.load_adapter_weights(model, run.checkpoint(newest))
     balance, why = balance_of(recipe, model)
-    notes = [why, *objective.prepare(model, balance)]
+    notes = [*accepted, why, *objective.prepare(model, balance)]
     interruption = Interruption(reporter)
-    trainer = _trainer(recipe, run, model, objective, folder, reporter, interruption, balance)
+    trainer = _trainer(recipe, run, model, objective, base, reporter, interruption, balance)
     _announce(recipe, run, objective, reporter, newest, command, [*notes, attention_of(model, trainer.args.device)])
     try:
         trainer.train(resume_from_checkpoint=str(run.checkpoint(newest)) if newest else None)
@@ -117,7 +122,7 @@ def _trainer(
     run: Run,
     model: Any,
     objective: Objective,
-    folder: Path,
+    base: Base,
     reporter: Reporter,
     interruption: Interruption,
     balance: float,
@@ -129,7 +134,7 @@ def _trainer(
         tokens = settings.tokens_per_micro_batch
         health = RoutingHealth(objective.probe, tokens, settings.evaluate_every, reporter.emit)
         callbacks.append(health)
-    callbacks += objective.callbacks(folder, reporter.emit)
+    callbacks += objective.callbacks(base.folder, reporter.emit)
     arguments = trainer_arguments(recipe, run, len(objective.units), bool(objective.validation))
     twin = None
     if settings.sharding == "fsdp":
@@ -144,6 +149,7 @@ def _trainer(
             objective=objective,
             callbacks=callbacks,
             run=run,
+            base=base,
             keep_checkpoints=settings.keep_checkpoints,
             examples_per_step=settings.examples_per_step,
             twin=twin,

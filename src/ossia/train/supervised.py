@@ -41,6 +41,7 @@ def train(
     command: str = "",
     watch: Watch = lambda event: None,
     saving: Saving | None = None,
+    accept_changed_base: bool = False,
 ) -> events.Finished:
     """Fine-tune, or continue a run that was interrupted.
 
@@ -49,6 +50,7 @@ def train(
         command: what started this, for the record.
         watch: called with every event as it is written.
         saving: what an epoch saves by sharing, if the caller has it (`ossia.sequences.sharing.epoch_saving`).
+        accept_changed_base: see `run_session`.
 
     Returns:
         The last event, whose status is done or stopped.
@@ -60,7 +62,7 @@ def train(
         DoesNotFitError: the GPU ran out of memory.
     """
     objective = SupervisedObjective(recipe, examples, validation, saving)
-    return run_session(recipe, run, objective, command=command, watch=watch)
+    return run_session(recipe, run, objective, command=command, watch=watch, accept_changed_base=accept_changed_base)
 
 
 class SupervisedObjective(Objective):

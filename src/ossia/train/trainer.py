@@ -19,6 +19,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ossia.adapters import apply as lora
+from ossia.adapters import identity
+from ossia.adapters.identity import Base
 from ossia.errors import OssiaError
 from ossia.runs import Run
 from ossia.sequences.order import conversations_of, epoch
@@ -36,6 +38,7 @@ class OssiaTrainer(Trainer):
         *args: Any,
         objective: Objective,
         run: Run,
+        base: Base,
         keep_checkpoints: int,
         examples_per_step: int,
         routers: Routers,
@@ -46,6 +49,7 @@ class OssiaTrainer(Trainer):
         """
         Args:
             objective: gives the units, their micro-batches and the loss.
+            base: the model that the adapter belongs to, which checkpoints record.
             examples_per_step: units of a step, over all processes.
             balance: coefficient of the load-balancing loss, 0 for none.
             twin: the adapter in whole tensors, if the model is going to be sharded.
@@ -53,7 +57,12 @@ class OssiaTrainer(Trainer):
         data = {"train_dataset": objective.units, "eval_dataset": list(objective.validation) or None}
         super().__init__(*args, **data, **kwargs)
         self.objective = objective
-        self.run, self.keep_checkpoints, self.examples_per_step = run, keep_checkpoints, examples_per_step
+        self.run, self.base, self.keep_checkpoints, self.examples_per_step = (
+            run,
+            base,
+            keep_checkpoints,
+            examples_per_step,
+        )
         self.routers, self.balance, self.twin = routers, balance, twin
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
@@ -211,6 +220,8 @@ class OssiaTrainer(Trainer):
             if writes:
                 self.state.save_to_json(str(partial / "trainer_state.json"))
             self.accelerator.wait_for_everyone()  # everything is in it
+            if writes:
+                identity.seal(partial, self.base, run=self.run.id, step=step)
         if writes:
             # Every time, because a process may be killed between a checkpoint and the note that it is the best.
             if self.state.best_global_step is not None:

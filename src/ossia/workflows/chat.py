@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ossia.config import Effort
 from ossia.errors import UserError
-from ossia.events import OnEvent, counting, ignore
+from ossia.events import Note, OnEvent, counting, ignore
 
 if TYPE_CHECKING:
     from ossia.generate.engine import Request
@@ -37,6 +37,7 @@ def chat(
     seed: int | None = None,
     checkpoint: int | None = None,
     overrides: Iterable[str] = (),
+    accept_changed_base: bool = False,
     on_event: OnEvent = ignore,
 ) -> OpenChat:
     """Load the model and return an open conversation.
@@ -49,7 +50,8 @@ def chat(
         seed: repeats a conversation; by default the recipe's `chat.seed`, else a new one.
         checkpoint: step of a run's checkpoint; by default its best one.
         overrides: `section.key=value`, on top of the recipe; its section `chat` says how to sample.
-        on_event: called with progress.
+        accept_changed_base: go on although the base is not the one that the adapter was trained on; it is recorded.
+        on_event: called with notes and progress.
 
     Raises:
         UserError: nothing of that name, or a base is asked for where there is none.
@@ -61,6 +63,8 @@ def chat(
     subject = open_subject(reference, checkpoint=checkpoint, overrides=overrides)
     if vs_base and subject.adapter is None:
         raise UserError("only a run can be compared with its base", where=subject.name, do="leave --vs base out")
+    for message in subject.check(accept_changed_base=accept_changed_base, on_event=on_event):
+        on_event(Note(level="warning", message=message))
     vocabulary, system = subject.vocabulary(), subject.system()
     with counting(on_event, "loading the model"):
         engine = subject.engine()

@@ -23,6 +23,7 @@ def evaluate(
     limit: int | None = None,
     checkpoint: int | None = None,
     overrides: Iterable[str] = (),
+    accept_changed_base: bool = False,
     on_event: OnEvent = ignore,
 ) -> Evaluation:
     """Return the report of an evaluation. It is also written to the run's `evals/`.
@@ -34,6 +35,7 @@ def evaluate(
         limit: most questions; a random part of the data. By default the recipe's `eval.limit`.
         checkpoint: step of a run's checkpoint; by default its best one.
         overrides: `section.key=value`, on top of the recipe.
+        accept_changed_base: go on although the base is not the one that the adapter was trained on; it is recorded.
         on_event: called with notes and progress.
 
     Raises:
@@ -48,6 +50,9 @@ def evaluate(
     files = list(data) or subject.recipe.eval.data
     if not files:
         raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
+    accepted = subject.check(accept_changed_base=accept_changed_base, on_event=on_event)
+    for message in accepted:
+        on_event(Note(level="warning", message=message))
     loaded = load_conversations(files, subject.recipe.data)
     if loaded.errors:
         message = f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them"
@@ -57,4 +62,6 @@ def evaluate(
     both = ", each also to the base" if arms == 2 else ""
     on_event(Note(level="info", message=f"{subject.name}: {count} questions{both}"))
     with counting(on_event, "answers", count * arms) as advance:
-        return runner.run_evaluation(subject, loaded.conversations, vs_base=vs_base, data=files, on_progress=advance)
+        return runner.run_evaluation(
+            subject, loaded.conversations, vs_base=vs_base, data=files, accepted=accepted, on_progress=advance
+        )

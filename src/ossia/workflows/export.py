@@ -24,6 +24,7 @@ def export(
     checkpoint: int | None = None,
     model: str | Path | None = None,
     overwrite: bool = False,
+    accept_changed_base: bool = False,
     on_event: OnEvent = ignore,
 ) -> Export:
     """Return a finished export: its folder, the report of what writing did to the fine-tune, and warnings.
@@ -37,6 +38,7 @@ def export(
         checkpoint: step of a run's checkpoint; by default its best one.
         model: base model, where the adapter does not say it or says another place: folder or hub id.
         overwrite: replace an earlier export.
+        accept_changed_base: go on although the base is not the one that the adapter was trained on; it is recorded.
         on_event: called with progress.
 
     Raises:
@@ -51,5 +53,6 @@ def export(
     source = find_source(str(reference), None if model is None else str(model), checkpoint)
     return write_export(
         source, to, None if out is None else Path(out), experts=experts, overwrite=overwrite,
+        accept_changed_base=accept_changed_base, on_event=on_event,
         progress=lambda title, total: counting(on_event, title, total),
     )  # fmt: skip

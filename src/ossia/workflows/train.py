@@ -63,6 +63,7 @@ def train(
     resume: str | Path | None = None,
     overrides: Iterable[str] = (),
     command: str = "",
+    accept_changed_base: bool = False,
     on_event: OnEvent = ignore,
 ) -> TrainResult:
     """Return the run that was trained, or continued exactly where its newest checkpoint was made.
@@ -74,6 +75,7 @@ def train(
         resume: the run to continue in place of a recipe: its folder, id, a part of it, or `last`.
         overrides: `section.key=value`, on top of the recipe. A resumed run takes none.
         command: what started this, for the record.
+        accept_changed_base: go on although the base is not the one that the adapter was trained on; it is recorded.
         on_event: called with progress and notes, once with `TrainingPrepared`, and with every event of the run.
 
     Raises:
@@ -95,8 +97,9 @@ def train(
             watch(Note(level="info", message=line))
         watch(_announcement(run.id, settings, prepared, saving))
         last = run_training(
-            settings, run, prepared.train, prepared.validation, command=command, watch=watch, saving=saving
-        )
+            settings, run, prepared.train, prepared.validation, command=command, watch=watch, saving=saving,
+            accept_changed_base=accept_changed_base,
+        )  # fmt: skip
     except BaseException:
         if found is None and is_main() and not (run.path / events.FILE).exists():
             shutil.rmtree(run.path, ignore_errors=True)  # it never began

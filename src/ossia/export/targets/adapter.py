@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 
+from ossia.adapters import identity, trust
 from ossia.export.targets import ExportJob, ExportTarget, TargetResult
 
 
@@ -13,11 +14,14 @@ def _write(job: ExportJob) -> TargetResult:
     from ossia.export.card import model_card
 
     digests = {}
+    stored = identity.read(job.source.adapter)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         shutil.copyfile(job.source.adapter / name, job.folder / name)
         with (job.folder / name).open("rb") as stream:
             digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     (job.folder / "README.md").write_text(model_card(job.source, job.out.name, merged=False), encoding="utf-8")
+    base = trust.base_of(job.source.base) if stored is None else stored["base"]
+    identity.seal(job.folder, base, **({"run": job.source.run.id} if job.source.run else {}))
     return TargetResult({"sha256": digests})
 
 

@@ -8,7 +8,6 @@ with the wrong tables. Both give the same ids for any text (tests/harmony/test_v
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.machinery
 import importlib.util
 from collections.abc import Callable
@@ -105,9 +104,3 @@ def file_encoder(path: Path) -> Encoder:
         return None if text is None else bytes(byte_of[character] for character in text)
 
     return Encoder(lambda text: tokenizer.encode(text, add_special_tokens=False).ids, token, "tokenizers")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

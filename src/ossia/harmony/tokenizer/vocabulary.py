@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ossia.errors import UserError
-from ossia.harmony.tokenizer.encoder import Encoder, encoder_for, sha256_of
+from ossia.files import sha256_of
+from ossia.harmony.tokenizer.encoder import Encoder, encoder_for
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS, offline_tokenizer_folder
 
 __all__ = [
