@@ -12,7 +12,7 @@ import pytest
 from ossia.config import DataSection, Effort
 from ossia.data import Rendered, compile_sources
 from ossia.data.compile import _facts
-from ossia.data.corpus import SIMILAR, _bands, _signature, effort_labels, leaks, near_duplicates
+from ossia.data.corpus import SIMILAR, _bands, _signature, effort_labels, leak_problems, leaks, near_duplicates
 from ossia.data.examples import compile_conversation
 from ossia.data.kinds import MessageKind
 from ossia.data.stats import detect_languages, statistics
@@ -159,7 +159,7 @@ def test_leaks_name_both_rows(vocabulary: Vocabulary) -> None:
         made(vocabulary, "test:3", c.user("What is 2 + 3?"), c.answer("5")),
         made(vocabulary, "test:4", c.user("What is 2 + 2?"), c.answer("4")),
     ]
-    found = {problem.where.strip(): problem.what for problem in leaks(train, test)}
+    found = {problem.where.strip(): problem.what for problem in leak_problems(leaks(train, test))}
     assert set(found) == {"test:1", "test:2", "test:4"}
     assert "same question: train:1" in found["test:1"] and "nearly the same conversation: train:2" in found["test:2"]
     assert "same conversation: train:1" in found["test:4"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ossia.config import EFFORTS
 from ossia.data.checks import place
@@ -47,26 +47,72 @@ def near_duplicates(conversations: Iterable[Rendered], advance: Callable[[int], 
     return problems
 
 
-def leaks(train: Iterable[Rendered], test: Iterable[Rendered]) -> list[Problem]:
-    """A warning for every test conversation that training has seen: the same, nearly the same, or the same question."""
+LeakKind = Literal["the same conversation", "the same question", "nearly the same conversation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A held-out conversation that the training data have too.
+
+    `share`: of common five-token runs (Jaccard index); 1 where conversation or question are equal.
+    """
+
+    conversation: Rendered
+    kind: LeakKind
+    source: str
+    """The conversation of the training data."""
+    share: float = 1.0
+
+
+def leaks(
+    train: Iterable[Rendered], test: Sequence[Rendered], advance: Callable[[int], None] | None = None
+) -> list[Leak]:
+    """Return every test conversation that training has seen: the same, nearly the same, or the same question.
+
+    `advance` is called with the training conversations done since its last call.
+    """
     index, questions, digests = _Similar(), dict[bytes | None, str](), dict[object, str]()
-    for conversation in train:
+    for conversation in train if test else ():
+        if advance is not None:
+            advance(1)
         index.add(conversation)
         if (question := _question(conversation)) is not None:
             questions.setdefault(question, conversation.source)
         digests.setdefault(conversation.facts.get("digest"), conversation.source)
-    problems = []
+    found: list[Leak] = []
     for conversation in test:
         if (source := digests.get(conversation.facts.get("digest"))) is not None:
-            what = f"the training data have the same conversation: {source}"
+            found.append(Leak(conversation, "the same conversation", source))
         elif (source := questions.get(_question(conversation))) is not None:
-            what = f"the training data have the same question: {source}"
-        elif (found := index.find(conversation)) is not None:
-            what = f"the training data have nearly the same conversation: {found[0].source} ({found[1]:.0%})"
-        else:
-            continue
-        problems.append(_warning("leak", what, conversation, "take it out of one of the two"))
+            found.append(Leak(conversation, "the same question", source))
+        elif (similar := index.find(conversation)) is not None:
+            found.append(Leak(conversation, "nearly the same conversation", similar[0].source, similar[1]))
+    return found
+
+
+def leak_problems(found: Iterable[Leak]) -> list[Problem]:
+    """Return a warning for every leak."""
+    problems = []
+    for leak in found:
+        share = f" ({leak.share:.0%})" if leak.share < 1 else ""
+        what = f"the training data have {leak.kind}: {leak.source}{share}"
+        problems.append(_warning("leak", what, leak.conversation, "take it out of one of the two"))
     return problems
+
+
+def leak_summary(found: Sequence[Leak], tested: int, name: str) -> str:
+    """Return in one sentence how many of the `tested` conversations leak, by kind; empty if none does.
+
+    `name`: what was tested, as in "validation".
+    """
+    if not found:
+        return ""
+    counts = Counter(leak.kind for leak in found)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    example = f"{found[0].conversation.source} and {found[0].source}"
+    return (
+        f"leak: {len(found)} of {tested} {name} conversations are in the training data too ({kinds}; such as {example})"
+    )
 
 
 def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from ossia.config import DataSection, DataSource, sources_of
+from ossia.config import DataSection, DataSource, Sources, sources_of
 from ossia.data.compile import Compiled, OnBytes, compile_sources
+from ossia.data.corpus import leak_summary, leaks
 from ossia.data.rendered import Example, Rendered
 from ossia.errors import Problem, UserError
 from ossia.files import cache_folder
@@ -29,11 +30,14 @@ class PreparedData:
     problems: list[Problem] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     """Format -> rows."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person should know of the split into training and validation, in sentences."""
 
     def remarks(self) -> Iterator[str]:
         """Yield lines for people: what was read, and the problems, many of a kind summed up."""
         rows = ", ".join(f"{count} rows of {name}" for name, count in self.formats.items())
         yield f"read {rows or 'nothing'}"
+        yield from (f"warning: {warning}" for warning in self.warnings)
         seen: Counter[str] = Counter()
         for problem in self.problems:
             seen[problem.code] += 1
@@ -50,12 +54,14 @@ def prepare(
     """Read, check and compile a recipe's data. Bad rows are left out and reported, unless `section.strict`.
 
     Without validation files a share of the conversations, chosen by `seed`, is held back, all turns of one together.
+    Validation is compared with the training data, and what they share is reported.
 
     Args:
         workers, progress: as in `compile_sources`.
 
     Raises:
-        UserError: no data are named, a source cannot be read, or no row can be trained on.
+        UserError: no data are named, a source cannot be read, no row can be trained on, or no row of the validation
+            files can be used.
     """
     if not section.train:
         raise UserError(
@@ -78,33 +84,50 @@ def prepare(
         prepared.problems += other.problems
         prepared.formats += other.formats
         held_back = other.conversations
+        if not held_back:
+            raise _nothing("no row of the validation data can be used", section.validation, other.problems)
     else:
         conversations, held_back = hold_back(conversations, section.validation_share, seed)
     prepared.train = [example for conversation in conversations for example in conversation.examples]
     prepared.validation = [example for conversation in held_back for example in conversation.examples]
     if not prepared.train:
-        first = next((problem for problem in prepared.problems), None)
-        raise UserError(
-            "no row can be trained on",
-            where=first.where if first else ", ".join(source.path for source in sources_of(section.train)),
-            why=first.what if first else "the files are empty",
-            do="ossia data check  lists what is wrong with every row",
-        )
+        raise _nothing("no row can be trained on", section.train, prepared.problems)
+    if leak := leak_summary(leaks(conversations, held_back), len(held_back), "validation"):
+        prepared.warnings.append(leak)
     return prepared
+
+
+def _nothing(what: str, named: Sources, problems: Sequence[Problem]) -> UserError:
+    first = next((problem for problem in problems if problem.level == "error"), None)
+    return UserError(
+        what,
+        where=first.where if first else ", ".join(source.path for source in sources_of(named)),
+        why=first.what if first else "the files are empty",
+        do="ossia data check  lists what is wrong with every row",
+    )
 
 
 def hold_back(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
     """Hold back a share of the conversations: (the rest, those held back), both in their order. At least one stays.
 
-    Repeats of one conversation, as a weighted source makes them, go to the same side.
+    Conversations of equal content go to the same side, be they repeats of a weighted source or rows that somebody
+    wrote twice. Of those that are held back one of a kind is kept.
     """
-    distinct = list({id(conversation): conversation for conversation in conversations}.values())
+    first: dict[object, Rendered] = {}
+    for conversation in conversations:
+        first.setdefault(_content(conversation), conversation)
+    distinct = list(first.values())
     count = min(round(len(distinct) * share), len(distinct) - 1)
     if share and not count and len(distinct) > 1:
         count = 1
-    chosen = {id(distinct[index]) for index in random.Random(seed).sample(range(len(distinct)), max(count, 0))}
-    rest = [conversation for conversation in conversations if id(conversation) not in chosen]
-    return rest, [conversation for conversation in distinct if id(conversation) in chosen]
+    chosen = {_content(distinct[index]) for index in random.Random(seed).sample(range(len(distinct)), max(count, 0))}
+    rest = [conversation for conversation in conversations if _content(conversation) not in chosen]
+    return rest, [conversation for conversation in distinct if _content(conversation) in chosen]
+
+
+def _content(conversation: Rendered) -> object:
+    """What is equal for conversations of equal content."""
+    return conversation.facts.get("digest", id(conversation))
 
 
 def _one_of_many(section: DataSection) -> AbstractContextManager[object]:

@@ -71,7 +71,7 @@ def run_evaluation(
     *,
     vs_base: bool = True,
     data: Sequence[str] = (),
-    accepted: Sequence[str] = (),
+    warnings: Sequence[str] = (),
     on_progress: OnAnswers | None = None,
 ) -> Evaluation:
     """Load what is to be evaluated, ask, write the report beside the run (`evals/`) and tell the run's events.
@@ -81,7 +81,7 @@ def run_evaluation(
     Args:
         subject: its recipe's section `eval` says how many questions and how to sample. A model folder has no base.
         data: names of the files, for the report.
-        accepted: what `Subject.check` accepted, for the report.
+        warnings: what a reader of the report should know, in sentences.
 
     Raises:
         UserError: there is no question, or one names a language that cannot be judged; see also `Subject.model`.
@@ -103,7 +103,7 @@ def run_evaluation(
             "checkpoint": str(subject.adapter) if subject.adapter else None,
             **engine.description(),
             "data": list(data),
-            **({"accepted": list(accepted)} if accepted else {}),
+            "warnings": list(warnings),
             "environment": runs.environment("eval"),
         },
         path=new_file((run.path if run else runs.root()) / "evals"),

@@ -135,7 +135,7 @@ def check(
         with counting(on_event, "searching near-duplicates", len(compiled.conversations)) as advance:
             problems += corpus.near_duplicates(compiled.conversations, advance)
     if held_out:
-        problems += corpus.leaks(compiled.conversations, test.conversations)
+        problems += corpus.leak_problems(corpus.leaks(compiled.conversations, test.conversations))
     return Checked(
         rows=compiled.rows + test.rows,
         usable=len(compiled.conversations) + len(test.conversations),
