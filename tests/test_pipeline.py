@@ -14,6 +14,7 @@ import pytest
 from transformers import GptOssForCausalLM
 
 from ossia import events, runs
+from ossia.cli import demo_
 
 OSSIA = [sys.executable, "-m", "ossia"]
 SMALL = ["train.evaluate_every=3", "train.checkpoint_every=2", "train.sample_tokens=8", "eval.limit=6"]
@@ -135,7 +136,16 @@ def test_an_interrupted_demo_says_so_and_goes_on(place: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "the demo stops here" in err
-    assert runs.find_run("last").summary().status == "stopped"
+    stopped = runs.find_run("last")
+    assert stopped.summary().status == "stopped"
+    # A run that a person made of the same recipe is not the demo's, however new it is.
+    own = runs.create(stopped.recipe(), "ossia train tiny-demo")
+    assert demo_._unfinished() == stopped
+    stopped.log().write(events.Finished(status="done", reason="all steps done", step=100))
+    assert demo_._unfinished() == stopped, "it was not evaluated and exported yet"
+    stopped.log().write(events.Exported(path="there", target="hf"))
+    assert demo_._unfinished() is None
+    assert demo_._is_ours(stopped) and not demo_._is_ours(own)
 
 
 def test_a_launched_job_is_one_run_that_its_processes_share(place: Path) -> None:

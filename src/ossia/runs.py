@@ -2,7 +2,7 @@
 
     runs/2026-11-20_support-bot_7f3a/
       recipe.yaml  environment.json     what ran, exactly
-      data/                             what the data check found
+      identity.json                     the base, the data and the recipe that it began with
       events.jsonl                      what happened (ossia.events)
       checkpoints/step-000200/          adapter, optimiser, random states
       evals/  exports/
@@ -30,6 +30,7 @@ from ossia.config import Recipe
 from ossia.errors import OssiaError, UserError
 
 BEST = "best.json"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def create(recipe: Recipe, command: str) -> Run:
             f"the run folder cannot be made ({error.strerror})", where=str(path), do="set OSSIA_RUNS to another folder"
         ) from None
     files.write_atomically(path / "recipe.yaml", recipes.dump(recipe))
-    files.write_json(path / "environment.json", environment(command))
+    files.write_json(path / ENVIRONMENT, environment(command))
     return Run(path)
 
 

@@ -158,6 +158,21 @@ def test_only_an_earlier_export_is_overwritten(base: Path, adapter: Path, tmp_pa
     (precious / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not an export"):
         job.write_export(source, "hf", precious, overwrite=True)
+    report = (out / folder.REPORT).read_text()
+    for text in ("{}", "[]", "junk", '{"made_by": 7}', report.replace("ossia ", "pandas "), report):
+        (precious / folder.REPORT).write_text(text)
+        with pytest.raises(UserError, match="not an export"):
+            job.write_export(source, "hf", precious, overwrite=True)
+        assert (precious / "thesis.txt").read_text() == "years of work"
+    card = (out / "README.md").read_text()
+    for name, text in (("notes.md", "mine"), ("README.md", "edited"), ("deep/notes.md", "mine")):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(text)
+        with pytest.raises(UserError, match=f"not an export of Ossia: {name}"):
+            job.write_export(source, "hf", out, overwrite=True)
+        (out / name).unlink()
+        (out / "README.md").write_text(card)
+    (out / "deep").rmdir()
     with pytest.raises(UserError, match="made from"):
         job.write_export(source, "hf", adapter.parent, overwrite=True)
     again = find_source(str(adapter), str(out))

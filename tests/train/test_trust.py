@@ -161,31 +161,31 @@ def test_folders_that_hold_nothing_are_not_checkpoints(run: runs.Run) -> None:
 @pytest.mark.parametrize("where", ["run", "checkpoint"])
 @pytest.mark.parametrize("use", USES)
 def test_a_damaged_record_is_refused(run: runs.Run, use: Callable[..., Any], text: str, where: str) -> None:
-    ((run.path if where == "run" else run.checkpoint(3)) / identity.FILE).write_text(text)
+    ((run.path if where == "run" else run.checkpoint(3)) / identity.IDENTITY_FILE).write_text(text)
     with pytest.raises(UserError, match="record") as refused:
         use(run)
-    assert identity.FILE in str(refused.value)
+    assert identity.IDENTITY_FILE in str(refused.value)
 
 
 def test_a_checkpoint_without_its_record_is_refused(run: runs.Run) -> None:
-    (run.checkpoint(3) / identity.FILE).unlink()
+    (run.checkpoint(3) / identity.IDENTITY_FILE).unlink()
     for use in USES:
         with pytest.raises(UserError, match=r"identity\.json is missing"):
             use(run)
 
 
 def test_a_run_without_its_record_is_not_resumed(run: runs.Run) -> None:
-    (run.path / identity.FILE).unlink()
+    (run.path / identity.IDENTITY_FILE).unlink()
     with pytest.raises(UserError, match=r"no identity\.json") as refused:
         resume(run)
     assert f"lora.start_from={run.checkpoint(3)}" in (refused.value.do or "")
 
 
 def test_a_record_whose_tensors_were_edited_is_refused(run: runs.Run) -> None:
-    record = json.loads((run.path / identity.FILE).read_text())
+    record = json.loads((run.path / identity.IDENTITY_FILE).read_text())
     name = next(iter(record["base"]["tensors"]))
     record["base"]["tensors"][name] = "BF16 [1] 00"
-    (run.path / identity.FILE).write_text(json.dumps(record))
+    (run.path / identity.IDENTITY_FILE).write_text(json.dumps(record))
     with pytest.raises(UserError, match="record of what the run began with is damaged"):
         asked(run)
 

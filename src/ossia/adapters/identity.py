@@ -17,7 +17,7 @@ from ossia.checkpoint.locate import locate
 from ossia.errors import OssiaError, UserError
 from ossia.files import sha256_of, write_json
 
-FILE = "identity.json"
+IDENTITY_FILE = "identity.json"
 _FORMAT = 1
 
 
@@ -41,18 +41,18 @@ def seal(folder: Path, base: Base | dict[str, Any], **facts: Any) -> None:
     """
     if isinstance(base, Base):
         base = {"path": base.name, "sha256": base.identity.sha256}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FILE)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / IDENTITY_FILE)
     files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
-    write_json(folder / FILE, {"format": _FORMAT, **facts, "base": base, "files": files})
+    write_json(folder / IDENTITY_FILE, {"format": _FORMAT, **facts, "base": base, "files": files})
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_identity(folder: Path) -> dict[str, Any] | None:
     """Return the content of a folder's `identity.json`; None if it has none.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / FILE
+    path = folder / IDENTITY_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -76,11 +76,11 @@ def check_files(folder: Path, remedy: str) -> dict[str, Any] | None:
     Raises:
         UserError: a file is missing or not the one that was written; `remedy` says what to do.
     """
-    identity = read(folder)
+    identity = read_identity(folder)
     for name, digest in (identity or {"files": {}})["files"].items():
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute() or not path.is_file():
-            raise UserError(f"{name} is missing", where=str(folder), why=f"{FILE} lists it", do=remedy)
+            raise UserError(f"{name} is missing", where=str(folder), why=f"{IDENTITY_FILE} lists it", do=remedy)
         if sha256_of(path) != digest:
             raise UserError(
                 f"{name} is not the file that was written: its SHA-256 differs",
@@ -91,14 +91,24 @@ def check_files(folder: Path, remedy: str) -> dict[str, Any] | None:
     return identity
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that its `identity.json` does not list."""
+    try:
+        listed = {IDENTITY_FILE, *(read_identity(folder) or {"files": {}})["files"]}
+    except UserError:
+        listed = set()
+    found = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [name for name in found if name not in listed]
+
+
 def difference(folder: Path, base: Base) -> str:
     """Return in words where a base differs from the one that an adapter's folder names; empty if it does not."""
-    identity = read(folder)
+    identity = read_identity(folder)
     if identity is not None:
         recorded = identity["base"]
         if recorded["sha256"] == base.identity.sha256:
             return ""
-        return f"{FILE} names {recorded.get('path', 'a base')} with SHA-256 {recorded['sha256'][:12]}"
+        return f"{IDENTITY_FILE} names {recorded.get('path', 'a base')} with SHA-256 {recorded['sha256'][:12]}"
     named = read_config(folder).base_model
     if not named or named == base.name or Path(named).name.lower() == Path(base.name).name.lower():
         return ""

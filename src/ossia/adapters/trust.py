@@ -1,7 +1,7 @@
 """What a run began with, and the one check that every command makes before it uses a run, a checkpoint or an adapter.
 
 `identity.json` of a run folder holds the identity of the base, the digests of tokenizer and examples, the recipe as it
-ran and the compute type. Resuming, evaluating, chatting and exporting call `check` and refuse what differs.
+ran and the compute type. Resuming, evaluating, chatting and exporting call `check_unchanged` and refuse what differs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ossia.adapters import identity
-from ossia.adapters.identity import FILE, Base
+from ossia.adapters.identity import IDENTITY_FILE, Base
 from ossia.checkpoint import locate
 from ossia.checkpoint.identity import BaseIdentity, base_identity
 from ossia.checkpoint.reader import side_file
@@ -65,7 +65,7 @@ def new_record(run: Run, base: Base, *, examples: str, dtype: str) -> Record:
     stored = {"path": base.name, **base.identity.to_json()}
     recipe = run.recipe().model_dump(mode="json")
     record = Record(base=stored, tokenizer=base.tokenizer, examples=examples, dtype=dtype, recipe=recipe)
-    write_json(run.path / FILE, record.model_dump())
+    write_json(run.path / IDENTITY_FILE, record.model_dump())
     return record
 
 
@@ -75,7 +75,7 @@ def read_record(run: Run) -> Record | None:
     Raises:
         UserError: the record is damaged.
     """
-    path = run.path / FILE
+    path = run.path / IDENTITY_FILE
     try:
         record = Record.model_validate_json(path.read_bytes())
         assert record.base_identity().sha256 == record.base["sha256"]
@@ -104,7 +104,7 @@ def base_of(name: str, on_event: OnEvent = ignore) -> Base:
     return Base(name, folder, identity, sha256_of(tokenizer) if tokenizer is not None else PUBLISHED_SHA256)
 
 
-def check(
+def check_unchanged(
     adapter: Path,
     base: Base,
     run: Run | None = None,
@@ -137,7 +137,7 @@ def check(
 
 
 def check_record(record: Record, base: Base, *, accept_changed_base: bool = False) -> list[str]:
-    """Refuse a base or a tokenizer that is not the one of a run's record. Returns and raises as `check` does."""
+    """Refuse a base or a tokenizer that is not the one of a run's record; see `check_unchanged`."""
     found = record.base_identity().difference(base.identity)
     if not found and record.tokenizer != base.tokenizer:
         found = "tokenizer.json has another SHA-256"
@@ -165,14 +165,17 @@ def check_recipe(run: Run, record: Record) -> None:
 def accept(run: Run, record: Record, words: list[str]) -> None:
     """Write into a run's record that a changed base was accepted."""
     entries = [{"time": time.time(), "what": each} for each in words]
-    write_json(run.path / FILE, record.model_copy(update={"accepted": [*record.accepted, *entries]}).model_dump())
+    now = record.model_copy(update={"accepted": [*record.accepted, *entries]})
+    write_json(run.path / IDENTITY_FILE, now.model_dump())
 
 
 def _check_place(adapter: Path, run: Run, found: Mapping[str, Any] | None) -> None:
     """A checkpoint of a run that has a record has one too, and bears the number of its folder."""
     remedy = "use another checkpoint"
     if found is None:
-        raise UserError(f"{FILE} is missing", where=str(adapter), why="the checkpoint cannot be trusted", do=remedy)
+        raise UserError(
+            f"{IDENTITY_FILE} is missing", where=str(adapter), why="the checkpoint cannot be trusted", do=remedy
+        )
     if adapter.resolve() != run.checkpoint(int(found.get("step", -1))).resolve():
         what = f"this folder holds the checkpoint of step {found.get('step')}"
         raise UserError(what, where=str(adapter), why="the folder was renamed or copied", do=remedy)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
-from typing import Any
+from pathlib import Path
 
 import typer
 
+from ossia import events, runs
 from ossia.cli import output
 from ossia.cli.app import build, verb
 
@@ -38,7 +40,10 @@ def demo(set_: output.Set = None) -> None:
     run = _train(overrides)
     _curve(run)
     _say(5, "Held-out questions, asked to the base and to the tuned model.")
-    _run("eval", run.id, "--vs", "base")
+    if _happened(run, events.Evaluated):
+        console.print(f"done before; [bold]ossia runs show {run.id}[/bold] has the figures")
+    else:
+        _run("eval", run.id, "--vs", "base")
     _say(6, "One question to both. The base thinks in English whatever is asked of it.")
     _run("chat", run.id, "--vs", "base", "--developer", DEVELOPER, "--question", _question())
     _say(7, "A checkpoint with the fine-tune merged in, for every program that reads gpt-oss.")
@@ -63,22 +68,40 @@ def _run(*arguments: str) -> None:
         raise typer.Exit(code)
 
 
-def _train(overrides: list[str]) -> Any:
-    """Train, or go on with the newest demo run if it was stopped; return the run."""
-    from ossia import runs
+def _train(overrides: list[str]) -> runs.Run:
+    """Train, or go on with the newest demo that did not come to its end; return the run."""
+    begun = None if overrides else _unfinished()
+    if begun is None:
+        _run("train", RECIPE, *overrides)
+        begun = runs.find_run("last")
+    elif begun.summary().status != "done":
+        _run("train", "--resume", str(begun.path))
+    return begun
 
+
+def _unfinished() -> runs.Run | None:
+    """Return the newest run that `ossia demo` began and did not export; None if there is none."""
     for summary in runs.list_runs():
-        if f"_{RECIPE}_" in summary.id:
-            if summary.status in ("interrupted", "stopped", "failed") and not overrides:
-                _run("train", "--resume", summary.id)
-                return runs.find_run(summary.id)
-            break
-    _run("train", RECIPE, *overrides)
-    return runs.find_run("last")
+        run = runs.Run(Path(summary.path))
+        if _is_ours(run):
+            return None if _happened(run, events.Exported) else run
+    return None
 
 
-def _curve(run: Any) -> None:
-    from ossia import events
+def _is_ours(run: runs.Run) -> bool:
+    """Whether a demo without settings of its own began the run; a training of the same recipe is somebody's own."""
+    try:
+        command = json.loads((run.path / runs.ENVIRONMENT).read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(command == "ossia demo")
+
+
+def _happened(run: runs.Run, kind: type[events.Event]) -> bool:
+    return any(isinstance(event, kind) for event in events.read(run.path))
+
+
+def _curve(run: runs.Run) -> None:
     from ossia.cli.runs_ import sparkline
 
     losses = [event.loss for event in events.read(run.path) if isinstance(event, events.Step)]
@@ -88,9 +111,6 @@ def _curve(run: Any) -> None:
 
 def _question() -> str:
     """A held-out question in another language than the thought that is asked for."""
-    import json
-    from pathlib import Path
-
     from ossia.recipes.examples import resolve
 
     rows = map(json.loads, Path(resolve("example:multilingual/heldout.jsonl")).read_text(encoding="utf-8").splitlines())

@@ -6,14 +6,18 @@ such a hidden folder, which the next export to the same place removes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ossia import files
 from ossia.errors import OssiaError, UserError
 
 REPORT = "report.json"
+_LARGE = 100 * 10**6
+"""Bytes above which a file is known again by its size alone."""
 
 
 def check_destination(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> None:
@@ -28,13 +32,47 @@ def check_destination(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) 
         raise UserError("there is a file of this name", where=str(out), do="choose another --out")
     if not overwrite:
         raise UserError("the folder is not empty", where=str(out), do="choose another --out, or add --overwrite")
-    if not (out / REPORT).is_file():
+    if foreign := _foreign(out):
         raise UserError(
-            f"the folder holds something that is not an export of Ossia (there is no {REPORT})",
+            f"the folder holds something that is not an export of Ossia: {foreign}",
             where=str(out),
-            why="--overwrite deletes the folder's whole content",
-            do="choose another --out, or delete the folder yourself",
+            why="--overwrite deletes the folder's whole content, and only what an export wrote",
+            do="choose another --out, or move your files away",
         )
+
+
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return every file of an export with its bytes, and its SHA-256 unless it is large; REPORT is not among them."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != REPORT:
+            size = path.stat().st_size
+            found[name] = {"bytes": size} | ({"sha256": files.sha256_of(path)} if size <= _LARGE else {})
+    return found
+
+
+def _foreign(out: Path) -> str:
+    """Return in words what in a folder no export of Ossia wrote; empty if all of it is one."""
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        is_ours = report["made_by"].startswith("ossia ")
+        written: dict[str, dict[str, Any]] = dict(report["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"there is no {REPORT} of an export"
+    if not is_ours:
+        return f"another program made its {REPORT}"
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if name == REPORT or (path.is_dir() and not path.is_symlink()):
+            continue
+        known = written.get(name)
+        if not isinstance(known, dict):
+            return f"{name} is not among the files that were exported"
+        is_same = path.stat().st_size == known.get("bytes")
+        if not is_same or ("sha256" in known and files.sha256_of(path) != known["sha256"]):
+            return f"{name} has changed since"
+    return ""
 
 
 @contextmanager

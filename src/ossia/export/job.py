@@ -74,6 +74,7 @@ def write_export(
         result = target.write(job)
         warnings = [*accepted, *result.warnings]
         report = {"made_by": f"ossia {ossia_version()}", "target": target.name, "base": source.base, **result.report}
+        report |= {"files": folder.manifest(partial)}
         write_json(partial / folder.REPORT, report | {"warnings": warnings})
     if source.run is not None:
         source.run.log().write(Exported(path=str(out), target=target.name))

@@ -83,12 +83,12 @@ class Subject:
             What `accept_changed_base` accepted, in words, for whoever records what is done with it.
 
         Raises:
-            UserError: names what differs, see `ossia.adapters.trust.check`.
+            UserError: names what differs, see `ossia.adapters.trust.check_unchanged`.
         """
         if self.adapter is None:
             return []
         base = trust.base_of(self.recipe.model.path, on_event)
-        return trust.check(self.adapter, base, self.run, accept_changed_base=accept_changed_base)
+        return trust.check_unchanged(self.adapter, base, self.run, accept_changed_base=accept_changed_base)
 
     def engine(self, *, batch_size: int = 16) -> Engine:
         """Load the model and return the engine that answers with it; `batch_size`: most requests answered together.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ossia.adapters import identity
 from ossia.errors import OssiaError
 from ossia.files import atomic_folder, write_json
 from ossia.runs import BEST, Run
@@ -59,11 +60,12 @@ def remember_best(run: Run, step: int, loss: float) -> None:
 
 
 def prune(run: Run, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
+    """Delete all but the newest `keep` checkpoints, the best one, and those that somebody put a file into."""
     best = run.best_checkpoint()
     for step in run.steps()[:-keep]:
-        if run.checkpoint(step) != best:
-            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+        folder = run.checkpoint(step)
+        if folder != best and not identity.foreign_files(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_partial(run: Run) -> None:

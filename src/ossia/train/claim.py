@@ -9,8 +9,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ossia import hardware
-from ossia.adapters.identity import FILE, Base
-from ossia.adapters.trust import Record, accept, base_of, check, check_recipe, check_record, new_record, read_record
+from ossia.adapters.identity import IDENTITY_FILE, Base
+from ossia.adapters.trust import (
+    Record,
+    accept,
+    base_of,
+    check_recipe,
+    check_record,
+    check_unchanged,
+    new_record,
+    read_record,
+)
 from ossia.config import Recipe
 from ossia.errors import UserError
 from ossia.events import OnEvent
@@ -53,7 +62,7 @@ def begun(run: Run, examples: str) -> Record | None:
     if record is None:
         if steps := run.steps():
             raise UserError(
-                f"the run has checkpoints but no {FILE}, so nobody knows what it began with",
+                f"the run has checkpoints but no {IDENTITY_FILE}, so nobody knows what it began with",
                 where=str(run.path),
                 do=f"a new run that continues from the adapter: --set lora.start_from={run.checkpoint(steps[-1])}",
             )
@@ -62,7 +71,7 @@ def begun(run: Run, examples: str) -> Record | None:
     if record.examples != examples:
         raise UserError(
             "the training data are not those that this run began with",
-            where=str(run.path / FILE),
+            where=str(run.path / IDENTITY_FILE),
             why="the loss would not continue where it stopped",
             do="restore what has changed, or start a new run",
         )
@@ -86,11 +95,11 @@ def trusted(
     record = read_record(run)
     accepted: list[str] = []
     if newest:
-        accepted = check(run.checkpoint(newest), base, run, accept_changed_base=accept_changed_base)
+        accepted = check_unchanged(run.checkpoint(newest), base, run, accept_changed_base=accept_changed_base)
     elif record is not None:
         accepted = check_record(record, base, accept_changed_base=accept_changed_base)
     if not newest and recipe.lora.start_from:
-        accepted += check(Path(recipe.lora.start_from), base, accept_changed_base=accept_changed_base)
+        accepted += check_unchanged(Path(recipe.lora.start_from), base, accept_changed_base=accept_changed_base)
     if record is None and is_main():
         dtype = hardware.dtype(recipe.model.dtype, hardware.device(recipe.model.device).value).value
         record = new_record(run, base, examples=objective.fingerprint(), dtype=dtype)

@@ -14,7 +14,7 @@ def _write(job: ExportJob) -> TargetResult:
     from ossia.export.card import model_card
 
     digests = {}
-    stored = identity.read(job.source.adapter)
+    stored = identity.read_identity(job.source.adapter)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         shutil.copyfile(job.source.adapter / name, job.folder / name)
         with (job.folder / name).open("rb") as stream:
