@@ -69,6 +69,8 @@ def _facts(path: Path, report: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"update of {name}", text.format(**part)))
     text = "{tensors} tensors verified, {identical_to_source} identical to the base's"
     rows.append(("bytes", text.format(**verified["bytes"])))
+    if kept := report["template"]["kept"]:
+        rows.append(("chat template", f"Ossia's, which renders as in training; the base's is kept as {kept}"))
     logits = verified["logits"]
     if "skipped" in logits:
         return [*rows, ("logits", f"not compared: {logits['skipped']}")]

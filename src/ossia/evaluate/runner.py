@@ -87,7 +87,7 @@ def run_evaluation(
         UserError: there is no question, or one names a language that cannot be judged; see also `Subject.model`.
     """
     settings, run, vocabulary = subject.recipe.eval, subject.run, subject.vocabulary()
-    order = choose(questions(conversations, vocabulary), settings)
+    order = choose(questions(conversations, vocabulary, subject.recipe.data.header_order), settings)
     engine = subject.engine(batch_size=settings.batch_size)
     arms: dict[str, str | None] = {MODEL: None}
     if subject.adapter is not None:

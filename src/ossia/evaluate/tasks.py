@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ossia.config import HeaderOrder
 from ossia.evaluate.language import judge
 from ossia.generate.engine import Completion
 from ossia.harmony.conversation import Conversation, Message, ParsedMessage
@@ -66,8 +67,10 @@ class GradedAnswer:
     final_language: str | None = None
 
 
-def questions(conversations: Iterable[Conversation], vocabulary: Vocabulary) -> list[Question]:
-    """Cut each conversation before its last step and render what stands before it, as in training.
+def questions(
+    conversations: Iterable[Conversation], vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
+) -> list[Question]:
+    """Cut each conversation before its last step and render what stands before it, with headers in this order.
 
     The keys `reasoning_language` (or the line "reasoning language: ..." in the instructions), `answer`, `language` and
     `kind` of a row become what is measured and the groups of the report.
@@ -84,7 +87,7 @@ def questions(conversations: Iterable[Conversation], vocabulary: Vocabulary) -> 
                 number=number,
                 source=conversation.source,
                 conversation=asked,
-                prompt=tuple(render_prompt(asked, vocabulary)),
+                prompt=tuple(render_prompt(asked, vocabulary, order)),
                 expected=conversation.messages[cut:],
                 requested=_text(extra, "reasoning_language") or (in_instructions and in_instructions.group(1)),
                 answer=_text(extra, "answer"),

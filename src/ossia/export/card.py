@@ -46,7 +46,7 @@ def model_card(source: ExportSource, name: str, *, merged: bool, experts: str = 
         lines += ["", recipe.description]
     example = _LOAD_MERGED if merged else _LOAD_ADAPTER
     lines += ["", "## Use", "", example.format(name=name, base=_shown(source.base))]
-    lines += ["", "Conversations are rendered with the chat template of the base model (Harmony)."]
+    lines += ["", *_rendering(source, merged)]
     lines += _training(recipe, source.adapter.name) if recipe is not None else []
     evaluation = source.evaluation()
     if evaluation:
@@ -63,6 +63,25 @@ def _front_matter(source: ExportSource, merged: bool) -> list[str]:
     if source.base.startswith("openai/gpt-oss"):
         lines.append("license: apache-2.0")
     return [*lines, "tags:", "- gpt-oss", "- lora", "- ossia", "---"]
+
+
+def _rendering(source: ExportSource, merged: bool) -> list[str]:
+    """Return the part about conversations: what they have to be rendered with to look as in training."""
+    data = source.subject.recipe.data
+    rows = [
+        ("identity", data.identity),
+        ("knowledge cutoff", data.knowledge_cutoff),
+        ("date", data.date or "none"),
+        ("reasoning effort", data.effort),
+        ("built-in tools", ", ".join(data.builtin_tools) or "none"),
+        ("headers", data.header_order),
+    ]
+    lines = ["## Conversations", ""]
+    if merged:
+        lines += ["The chat template in this folder renders Harmony as in training. Its defaults are:"]
+    else:
+        lines += ["In training conversations were rendered as Harmony, with a system message of:"]
+    return [*lines, "", *_table((key, str(value)) for key, value in rows)]
 
 
 def _training(recipe: Recipe, checkpoint: str) -> list[str]:

@@ -15,6 +15,7 @@ from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone, folder
 from ossia.export.source import ExportSource
 from ossia.export.targets import DEFAULT, ExportJob, find_target
 from ossia.files import write_json
+from ossia.generate.subject import rendering_of
 from ossia.runs import Run, ossia_version
 
 
@@ -73,7 +74,8 @@ def write_export(
         job = ExportJob(source, reader, adapter, partial, out, experts, progress or _silent)
         result = target.write(job)
         warnings = [*accepted, *result.warnings]
-        report = {"made_by": f"ossia {ossia_version()}", "target": target.name, "base": source.base, **result.report}
+        report: dict[str, Any] = {"made_by": f"ossia {ossia_version()}", "target": target.name, "base": source.base}
+        report |= {"rendering": rendering_of(source.subject.recipe.data), **result.report}
         report |= {"files": folder.manifest(partial)}
         write_json(partial / folder.REPORT, report | {"warnings": warnings})
     if source.run is not None:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ossia.config import Effort
+from ossia.config import Effort, HeaderOrder
 from ossia.generate.engine import Engine, Finish, Request
 from ossia.harmony.conversation import Conversation, Message, ParsedMessage, SystemSettings, user
 from ossia.harmony.parse import Parser, TextDelta
@@ -51,8 +51,14 @@ class Session:
         system: SystemSettings | None = None,
         instructions: str | None = None,
         adapter: str | None = None,
+        order: HeaderOrder = "channel-first",
     ) -> None:
-        """`adapter`: which of the engine's adapters answers, see `Request.adapter`."""
+        """
+        Args:
+            adapter: which of the engine's adapters answers, see `Request.adapter`.
+            order: of the headers of the assistant's messages, as in training.
+        """
+        self._order = order
         self.conversation = Conversation((), system or SystemSettings(), instructions)
         self.reply: Reply | None = None
         """The last turn."""
@@ -78,7 +84,7 @@ class Session:
         text without a header. A turn without any of these is forgotten together with the question.
         """
         asked = (*self.conversation.messages, user(text))
-        prompt = render_prompt(replace(self.conversation, messages=asked), self._vocabulary)
+        prompt = render_prompt(replace(self.conversation, messages=asked), self._vocabulary, self._order)
         parser, tokens = Parser(self._vocabulary), 0
         finish: Finish | None = None
         # The seed moves on, so that the same words may get another answer next time.

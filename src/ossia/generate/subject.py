@@ -1,7 +1,7 @@
 """Who answers: a run's checkpoint, an adapter on its base, or a model as it is, opened by one reference.
 
-The recipe of the run decides about the base weights, the compute dtype and the system message, so that questions are
-rendered exactly as in training. Adapter and model folders have no recipe and get the defaults.
+The recipe of the run gives the base weights, the compute dtype and the system message, so that questions are rendered
+exactly as in training. Exports say how their model was trained. Other adapters and models get the defaults.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from typing import Any
 from ossia import recipes, runs
 from ossia.adapters import trust
 from ossia.adapters.config import CONFIG_FILE, read_config
+from ossia.adapters.identity import IDENTITY_FILE
 from ossia.checkpoint import locate
 from ossia.checkpoint.reader import with_weights
-from ossia.config import Recipe, SamplingSection
+from ossia.config import DataSection, Recipe, SamplingSection
 from ossia.errors import UserError
 from ossia.events import OnEvent, ignore
 from ossia.generate.engine import Engine, Request, Sampling
+from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import SystemSettings
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 from ossia.recipes import examples
+
+RENDERING = ("identity", "knowledge_cutoff", "date", "effort", "builtin_tools", "header_order")
+"""Settings of a recipe's section `data` that determine how a conversation is rendered."""
+RENDERING_FILES = ("report.json", IDENTITY_FILE)
+"""Files of an export or a checkpoint that hold these settings under the key `rendering`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,7 @@ class Subject:
 
     def system(self) -> SystemSettings:
         """Return the system message of the recipe."""
-        data = self.recipe.data
-        return SystemSettings(data.identity, data.knowledge_cutoff, data.date, data.effort)
+        return system_of(self.recipe.data)
 
     def vocabulary(self) -> Vocabulary:
         """Return the tokenizer of the base model.
@@ -101,6 +107,17 @@ class Subject:
         return SerialEngine(self.model(), batch_size=batch_size)
 
 
+def system_of(data: DataSection) -> SystemSettings:
+    """Return the system message that a recipe trains with, built-in tools included."""
+    tools = builtin_namespaces(data.builtin_tools)
+    return SystemSettings(data.identity, data.knowledge_cutoff, data.date, data.effort, tools)
+
+
+def rendering_of(data: DataSection) -> dict[str, Any]:
+    """Return the settings of a recipe that determine how a conversation is rendered, for reports and other folders."""
+    return data.model_dump(mode="json", include=set(RENDERING))
+
+
 def request_of(section: SamplingSection, seed: int) -> Request:
     """Return the request that a recipe's section describes, without a prompt."""
     sampling = Sampling(section.temperature, section.top_k, section.top_p, section.min_p)
@@ -121,7 +138,7 @@ def open_subject(reference: str, *, checkpoint: int | None = None, overrides: It
     """
     if _is_model(reference):
         _refuse_step(checkpoint, "a model folder", reference)
-        return Subject(_defaults(reference, overrides))
+        return Subject(_defaults(reference, overrides, Path(reference)))
     folder = Path(reference)
     if (folder / CONFIG_FILE).is_file():
         _refuse_step(checkpoint, "an adapter folder", reference)
@@ -130,7 +147,7 @@ def open_subject(reference: str, *, checkpoint: int | None = None, overrides: It
             return Subject(recipes.load_recipe(str(run.path / "recipe.yaml"), overrides), run, folder)
         given = list(overrides)
         named = any(override.partition("=")[0].strip() == "model.path" for override in given)
-        return Subject(_defaults(None if named else _base_of(folder), given), None, folder)
+        return Subject(_defaults(None if named else _base_of(folder), given, folder), None, folder)
     try:
         run = runs.find_run(reference)
     except UserError as error:
@@ -150,10 +167,25 @@ def _refuse_step(checkpoint: int | None, what: str, reference: str) -> None:
         raise UserError(f"{what} has no checkpoints", where=reference, do="leave --checkpoint out")
 
 
-def _defaults(model: str | None, overrides: Iterable[str]) -> Recipe:
-    """The default recipe on a model; None: overrides name it."""
-    values = {} if model is None else {"model": {"path": model}}
-    return recipes.parse_recipe(json.dumps(values), where="defaults", overrides=overrides)
+def _defaults(model: str | None, overrides: Iterable[str], folder: Path) -> Recipe:
+    """The default recipe on a model, rendered as a folder of Ossia's says. None: overrides name the model."""
+    values: dict[str, Any] = {} if model is None else {"model": {"path": model}}
+    where = "defaults"
+    for name in RENDERING_FILES:
+        found = _rendering_in(folder / name)
+        if found is not None:
+            values, where = values | {"data": found}, str(folder / name)
+            break
+    return recipes.parse_recipe(json.dumps(values, ensure_ascii=False), where=where, overrides=overrides)
+
+
+def _rendering_in(file: Path) -> dict[str, Any] | None:
+    """The settings that Ossia wrote into a file; None if it is not Ossia's or has none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["rendering"]
+        return {name: found[name] for name in RENDERING if name in found}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _base_of(adapter: Path) -> str:

@@ -20,8 +20,11 @@ No torch in here.
 
 from __future__ import annotations
 
+import json
+import re
 from importlib.resources import files
 
+from ossia.config import HeaderOrder
 from ossia.errors import Problem
 from ossia.harmony.builtin import builtin_namespaces
 from ossia.harmony.conversation import (
@@ -66,10 +69,31 @@ __all__ = [
 ]
 
 
-def chat_template() -> str:
-    """The text of chat_template.jinja, to be exported with a model.
+def chat_template(system: SystemSettings | None = None, order: HeaderOrder = "channel-first") -> str:
+    """Return the text of chat_template.jinja, to be exported with a model.
+
+    Args:
+        system: what the template puts into the system message where its caller says nothing.
+        order: of the headers of the assistant's messages.
+
+    Raises:
+        UserError: `system` has tools that a template does not know.
 
     It renders what `render_prompt` renders, except that control tokens spelt out in a text become control tokens: the
     programs that use templates cannot tell the two apart.
     """
-    return files(__name__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    text = files(__name__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    settings = system or SystemSettings()
+    defaults = {
+        "default_identity": settings.identity,
+        "default_cutoff": settings.knowledge_cutoff,
+        "default_date": settings.date or "",
+        "default_effort": settings.effort,
+        "default_tools": [space.name for space in settings.namespaces],
+        "header_order": order,
+    }
+    for name, value in defaults.items():
+        # Jinja reads the escapes of JSON strings, but not pairs of surrogates.
+        before, _, after = re.split(rf"({{%- set {name} = .* -%}})", text)
+        text = f"{before}{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}{after}"
+    return text

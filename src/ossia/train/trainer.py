@@ -22,6 +22,7 @@ from ossia.adapters import apply as lora
 from ossia.adapters import identity
 from ossia.adapters.identity import Base
 from ossia.errors import OssiaError
+from ossia.generate.subject import rendering_of
 from ossia.runs import Run
 from ossia.sequences.order import conversations_of, epoch
 from ossia.train import checkpoints, fsdp, nonfinite
@@ -57,12 +58,8 @@ class OssiaTrainer(Trainer):
         data = {"train_dataset": objective.units, "eval_dataset": list(objective.validation) or None}
         super().__init__(*args, **data, **kwargs)
         self.objective = objective
-        self.run, self.base, self.keep_checkpoints, self.examples_per_step = (
-            run,
-            base,
-            keep_checkpoints,
-            examples_per_step,
-        )
+        self.run, self.base, self.rendering = run, base, rendering_of(run.recipe().data)
+        self.keep_checkpoints, self.examples_per_step = keep_checkpoints, examples_per_step
         self.routers, self.balance, self.twin = routers, balance, twin
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
@@ -221,7 +218,7 @@ class OssiaTrainer(Trainer):
                 self.state.save_to_json(str(partial / "trainer_state.json"))
             self.accelerator.wait_for_everyone()  # everything is in it
             if writes:
-                identity.seal(partial, self.base, run=self.run.id, step=step)
+                identity.seal(partial, self.base, run=self.run.id, step=step, rendering=self.rendering)
         if writes:
             # Every time, because a process may be killed between a checkpoint and the note that it is the best.
             if self.state.best_global_step is not None:

@@ -68,9 +68,12 @@ def chat(
     vocabulary, system = subject.vocabulary(), subject.system()
     with counting(on_event, "loading the model"):
         engine = subject.engine()
-    sessions = {"": Session(engine, vocabulary, system=system)}
-    if vs_base:
-        sessions = {"base": Session(engine, vocabulary, system=system, adapter=BASE_WEIGHTS), "tuned": sessions[""]}
+    order = subject.recipe.data.header_order
+
+    def opened(adapter: str | None) -> Session:
+        return Session(engine, vocabulary, system=system, adapter=adapter, order=order)
+
+    sessions = {"base": opened(BASE_WEIGHTS), "tuned": opened(None)} if vs_base else {"": opened(None)}
     for session in sessions.values():
         session.set_instructions(instructions)
         if effort is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from typing import Any
 
 from ossia.adapters import identity, trust
 from ossia.export.targets import ExportJob, ExportTarget, TargetResult
+from ossia.generate.subject import rendering_of
 
 
 def _write(job: ExportJob) -> TargetResult:
@@ -21,7 +23,8 @@ def _write(job: ExportJob) -> TargetResult:
             digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     (job.folder / "README.md").write_text(model_card(job.source, job.out.name, merged=False), encoding="utf-8")
     base = trust.base_of(job.source.base) if stored is None else stored["base"]
-    identity.seal(job.folder, base, **({"run": job.source.run.id} if job.source.run else {}))
+    facts: dict[str, Any] = {"rendering": rendering_of(job.source.subject.recipe.data)}
+    identity.seal(job.folder, base, **facts, **({"run": job.source.run.id} if job.source.run else {}))
     return TargetResult({"sha256": digests})
 
 
