@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -13,12 +14,11 @@ from ossia.errors import OssiaError, harmless
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 does not fit, 130 interrupted."""
-    from ossia.cli import app
-
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode gets \\u escapes, not a traceback
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
+        _prepare_signals()
+        from ossia.cli import app
+
         try:
             app.build()(prog_name="ossia", standalone_mode=True)
         finally:
@@ -29,6 +29,7 @@ def main() -> None:
         print(f"error: {harmless(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while Python ends would print a traceback
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
@@ -39,11 +40,33 @@ def main() -> None:
         print(f"error: {harmless(str(error.filename or 'the output'))}: {error.strerror}", file=sys.stderr)
         sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2)
     except SystemExit as end:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if isinstance(end.__context__, BrokenPipeError):  # typer caught it and would exit with 1
             _end_quietly()
         if end.code == 130 and end.__context__ is not None and _by_ctrl_c(end.__context__):
             print("interrupted", file=sys.stderr)
         raise
+
+
+def _prepare_streams() -> None:
+    """Make stdout and stderr take any text, also where they are closed or the terminal has no width."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `ossia runs ls >&-`: there is nowhere to print to, and nothing else is wrong
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        elif isinstance(stream, io.TextIOWrapper):  # a terminal without Unicode gets \\u escapes, not a traceback
+            stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("COLUMNS", "1").strip() in ("", "0"):  # some schedulers set it; rich would print nothing
+        del os.environ["COLUMNS"]
+
+
+def _prepare_signals() -> None:
+    """Let SIGTERM (schedulers, containers) and SIGHUP (a closed terminal) end a command as Ctrl-C does."""
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
 
 
 def _by_ctrl_c(error: BaseException) -> bool:

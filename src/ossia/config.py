@@ -36,6 +36,8 @@ CHANNELS: tuple[Channel, ...] = get_args(Channel)
 BuiltinTool = Literal["browser", "python"]
 """Built-in tools that gpt-oss was trained with."""
 
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What numpy and torch both take."""
 HeaderOrder = Literal["channel-first", "recipient-first"]
 """Order of the parts of an assistant's header; `ossia.harmony.render` shows both."""
 
@@ -290,7 +292,7 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to at most this global norm."""
 
-    seed: int = 42
+    seed: Seed = 42
     """Seeds the adapter, the data order and the sampling."""
 
     deterministic: bool = False
@@ -366,7 +368,7 @@ class EvalSection(SamplingSection):
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Questions answered together."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Chooses the questions where there is a limit, and seeds the sampling when the temperature is not 0."""
 
 
@@ -379,7 +381,7 @@ class ChatSection(SamplingSection):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature; 0 takes the most likely token. OpenAI recommends 1 for gpt-oss."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Repeats a conversation. Not set: a new seed each time."""
 
 

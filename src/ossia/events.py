@@ -10,6 +10,7 @@ with a step beyond the checkpoint that a `Resumed` event names is superseded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -17,7 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from ossia.errors import OssiaError
 
@@ -307,8 +309,35 @@ def _parse(line: bytes, where: str) -> Event | None:
     cls = KINDS.get(values.pop("kind", "")) if isinstance(values, dict) else None
     if cls is None:
         raise OssiaError("not an event", where=where, do="restore the file, or move it away to start a new log")
-    known = {f.name for f in dataclasses.fields(cls)}
+    known = _hints(cls)  # type: ignore[arg-type]
+    kept = {key: value for key, value in values.items() if key in known}
+    remedy = "restore the file, or move it away to start a new log"
+    for key, value in kept.items():
+        if not _fits(value, known[key]):
+            shown = repr(value)[:40]
+            raise OssiaError(f"{key} of an event of kind {cls.kind} is {shown}", where=where, do=remedy)
     try:
-        return cls(**{key: value for key, value in values.items() if key in known})
+        return cls(**kept)
     except TypeError as error:
-        raise OssiaError(f"an event with missing fields ({error})", where=where) from None
+        raise OssiaError(f"an event with missing fields ({error})", where=where, do=remedy) from None
+
+
+@functools.cache
+def _hints(cls: type[Event]) -> dict[str, Any]:
+    return {name: hint for name, hint in get_type_hints(cls).items() if name != "kind"}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is what a field of this type holds. A number that was not finite is null."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(part, inner[0]) for part in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(part, inner[1]) for part in value.values())
+    if hint is float:
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 import shutil
+import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ossia import events, hardware, runs
 from ossia.adapters import identity, trust
@@ -217,6 +223,59 @@ def test_the_compute_type_is_chosen_once(base: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(hardware, "cpu_flags", lambda: {"avx512_bf16"})
     train(wanted, run, examples(8), [])
     assert used == ["float32"], "another machine would choose bfloat16"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_with_a_checkpoint_and_resume_goes_on_as_if_nothing_had_happened(
+    original: tuple[Path, Path], run: runs.Run, number: signal.Signals
+) -> None:
+    def stop(event: events.Event) -> None:
+        if isinstance(event, events.Step) and event.step == 4:  # reported in step 5
+            os.kill(os.getpid(), number)
+            if number != signal.SIGINT:
+                os.kill(os.getpid(), number)  # schedulers repeat themselves
+
+    before = signal.getsignal(number)
+    last = resume(run, watch=stop)
+    assert (last.status, last.step, run.steps()) == ("stopped", 5, [3, 5])
+    assert signal.getsignal(number) == before
+    assert resume(run).status == "done"
+    assert losses(run) == losses(runs.Run(original[1]))
+    last, other = (r.checkpoint(6) / WEIGHTS_FILE for r in (run, runs.Run(original[1])))
+    assert last.read_bytes() == other.read_bytes()
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(run: runs.Run) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        last = resume(run, watch=lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (last.status, last.step) == ("done", 6)
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+@pytest.mark.parametrize("content", [b"", b"junk", b"{}", b"[]", "pickle", "zip", "tensor"])
+def test_a_state_that_training_did_not_write_is_refused_even_where_its_hash_fits(
+    run: runs.Run, part: str, content: bytes | str, tmp_path: Path
+) -> None:
+    file = run.checkpoint(3) / part
+    if content == "pickle":
+        file.write_bytes(pickle.dumps(Path("x")))
+    elif content == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(signal.SIGINT))
+    elif content == "tensor":
+        torch.save({"param_groups": 3, "state": [], "cpu": torch.zeros(3), "python": (3, (1,), None)}, file)
+    else:
+        file.write_bytes(content)
+    record = json.loads((run.checkpoint(3) / identity.IDENTITY_FILE).read_text())
+    record["files"][part] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (run.checkpoint(3) / identity.IDENTITY_FILE).write_text(json.dumps(record))
+    with pytest.raises(UserError) as refused:
+        resume(run)
+    assert "checkpoint" in str(refused.value)
+    assert "weights_only" not in str(refused.value)
 
 
 # Adapters outside a run

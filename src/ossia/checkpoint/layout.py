@@ -122,8 +122,11 @@ class Shape:
             )
         if config.get("tie_word_embeddings"):
             raise UserError("tie_word_embeddings is true, and gpt-oss has a head of its own", where=where)
-        rope = {"rope_theta": config.get("rope_theta")} | dict(config.get("rope_scaling") or {})
-        rope |= dict(config.get("rope_parameters") or {})
+        rope = {"rope_theta": config.get("rope_theta")}
+        for key in ("rope_scaling", "rope_parameters"):
+            if not isinstance(found := config.get(key) or {}, Mapping):
+                raise UserError(f"{key} is not an object", where=where, do="fetch the file again")
+            rope |= found
         if "rope_type" in rope:
             rope.setdefault("truncate", True)  # what transformers' yarn does when the key is left out
         if rope.get("rope_type", "yarn") != "yarn":
@@ -135,10 +138,64 @@ class Shape:
         for field in ("layers", "hidden", "intermediate", "experts", "vocabulary"):
             if field not in figures:
                 raise UserError(f"the key {_CONFIG_KEYS[field]!r} is missing", where=where)
+        check_figures(figures, where, {**_CONFIG_KEYS, **_ROPE_KEYS})
         shape = cls(**figures)
         if (config.get("layer_types") or _layer_types(shape)) != _layer_types(shape):
             raise UserError("layer_types do not alternate sliding and full attention", where=f"{where} layer_types")
         return shape
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "layers": (1, 1000),
+    "hidden": (GROUP_SIZE, 2**17),
+    "intermediate": (GROUP_SIZE, 2**17),
+    "experts": (1, 2**12),
+    "experts_per_token": (1, 2**10),
+    "heads": (1, 2**12),
+    "kv_heads": (1, 2**12),
+    "head_dim": (2, 2**12),
+    "vocabulary": (8, 2**24),
+    "sliding_window": (1, 2**24),
+    "context": (1, 2**31),
+    "rope_theta": (1.0, 1e12),
+    "rope_factor": (1e-3, 1e6),
+    "rope_beta_fast": (0.0, 1e6),
+    "rope_beta_slow": (0.0, 1e6),
+    "rope_original_context": (1, 2**31),
+    "swiglu_limit": (1e-6, 1e9),
+    "rms_eps": (0.0, 1.0),
+}
+"""Bounds of the figures. Far beyond any gpt-oss, and small enough that planning and listing stay quick."""
+
+
+def check_figures(figures: Mapping[str, Any], where: str, keys: Mapping[str, str]) -> None:
+    """See that the figures of a configuration have the type and the size of such figures.
+
+    Args:
+        figures: by the names of `Shape`.
+        keys: these names -> the file's own keys, for the message.
+
+    Raises:
+        UserError: names the first key that does not.
+    """
+    kinds = {field.name: field.type for field in dataclasses.fields(Shape)}
+    for name, value in figures.items():
+        key, is_number = keys.get(name, name), type(value) in (int, float)
+        if kinds[name] == "bool":
+            if not isinstance(value, bool):
+                raise UserError(f"{key} is {_short(value)}, not true or false", where=where, do="fetch the file again")
+            continue
+        least, most = _RANGES[name]
+        whole = kinds[name] == "int"
+        if not is_number or (whole and value != int(value)) or not least <= value <= most:
+            kind = "a whole number" if whole else "a number"
+            what = f"{key} is {_short(value)}, not {kind} from {least:g} to {most:g}"
+            raise UserError(what, where=where, do="fetch the file again")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 Shape.GPT_OSS_20B = Shape(layers=24, experts=32)

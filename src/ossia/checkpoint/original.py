@@ -12,7 +12,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ossia.checkpoint.layout import Shape, TensorSpec, original_config_json, original_names, tensors
+from ossia.checkpoint.layout import (
+    Shape,
+    TensorSpec,
+    check_figures,
+    original_config_json,
+    original_names,
+    tensors,
+)
 from ossia.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,6 +70,7 @@ def shape_from_config(config: Mapping[str, Any], where: str) -> Shape:
         if not isinstance(config.get(key), int | float):
             raise UserError(f"the key {key!r} is missing or no number", where=where, do="fetch the file again")
     figures = {field: config[key] for key, field in _KEYS.items()}
+    check_figures(figures, where, {field: key for key, field in _KEYS.items()})
     return Shape(**figures, context=round(config["initial_context_length"] * config["rope_scaling_factor"]))
 
 

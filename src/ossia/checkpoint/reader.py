@@ -194,7 +194,10 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
         found = {}
         for name, entry in header.items():
             start, end = (8 + length + offset for offset in entry["data_offsets"])
-            found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), start, end)
+            shape = tuple(entry["shape"])
+            if any(type(size) is not int or size < 0 for size in shape) or not isinstance(entry["dtype"], str):
+                raise TypeError(name)
+            found[name] = Stored(file, entry["dtype"], shape, start, end)
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -241,6 +244,14 @@ def _shard_files(folder: Path) -> list[Path]:
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError("the index has no weight_map", where=str(folder / INDEX), do="fetch the file again")
+        for name in weight_map.values():
+            if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+                raise UserError(
+                    f"the index names {str(name)[:60]!r}, which is not a file of this folder",
+                    where=str(folder / INDEX),
+                    why="a checkpoint consists of files in its own folder",
+                    do="fetch the file again",
+                )
         return [folder / name for name in sorted(set(weight_map.values()))]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]

@@ -50,7 +50,9 @@ def chat(
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the most likely token each time.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample among tokens of this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats a conversation. Default: a new one each time.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Repeats a conversation. Default: a new one each time.")
+    ] = None,
     hide_thoughts: Annotated[bool, typer.Option("--hide-thoughts", help="Do not print the chain of thought.")] = False,
     set_: output.Set = None,
     accept_changed_base: output.AcceptChangedBase = False,

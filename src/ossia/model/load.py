@@ -6,6 +6,8 @@ go one at a time, straight from the mapped file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ from torch import Tensor
 from ossia import hardware
 from ossia.checkpoint.layout import generation_config_json, is_packed
 from ossia.checkpoint.locate import locate, tokenizer_folder
-from ossia.checkpoint.reader import CheckpointReader, side_file
-from ossia.errors import UserError
+from ossia.checkpoint.reader import CheckpointReader, read_json, side_file
+from ossia.errors import OssiaError, UserError
 from ossia.kernels.reference.mxfp4 import nan_scales
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     place = tokenizer_folder(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(place))
+        tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
     except Exception as error:  # a damaged file gives a KeyError here, and tokenizers raises plain Exceptions
         what = next(iter(str(error).splitlines()), "")
         raise UserError(
@@ -86,21 +88,33 @@ def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> Os
     compute_dtype = getattr(torch, hardware.dtype(dtype, on).value)
     reader = CheckpointReader(folder)
     shape = reader.shape()
-    if reader.is_original:
-        config, generation = GptOssConfig.from_dict(reader.config()), GenerationConfig(**generation_config_json(shape))
-    else:
-        config, generation = GptOssConfig.from_pretrained(str(folder)), None
+    generation = GenerationConfig(**generation_config_json(shape)) if reader.is_original else None
+    with _readable(folder / "config.json"):
+        config = GptOssConfig.from_dict(reader.config())
     reader.check(shape, mxfp4=is_packed(config))
     model = empty(config, compute_dtype)
     model.load_state_dict(placed(reader, on, compute_dtype), strict=True, assign=True)
     model.model.rotary_emb.to(on)
     file = side_file(folder, "generation_config.json")
     if file is not None:
-        generation = GenerationConfig.from_pretrained(str(file.parent))
+        with _readable(file):
+            generation = GenerationConfig.from_dict(read_json(file))
     if generation is not None:
         model.generation_config = generation
     model.requires_grad_(False)
     return model.eval()
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn what transformers says of values that it does not take into a sentence with the file's name."""
+    try:
+        yield
+    except OssiaError:
+        raise
+    except Exception as error:  # it checks types and values with exceptions of many classes
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"transformers cannot read it ({what})", where=str(file), do="fetch the file again") from None
 
 
 def placed(reader: CheckpointReader, on: str, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ from ossia.errors import UserError, did_you_mean
 
 KeyPath = tuple[str, ...]
 
+_MOST_VALUES = 100_000
+
 
 def available() -> dict[str, Path]:
     """Return the recipes that come with Ossia: name -> file."""
@@ -74,13 +76,16 @@ def parse_recipe(text: str, *, where: str, overrides: Iterable[str] = ()) -> Rec
     """Validate a recipe's YAML text. `where` names it in errors."""
     try:
         node = yaml.compose(text, Loader=_Loader)
+        _check_size(node, where)
         places = _lines(node, where)
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"not valid YAML ({getattr(error, 'problem', error)})", where=f"{where}{line}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a node that contains itself
+    except RecursionError:
+        raise UserError("not a recipe (nested too deeply, or a value contains itself)", where=where) from None
+    except ValueError as error:  # a number of thousands of digits
         raise UserError(f"not a recipe ({error})", where=where) from None
     values = {} if values is None else values
     if isinstance(values, dict):  # a section whose lines are all commented out
@@ -174,6 +179,30 @@ _OTHER_NAMES = _PRESENT_NAMES | {new: old for old, new in _PRESENT_NAMES.items()
 _SECTIONS = {name for name, field in Recipe.model_fields.items() if isinstance(field.default, BaseModel)}
 
 
+def _check_size(node: yaml.Node | None, where: str) -> None:
+    """Refuse a document whose aliases stand for more values than any recipe has.
+
+    Raises:
+        UserError: a few lines can stand for 10^20 values, each an alias of the line before.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            inner = node.value if isinstance(node.value, list) else []
+            parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if node is not None and size(node) > _MOST_VALUES:
+        raise UserError(
+            f"the recipe stands for more than {_MOST_VALUES:,} values",
+            where=where,
+            why="its aliases (*name) repeat each other",
+            do="write the values out",
+        )
+
+
 def _lines(node: yaml.Node | None, where: str, prefix: KeyPath = ()) -> dict[KeyPath, int]:
     """Map each key path of a YAML document to the line (from 1) where the key stands.
 
@@ -208,6 +237,7 @@ def _apply(values: dict[str, Any], override: str) -> KeyPath:
         if not isinstance(here, dict):
             raise UserError(f"{part} is a value, not a section", where=f"--set {override}")
     try:
+        _check_size(yaml.compose(text, Loader=_Loader), f"--set {override}")
         here[path[-1]] = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"the value {text!r} is not valid YAML", where=f"--set {override}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ossia import events
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 Watch = Callable[[events.Event], None]
 
-INTERRUPTED = "interrupted by a person"
+INTERRUPTED = "interrupted"
 
 
 class Reporter(TrainerCallback):
@@ -140,20 +142,31 @@ class SampleWriter(TrainerCallback):
         return texts
 
 
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Ctrl-C, what schedulers and containers send (Slurm, Docker, systemd), and a terminal that is closed."""
+
+
 class Interruption(TrainerCallback):
-    """The first Ctrl-C ends the run after the present step with a checkpoint; the second one ends it at once."""
+    """The first signal to stop ends the run after the present step with a checkpoint. A second Ctrl-C ends it at once.
+
+    Of several processes any may get the signal, and all stop after the same step.
+    """
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter, self.asked = reporter, False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        try:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:  # not the main thread: somebody else handles signals
-            self._before = None
+        with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
+            for number in _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and it stays ignored
+                    self._before[number] = signal.signal(number, self._ask)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        trainer = self.reporter.trainer
+        if trainer is not None and trainer.accelerator.num_processes > 1:
+            asked = torch.tensor([float(self.asked)], device=args.device)
+            self.asked = bool(trainer.accelerator.reduce(asked).item())
         if self.asked:
             self.reporter.reason = INTERRUPTED
             control.should_training_stop = control.should_save = True
@@ -162,13 +175,15 @@ class Interruption(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Give the signal back to whoever had it."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        """Give the signals back to whoever had them."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
-        self.reporter.watch(events.Note(level="info", message="stopping after this step; Ctrl-C again stops at once"))
+        if not self.asked:
+            self.asked = True
+            message = "stopping after this step; Ctrl-C again stops at once"
+            self.reporter.watch(events.Note(level="info", message=message))

@@ -6,15 +6,18 @@ looks usable. The newest few stay, and the best one, which `checkpoints/best.jso
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from transformers import TrainerState
 
 from ossia.adapters import identity
-from ossia.errors import OssiaError
+from ossia.errors import OssiaError, UserError
 from ossia.files import atomic_folder, write_json
 from ossia.runs import BEST, Run
 
@@ -52,6 +55,49 @@ def partial_folder(run: Run, step: int) -> Path:
     """Where a step's checkpoint is while it is being written."""
     final = run.checkpoint(step)
     return final.with_name(final.name + PARTIAL)
+
+
+@contextmanager
+def readable(folder: str | None, what: str) -> Iterator[None]:
+    """Turn whatever torch says of a state that it cannot read into a sentence.
+
+    Its own texts explain how to switch its protection against foreign pickles off, which nobody should be told.
+
+    Raises:
+        UserError: the state is not one that training wrote.
+    """
+    try:
+        yield
+    except (OssiaError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # pickle, zipfile, torch and numpy each have exceptions of their own
+        raise UserError(
+            f"{what} cannot be read ({type(error).__name__})",
+            where=folder,
+            why="the file is damaged, or training did not write it",
+            do="delete that checkpoint to resume from the one before it, or start a new run with lora.start_from",
+        ) from None
+
+
+def check_state(folder: Path, step: int) -> None:
+    """See that trainer_state.json is the state of a training after this step.
+
+    Raises:
+        UserError: it is not.
+    """
+    file = folder / "trainer_state.json"
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        found = state["global_step"]
+        TrainerState.load_from_json(str(file))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"the state of the training cannot be read ({type(error).__name__}: {error})",
+            where=str(file),
+            do="delete that checkpoint to resume from the one before it, or start a new run with lora.start_from",
+        ) from None
+    if found != step:
+        raise UserError(f"the state is that of step {found}, not {step}", where=str(file), do="use another checkpoint")
 
 
 def remember_best(run: Run, step: int, loss: float) -> None:

@@ -22,7 +22,7 @@ from ossia.adapters.identity import Base
 from ossia.config import Recipe
 from ossia.errors import DoesNotFitError, UserError
 from ossia.runs import Run
-from ossia.train import fsdp, routing
+from ossia.train import checkpoints, fsdp, routing
 from ossia.train.arguments import chosen_optimizer, trainer_arguments
 from ossia.train.building import attention_of, balance_of, is_to_be_sharded, model_to_train
 from ossia.train.callbacks import Interruption, Reporter, Watch
@@ -90,6 +90,8 @@ def _session(
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
     base, accepted = trusted(recipe, run, objective, newest, reporter.watch, accept_changed_base)
+    if newest:
+        checkpoints.check_state(run.checkpoint(newest), newest)
     model = model_to_train(recipe, base.folder, "cpu" if sharded else recipe.model.device)
     if newest:
         lora.load_adapter_weights(model, run.checkpoint(newest))

@@ -241,7 +241,15 @@ class OssiaTrainer(Trainer):
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.readable(checkpoint, "the random states"):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.readable(checkpoint, "optimizer.pt or scheduler.pt"):
+            self._load_states(checkpoint)
+
+    def _load_states(self, checkpoint: str | None) -> None:
         if self.twin is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
