@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from ossia.errors import OssiaError, harmless
@@ -38,6 +39,8 @@ def main() -> None:
         if os.environ.get("OSSIA_DEBUG") or (error.filename is None and error.errno != errno.ENOSPC):
             raise
         print(f"error: {harmless(str(error.filename or 'the output'))}: {error.strerror}", file=sys.stderr)
+        if remedy := _remedy(error):
+            print(f"  try: {remedy}", file=sys.stderr)
         sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else 2)
     except SystemExit as end:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -46,6 +49,19 @@ def main() -> None:
         if end.code == 130 and end.__context__ is not None and _by_ctrl_c(end.__context__):
             print("interrupted", file=sys.stderr)
         raise
+
+
+def _remedy(error: OSError) -> str:
+    """Return what to do about a file that cannot be written; empty where the message says it all."""
+    from ossia import files, runs
+
+    name = str(error.filename or "")
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    room = f"free some space ({files.free_bytes(Path(name)) / 1e6:.0f} MB are free there)" if is_full and name else ""
+    for folder, variable in ((files.cache_folder(), "OSSIA_CACHE"), (runs.root(), "OSSIA_RUNS")):
+        if name and Path(name).absolute().is_relative_to(folder.absolute()):
+            return f"{room + ', or ' if room else ''}set {variable} to a folder that you may write to"
+    return room
 
 
 def _prepare_streams() -> None:

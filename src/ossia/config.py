@@ -314,6 +314,10 @@ class TrainSection(Section):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints stay on disk; the best one stays besides them."""
 
+    spare_folder: str | None = None
+    """Folder on another disk. If the run's disk is full, the newest state is saved there and training ends. Not set:
+    training waits until there is room."""
+
     early_stopping: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many validation losses in a row without a new best. Not set: never."""
 

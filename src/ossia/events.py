@@ -22,6 +22,7 @@ from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from ossia.errors import OssiaError
+from ossia.files import naming
 
 FILE = "events.jsonl"
 
@@ -241,7 +242,7 @@ class EventLog:
     def write(self, event: Event) -> None:
         """Append one event."""
         line = json.dumps({"kind": event.kind, **_finite(dataclasses.asdict(event))}, ensure_ascii=False)
-        with self.path.open("ab+") as file:
+        with naming(self.path), self.path.open("ab+") as file:
             # A killed process may have left half a line; a newline turns it into one that readers skip.
             if file.tell() and not _ends_with_newline(file):
                 file.write(b"\n")

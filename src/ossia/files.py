@@ -38,12 +38,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield the name of a file to write, which takes the place of `path` when the block ends well, and goes if not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        _to_disk(temporary)
-        temporary.replace(path)
-        _to_disk(path.parent)
+        with naming(path):
+            yield temporary
+            _to_disk(temporary)
+            temporary.replace(path)
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give errors of the file system that name no file, as that of a full disk, the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

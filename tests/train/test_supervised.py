@@ -166,27 +166,27 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
     run = runs.create(wanted, "test")
     save = lora.save_adapter
 
-    def full_disk(adapter: Any, folder: Path) -> None:
+    def broken_disk(adapter: Any, folder: Path) -> None:
         if "000004" in folder.name:
             (folder / "half").write_text("x")
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
         save(adapter, folder)
 
-    monkeypatch.setattr(lora, "save_adapter", full_disk)
-    with pytest.raises(OssiaError, match="No space left"):
+    monkeypatch.setattr(lora, "save_adapter", broken_disk)
+    with pytest.raises(OssiaError, match="Input/output error"):
         train(wanted, run, examples(16), [])
     assert run.steps() == [2]
     assert not list(run.checkpoints.glob(f"*{checkpoints.PARTIAL}"))
 
 
-def test_a_full_disk_under_torch_save_is_a_sentence_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_torch_save_is_a_sentence_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = recipe(model, steps=4, checkpoint_every=2)
     run = runs.create(wanted, "test")
     save = torch.save
 
     def full_disk(what: Any, path: Any, *rest: Any) -> None:
         if "000004" in str(path):
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534\nframe 1")
+            raise RuntimeError("[enforce fail at somewhere.cc:672] . unexpected pos 640 vs 534\nframe 1")
         save(what, path, *rest)
 
     monkeypatch.setattr(torch, "save", full_disk)

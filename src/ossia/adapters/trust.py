@@ -28,7 +28,13 @@ FLAG = "--accept-changed-base"
 CHANGEABLE = (
     *("name", "description", "hardware", "model.path", "model.device", "data.cache", "eval", "chat"),
     *("data.train", "data.validation", "train.epochs", "train.steps", "train.evaluate_every"),
-    *("train.checkpoint_every", "train.keep_checkpoints", "train.early_stopping", "train.samples"),
+    *(
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.spare_folder",
+        "train.early_stopping",
+        "train.samples",
+    ),
     *("train.sample_tokens", "train.sample_temperature", "train.report_to"),
 )
 """Settings of a run's recipe that a person may edit: places, whose content is checked by itself, checkpointing,

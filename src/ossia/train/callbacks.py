@@ -21,6 +21,7 @@ from ossia.runs import Run
 from ossia.sequences.example import TrainingExample, prompt_of
 from ossia.train.distributed import is_main
 from ossia.train.fsdp import is_sharded
+from ossia.train.room import Room, is_full
 
 if TYPE_CHECKING:
     from ossia.harmony.tokenizer.vocabulary import Vocabulary
@@ -37,6 +38,8 @@ class Reporter(TrainerCallback):
     def __init__(self, run: Run, watch: Watch, patience: int | None) -> None:
         self.log, self.watch, self.run, self.patience = run.log(), watch, run, patience
         self.trainer: OssiaTrainer | None = None
+        self.room: Room | None = None
+        """Waits while the disk is full; without it an event that cannot be written ends the training."""
         self.reason = ""
         """Why training ended before its last step; empty if it did not."""
         self._began = time.perf_counter()
@@ -45,7 +48,14 @@ class Reporter(TrainerCallback):
         """Append an event to the run and show it to whoever watches. Only the main process of a job speaks."""
         if not is_main():
             return
-        self.log.write(event)
+        while True:
+            try:
+                self.log.write(event)
+                break
+            except OSError as error:
+                if self.room is None or not is_full(error):
+                    raise
+                self.room.wait(self.log.path, 1 << 16)
         self.watch(event)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ossia.train.callbacks import Interruption, Reporter, Watch
 from ossia.train.claim import begun, claimed, trusted
 from ossia.train.health import RoutingHealth
 from ossia.train.objective import Objective
+from ossia.train.room import Room
 from ossia.train.trainer import OssiaTrainer
 
 
@@ -98,6 +100,7 @@ def _session(
     balance, why = balance_of(recipe, model)
     notes = [*accepted, why, *objective.prepare(model, balance)]
     interruption = Interruption(reporter)
+    reporter.room = Room(reporter.watch, lambda: interruption.asked)
     trainer = _trainer(recipe, run, model, objective, base, reporter, interruption, balance)
     _announce(recipe, run, objective, reporter, newest, command, [*notes, attention_of(model, trainer.args.device)])
     try:
@@ -157,6 +160,8 @@ def _trainer(
             twin=twin,
             routers=routing.Routers(model.get_base_model().model.layers),
             balance=balance,
+            room=reporter.room,
+            spare_folder=Path(settings.spare_folder) if settings.spare_folder else None,
         )
     trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
     reporter.trainer = trainer

@@ -10,7 +10,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from ossia.sequences.order import conversations_of, epoch
 from ossia.train import checkpoints, fsdp, nonfinite
 from ossia.train.fsdp import Twin
 from ossia.train.objective import MicroBatch, Objective, Share, StepBatch
+from ossia.train.room import Room, is_full
 from ossia.train.routing import Routers
 
 
@@ -45,6 +46,8 @@ class OssiaTrainer(Trainer):
         routers: Routers,
         balance: float = 0.0,
         twin: Twin | None = None,
+        room: Room | None = None,
+        spare_folder: Path | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -54,6 +57,8 @@ class OssiaTrainer(Trainer):
             examples_per_step: units of a step, over all processes.
             balance: coefficient of the load-balancing loss, 0 for none.
             twin: the adapter in whole tensors, if the model is going to be sharded.
+            room: waits while the disk is full; without it a full disk ends the training.
+            spare_folder: where a checkpoint goes that the run's disk has no room for.
         """
         data = {"train_dataset": objective.units, "eval_dataset": list(objective.validation) or None}
         super().__init__(*args, **data, **kwargs)
@@ -61,6 +66,7 @@ class OssiaTrainer(Trainer):
         self.run, self.base, self.rendering = run, base, rendering_of(run.recipe().data)
         self.keep_checkpoints, self.examples_per_step = keep_checkpoints, examples_per_step
         self.routers, self.balance, self.twin = routers, balance, twin
+        self.room, self.spare_folder = room, spare_folder
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
         self.example_tokens = self.repeated_tokens = 0
@@ -207,9 +213,41 @@ class OssiaTrainer(Trainer):
     # Trainer's hooks for reading and writing checkpoints.
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step, partial = self.state.global_step, checkpoints.partial_folder(self.run, self.state.global_step)
+        """Write a checkpoint; on a full disk wait for room, or write it to the spare folder and end.
+
+        In a job of several processes the others would run into a timeout meanwhile, so there it fails at once.
+        """
+        while True:
+            try:
+                self._write_checkpoint(self.run)
+                return
+            except (OSError, OssiaError) as error:
+                cause = error.__cause__ or error
+                if self.room is None or self.accelerator.num_processes > 1 or not is_full(cause):
+                    raise
+                if self.spare_folder is not None:
+                    self._save_elsewhere(self.spare_folder, error)
+                trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+                self.room.wait(
+                    self.run.checkpoint(self.state.global_step), 3 * trained + 2**20
+                )  # AdamW has two moments
+
+    def _save_elsewhere(self, folder: Path, error: Exception) -> NoReturn:
+        """Write the checkpoint below another folder and end the training."""
+        other = Run(folder / self.run.id)
+        self._write_checkpoint(other)
+        saved = other.checkpoint(self.state.global_step)
+        raise OssiaError(
+            f"the disk of the run is full; the state of step {self.state.global_step} was saved elsewhere",
+            where=str(saved),
+            do=f"free disk space, mv {saved} {self.run.checkpoints}/, then: ossia train --resume {self.run.id}",
+        ) from error
+
+    def _write_checkpoint(self, run: Run) -> None:
+        """Write a checkpoint into a run's folder, name the best one, and remove those that are not kept."""
+        step, partial = self.state.global_step, checkpoints.partial_folder(run, self.state.global_step)
         writes = self.args.should_save
-        with checkpoints.new_checkpoint(self.run, step) if writes else contextlib.nullcontext():
+        with checkpoints.new_checkpoint(run, step) if writes else contextlib.nullcontext():
             self.accelerator.wait_for_everyone()  # the folder is there
             self._save(str(partial))
             self._save_optimizer_and_scheduler(str(partial))
@@ -219,7 +257,7 @@ class OssiaTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # everything is in it
             if writes:
                 identity.seal(partial, self.base, run=self.run.id, step=step, rendering=self.rendering)
-        if writes:
+        if writes and run == self.run:
             # Every time, because a process may be killed between a checkpoint and the note that it is the best.
             if self.state.best_global_step is not None:
                 checkpoints.remember_best(self.run, self.state.best_global_step, float(self.state.best_metric or 0.0))
