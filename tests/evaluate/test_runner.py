@@ -312,3 +312,34 @@ def test_subjects_that_do_not_exist_are_explained(run: runs.Run, model_folder: P
         subjects.open_subject(str(model_folder), checkpoint=7)
     assert subjects.open_subject("last", checkpoint=10).adapter == run.checkpoint(10)
     assert subjects.open_subject(str(run.path)).name == f"{run.id} step-000010"
+
+
+def test_answers_are_kept_as_they_come(
+    run: runs.Run, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that fails in the middle of a round loses none of the answers that it gave."""
+    from ossia.evaluate import runner
+
+    subject, graded = subjects.open_subject(run.id), runner.grade
+    given: list[int] = []
+
+    def grade(*arguments: Any) -> Any:
+        if len(given) == 3:
+            raise RuntimeError("the machine is on fire")
+        given.append(1)
+        return graded(*arguments)
+
+    monkeypatch.setattr(runner, "grade", grade)
+    with pytest.raises(RuntimeError, match="on fire"):
+        run_evaluation(subject, conversations[:4], vs_base=False)
+    (journal,) = (run.path / "evals").glob("*.answers.jsonl")
+    assert len([json.loads(line)["messages"] for line in journal.read_text().splitlines()]) == 3
+
+
+def test_a_report_that_cannot_be_written_is_noticed_before_anything_is_asked(
+    run: runs.Run, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects.Subject, "engine", lambda *_, **__: pytest.fail("a model was loaded"))
+    (run.path / "evals").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="report cannot be written"):
+        run_evaluation(subjects.open_subject(run.id), conversations[:3])

@@ -7,6 +7,7 @@ file is written after each such round: a stopped evaluation leaves a fair, paire
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 import time
@@ -88,6 +89,8 @@ def run_evaluation(
     """
     settings, run, vocabulary = subject.recipe.eval, subject.run, subject.vocabulary()
     order = choose(questions(conversations, vocabulary, subject.recipe.data.header_order), settings)
+    path = new_file((run.path if run else runs.root()) / "evals")
+    _check_writable(path)
     engine = subject.engine(batch_size=settings.batch_size)
     arms: dict[str, str | None] = {MODEL: None}
     if subject.adapter is not None:
@@ -106,7 +109,7 @@ def run_evaluation(
             "warnings": list(warnings),
             "environment": runs.environment("eval"),
         },
-        path=new_file((run.path if run else runs.root()) / "evals"),
+        path=path,
     )
     ask(report, engine, arms, vocabulary, on_progress)
     if run is not None and report.asked:
@@ -142,6 +145,9 @@ def ask(
     settings, began = report.settings, time.monotonic()
     among = named_languages(report.questions)
     size = ROUND * settings.batch_size
+    assert report.path is not None
+    report.path.parent.mkdir(parents=True, exist_ok=True)
+    journal = _Journal(report.path)
     try:
         for start in range(0, len(report.questions), size):
             part = report.questions[start : start + size]
@@ -153,8 +159,11 @@ def ask(
                     completion: Completion,
                     given: dict[int, GradedAnswer] = given,
                     part: list[Question] = part,
+                    arm: str = arm,
                 ) -> None:
-                    given[part[index].number] = grade(part[index], completion, vocabulary, among)
+                    number = part[index].number
+                    given[number] = grade(part[index], completion, vocabulary, among)
+                    journal.add(arm, number, given[number], vocabulary)
                     if on_progress is not None:
                         on_progress(1)
 
@@ -165,8 +174,42 @@ def ask(
             report.seconds = time.monotonic() - began
             save_evaluation(report, vocabulary)
     except KeyboardInterrupt:
+        pass
+    finally:  # also after an error of the engine: what was answered is kept
         report.seconds = time.monotonic() - began
         save_evaluation(report, vocabulary)
+    journal.remove()
+
+
+class _Journal:
+    """Every answer as it comes, in a file beside the report, which is written a round at a time.
+
+    It stays where the process is killed or the disk is full, and goes when the report holds all that it holds.
+    """
+
+    def __init__(self, report: Path) -> None:
+        self.path = report.with_suffix(".answers.jsonl")
+
+    def add(self, arm: str, number: int, answer: GradedAnswer, vocabulary: Vocabulary) -> None:
+        line = json.dumps({"arm": arm, "number": number, **_answer_json(answer, vocabulary)}, ensure_ascii=False)
+        with files.naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError where a report cannot be written, before anything is loaded and asked."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, {"format": 1, "complete": False})
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written ({error.strerror})",
+            where=str(path),
+            do="set OSSIA_RUNS to a folder that you may write to, or make the run's folder writable",
+        ) from None
 
 
 def save_evaluation(report: Evaluation, vocabulary: Vocabulary) -> None:
@@ -215,6 +258,5 @@ def _answer_json(answer: GradedAnswer, vocabulary: Vocabulary) -> dict[str, Any]
 
 
 def new_file(folder: Path) -> Path:
-    """A file name that no other evaluation has, not even one that started in the same second."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Return a file name that no other evaluation has, not even one that started in the same second."""
     return folder / f"{time.strftime('%Y-%m-%d_%H%M%S')}_{secrets.token_hex(2)}.json"

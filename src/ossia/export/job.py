@@ -79,7 +79,10 @@ def write_export(
         report |= {"files": folder.manifest(partial)}
         write_json(partial / folder.REPORT, report | {"warnings": warnings})
     if source.run is not None:
-        source.run.log().write(Exported(path=str(out), target=target.name))
+        try:
+            source.run.log().write(Exported(path=str(out), target=target.name))
+        except OSError as error:  # the export is complete wherever it is; only the run does not know of it
+            warnings.append(f"the run could not note the export ({error.strerror}): {source.run.path}")
     return Export(out, report, warnings, source.run)
 
 
