@@ -34,7 +34,7 @@ PROOF := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
 $(PROOF): prove
 	@:
 endif
-prove: $(READY)  ## a large proof in full, resumable: make prove parser | harmony | examples | rehearsal
+prove: $(READY)  ## a large proof in full, resumable: make prove parser | harmony | examples | faults | kills | rehearsal
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m prove $(PROOF) $(OPTIONS)
 
 check: $(READY)  ## formatting, lint, types

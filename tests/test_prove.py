@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -89,3 +90,12 @@ def test_proofs_that_are_right_pass_and_others_do_not() -> None:
     assert examples.verdict({"faults": 0})["passed"] and not examples.verdict({"faults": 1})["passed"]
     assert rehearsal.verdict({"rehearsal": {"memory": {"anonymous": 3.7e9}}})["passed"]
     assert not rehearsal.verdict({"rehearsal": {"memory": {"anonymous": 42e9}}})["passed"]
+
+
+def test_a_sample_of_the_mutated_files_ends_in_sentences_or_changes_nothing() -> None:
+    from prove import faults
+
+    for seed in range(len(faults.KINDS)):
+        kind = faults.KINDS[seed]
+        outcome, detail = faults.mutate_and_use(kind, random.Random(seed))
+        assert outcome in ("refused", "same"), f"{kind.name}: {outcome}: {detail}"

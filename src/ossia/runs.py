@@ -90,7 +90,7 @@ class Run:
             raise UserError(
                 "this run has no checkpoint yet", where=str(self.path), do=f"ossia train --resume {self.id}"
             )
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             best = self.checkpoint(json.loads((self.checkpoints / BEST).read_text())["step"])
             if best.is_dir():
                 return best

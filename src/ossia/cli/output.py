@@ -74,14 +74,22 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
-    """Print a plain table; `right` names the columns with numbers."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = (), whole: Sequence[str] = ()
+) -> None:
+    """Print a plain table.
+
+    Args:
+        right: the columns with numbers.
+        whole: the columns whose cells are copied, such as ids, and never broken into lines.
+    """
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        justify: Any = "right" if column in right else "left"
+        grid.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
         # Cells are other people's words: what looks like markup in them is text.
         grid.add_row(*(Text("" if cell is None else harmless(str(cell))) for cell in row))
