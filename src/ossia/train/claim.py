@@ -1,4 +1,4 @@
-"""The claim on a run: one process at a time trains in it, on the data and the base that the run began with."""
+"""The claim on a run: only one job trains in it at a time, always on the same data and base model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from ossia.runs import Run
 from ossia.train.distributed import is_main
 
 RECORD = "data/sha256.json"
-"""Of a run: name -> hash of what must not change while it goes on."""
+"""File of a run: name -> hash of something that must not change when the run is resumed."""
 
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the run's lock inside the block. The system lets go of it if the process is killed.
+    """Hold the run's lock inside the block, in the main process of the job.
+
+    The system releases the lock if the process is killed.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     if not is_main():
         yield
@@ -39,14 +41,16 @@ def claimed(run: Run) -> Iterator[None]:
 
 
 def check_record(run: Run, name: str, now: str, what: str) -> None:
-    """Compare a hash with the one that the run's first process wrote down, or write it down.
+    """Compare a hash with the one in the run's record. If there is none, record it.
 
     Args:
-        what: the error's first words if the two differ.
+        name: key in the record, such as "examples" or "base".
+        now: the hash.
+        what: the first words of the error if the hashes differ.
 
     Raises:
         UserError: the hashes differ.
-        OssiaError: the run has checkpoints, but nobody wrote the hash down.
+        OssiaError: the run has checkpoints, but no hash of this name in its record.
     """
     path = run.path / RECORD
     record = json.loads(path.read_text()) if path.is_file() else {}
@@ -55,7 +59,7 @@ def check_record(run: Run, name: str, now: str, what: str) -> None:
             what,
             where=str(path),
             why="the loss would not continue where it stopped",
-            do="restore what has changed, or start a new run",
+            do="restore the original, or start a new run",
         )
     if name not in record and is_main():
         if run.steps():

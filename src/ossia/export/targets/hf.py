@@ -1,4 +1,4 @@
-"""A checkpoint in the published layout with the adapter merged in."""
+"""The target `hf`: a checkpoint in the published layout, with the adapter merged in."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def _weights(job: ExportJob, chosen: Rounding, device: str) -> WrittenTensors:
 
 
 def _side_files(job: ExportJob, chosen: Rounding) -> None:
-    """Copy tokenizer, template and licence; write the card and a config.json for old and new readers."""
+    """Copy tokenizer, template and licence, and write the model card and config.json.
+
+    The configuration has the spellings of old and new readers.
+    """
     from ossia.export.card import model_card
 
     copied = copy_side_files(job.base.folder, job.folder)
