@@ -10,15 +10,15 @@ from pathlib import Path
 from ossia import files, hardware, runs
 
 NAMES = {"startup": False, "harmony": False, "kernels": False, "train_step": True, "trees": True}
-"""Benchmark -> whether it can run on a GPU."""
+"""For each benchmark, whether it can run on a GPU."""
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    """Run the benchmarks that were named, or all of them, and write their JSON."""
+    """Run the benchmarks given on the command line, or all of them, and write their JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *NAMES], help="default: all")
-    parser.add_argument("--cuda", action="store_true", help="those that run on a GPU, on it")
+    parser.add_argument("--cuda", action="store_true", help="run on a GPU the benchmarks that can")
     wanted = parser.parse_args()
     gpus = hardware.gpus()
     if wanted.cuda and not gpus.value:

@@ -1,11 +1,11 @@
-"""This tree beside another one of the same project: same losses, same speed?
+"""Compare the speed of this tree with the speed of another revision.
 
     python -m benchmarks.against REVISION [name ...] [--pairs 7]
 
-A refactor shows the same loss and costs no time. The other revision is checked out into a temporary folder with its own
-build of the C library. Each side runs its own code in processes of its own: pairs in turn, so that a machine that
-changes its speed changes it for both. The figure of a pair is this tree's rate over the other's; a benchmark's figure
-is the median over its pairs. JSON goes to benchmarks/results/against.json.
+The script shows whether a refactor costs time. It checks out the other revision into a temporary folder and builds the
+C library there. Each measurement runs in its own process, with the code of its side. The two sides alternate in pairs,
+so a change in the machine's speed affects both. The ratio of a pair is this tree's rate divided by the other tree's
+rate. The result of a benchmark is the median over its pairs. JSON goes to benchmarks/results/against.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
     rates = h._round(file, VOCABULARY.load(), h.Library(), usable_cores())
 print(json.dumps({name: rate for name, rate in rates.items() if "harmony" not in name}))
 """
-"""One round of benchmarks/harmony.py. `VOCABULARY` is imported from where the tree has it."""
+"""One round of benchmarks/harmony.py. `_measured` adds the import of `VOCABULARY`, whose module differs by revision."""
 
 TRAIN = """
 import json, sys
@@ -51,9 +51,9 @@ print(json.dumps({"tokens per second": found["tokens_per_second"]}))
 
 
 def main() -> None:
-    """Compare the benchmarks that were named, or all."""
+    """Compare the benchmarks given on the command line, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revision", help="what git calls the other tree, such as HEAD~3")
+    parser.add_argument("revision", help="the git revision of the other tree, such as HEAD~3")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(COMPARED)}; default: all")
     parser.add_argument("--pairs", type=int, default=7, help="measurements of each side (default 7)")
     asked = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
 
 @contextmanager
 def other_tree(revision: str) -> Iterator[Path]:
-    """Yield a folder with the tree of a revision, its C library built."""
+    """Yield a folder with the tree of a revision and its C library, built."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "tree"
         _git("worktree", "add", "--detach", str(folder), revision)
@@ -84,12 +84,12 @@ def other_tree(revision: str) -> Iterator[Path]:
 
 
 def harmony(other: Path, pairs: int) -> dict[str, Any]:
-    """The compiler and the renderer on chats that are new in each pair."""
+    """Return the ratios of the compiler, the renderer and the parser. Each pair has new chats."""
     return _paired(other, pairs, lambda number: [HARMONY, str(number)])
 
 
 def train_step(other: Path, pairs: int) -> dict[str, Any]:
-    """A step of LoRA on attention and experts on the slice of benchmarks/train_step.py."""
+    """Return the ratios of a LoRA step on attention and experts, with the slice of benchmarks/train_step.py."""
     from ossia.checkpoint.layout import Shape
     from ossia.checkpoint.synthetic import write_synthetic
 

@@ -1,9 +1,12 @@
-"""The compiler beside openai-harmony on the same long chats: compiling, rendering, parsing, in one run.
+"""Compiling, rendering and parsing beside openai-harmony, on the same long chats.
 
-Compiling is what `ossia train` does with a file: JSON, format, every check but the search for near-duplicates, tokens
-and weights of all turns' examples, on all cores, with nothing in the cache. Its tokens are counted once per
-conversation, however many examples share them. openai-harmony renders the conversations, in its own classes that were
-built before the clock started; it has neither checks nor examples, and one thread. The ids of both are compared.
+Compiling is the data work of `ossia train` on a file. It reads the JSON, converts the format and runs all checks except
+the search for near-duplicates. Then it computes the tokens and weights of all turns' examples. It is measured on one
+core, on all cores with an empty cache, and from the cache. The tokens of a conversation count once, although several
+examples share them.
+
+openai-harmony renders the same conversations on one thread, without checks and examples. Its objects are built before
+the clock starts. The benchmark asserts that both renderers give the same ids.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ def run(cuda: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["OSSIA_CACHE"] = folder
         for number in range(ROUNDS):
-            # Texts of a round are new to all: nobody profits from what it has seen.
+            # Each round has new texts, so neither side gains from a warm cache of words.
             file = _write(Path(folder) / f"{number}.jsonl", random.Random(number))
             for name, rate in _round(file, vocabulary, library, cores).items():
                 rounds.setdefault(name, []).append(rate)
@@ -134,7 +137,7 @@ def _write(file: Path, rng: random.Random) -> Path:
 
 
 class Library:
-    """openai-harmony, fed with the published ranks."""
+    """openai-harmony with the published ranks of its vocabulary."""
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec("bpe_openai")
@@ -150,7 +153,7 @@ class Library:
         self._config = openai_harmony.RenderConversationConfig(auto_drop_analysis=False)
 
     def conversation(self, chat: Conversation) -> Any:
-        """The same conversation in the library's classes."""
+        """Return the conversation in the library's classes."""
         h = self._h
         system = h.SystemContent.new().with_reasoning_effort(h.ReasoningEffort.MEDIUM)
         developer = h.DeveloperContent.new().with_instructions(chat.instructions or "")
@@ -168,9 +171,9 @@ class Library:
         return h.Conversation.from_messages(messages)
 
     def render(self, conversation: Any) -> list[int]:
-        """Its ids, nothing dropped."""
+        """Return the token ids of all messages. No thoughts are dropped."""
         return self._encoding.render_conversation(conversation, config=self._config)
 
     def parse(self, ids: list[int]) -> Any:
-        """Its messages, strictly."""
+        """Return the messages of a stream, parsed in the library's strict mode."""
         return self._encoding.parse_messages_from_completion_tokens(ids, None, strict=True)

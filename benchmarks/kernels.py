@@ -1,10 +1,15 @@
-"""Kernels on a CPU, on one matrix of expert size (5,760 x 2,880), beside what they replace: medians of nine.
+"""The kernels of a CPU beside the operations that they replace. Each figure is the median of nine measurements.
 
-Dequantisation in weights per second; products x W^T and x W with bfloat16 rows in operations per second, fused and as
-dequantisation with the C library followed by torch's product, beside torch's product with bfloat16 weights alone; the
-gate and its gradient in rows per second beside plain torch; attention with gpt-oss's heads on rows, windows and a tree
-in operations per second (of the pairs that see each other) beside torch's kernel; LoRA's thin products, repeated and
-with a number of rows that is new each time.
+The matrix has the size of an expert (5,760 x 2,880).
+
+* Dequantisation, in weights per second: plain torch and the C library.
+* Products x W^T and x W with bfloat16 rows, in operations per second. The fused kernel runs beside dequantisation
+  followed by torch's product, and beside torch's product with bfloat16 weights.
+* Products of one float32 row per second: fused, and dequantisation followed by torch's product.
+* The gate and its gradient, in rows per second, beside plain torch.
+* Attention with gpt-oss's heads, in operations per second, beside torch's kernel. It runs on rows and on a tree, with
+  and without the sliding window. Only pairs of positions that attend to each other count.
+* The thin products of LoRA per second, with a fixed number of rows and with a new number of rows each time.
 """
 
 from __future__ import annotations
@@ -34,11 +39,11 @@ FORESTS = {
     "a row of 2,048": [(2048, -1)],
     "64 branches of 16 on a trunk of 1,024": [(1024, -1)] + [(16, 0)] * 64,
 }
-"""Per segment: tokens, and the segment that it follows."""
+"""For each segment, its number of tokens and the index of the segment that it follows (-1: none)."""
 
 
 def run(cuda: bool) -> dict[str, object]:
-    """Return rates; the C library's are missing where it is not built."""
+    """Return rates per second. The rates of the C library are missing where it is not built."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(256, (OUTPUTS, INPUTS // 32, 16), generator=generator, dtype=torch.uint8)
     scales = torch.randint(118, 125, blocks.shape[:2], generator=generator, dtype=torch.uint8)
@@ -100,7 +105,7 @@ def _gates(generator: torch.Generator) -> dict[str, float]:
 
 
 def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
-    """Both kinds of layers, forward and backward."""
+    """Return the rates of full and windowed attention, forward and backward, in operations per second."""
     ranges: list[tuple[int, int]] = []
     for length, _ in forest:
         start = ranges[-1][1] if ranges else 0
@@ -127,7 +132,7 @@ def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
                     out = attend(q, k, v, sinks, segments, scale=0.125, window=window)
                     return torch.autograd.grad(out, (q, k, v), grad)
 
-                # Two products forward, five backward, of two operations each.
+                # Two products forward and five backward, with two operations (multiply, add) each.
                 rates[f"{'full' if window is None else 'windowed'}, {name}"] = 14 * seen * HEADS * 64 / _seconds(both)
             finally:
                 paths.serves = own
@@ -135,7 +140,7 @@ def _attention(forest: list[tuple[int, int]]) -> dict[str, float]:
 
 
 def _thin(generator: torch.Generator) -> dict[str, float]:
-    """x A^T of a layer's input, and the gradient of A."""
+    """Return the rates of x A^T for a layer's input x, together with the gradient of A."""
     rows, new = 128, iter(range(300, 10_000))
     x, low = (torch.randn(10_000, n, generator=generator).bfloat16() for n in (INPUTS, 16))
     a = torch.randn(16, INPUTS, generator=generator).bfloat16()

@@ -1,4 +1,4 @@
-"""How long `ossia --help` takes, beside a bare Python: median of eleven processes each."""
+"""The time of `ossia --help` beside the time of a bare Python: medians of eleven processes each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 
 def run(cuda: bool) -> dict[str, object]:
-    """Return median seconds, and whether torch was imported."""
+    """Return the two medians in seconds, and whether building the command line imported torch."""
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, ossia, ossia.cli.app as a; a.build(); print('torch' in sys.modules)"],
         capture_output=True,

@@ -1,9 +1,11 @@
-"""A LoRA step on a slice of gpt-oss: Ossia on packed MXFP4 experts beside transformers + PEFT on bf16 ones.
+"""A LoRA step on a slice of gpt-oss: Ossia on packed MXFP4 experts beside transformers + PEFT on bf16 experts.
 
-Two layers of the real width with all 32 experts, a vocabulary of 16,768, rows of 512 tokens, every token supervised,
-rank 16, forward, backward and AdamW in bfloat16 without recompute. Each side runs in a process of its own: Ossia with
-the C library and in plain torch, the peer with its default (grouped) experts and with eager ones, as
-`target_parameters` is documented, with its eager attention and full logits. Same weights, same rows, same losses.
+The slice has two layers of the real width with all 32 experts and a vocabulary of 16,768. Rows have 512 tokens, and
+every token is supervised. The rank is 16. A step is forward, backward and AdamW in bfloat16 without recompute.
+
+Each side runs in its own process, on the same weights and rows, and reports its first loss. Ossia runs with the C
+library and in plain torch. The peer runs with its default (grouped) experts and with eager experts. Its
+`target_parameters` follow PEFT's documentation, its attention is eager, and it computes full logits.
 """
 
 from __future__ import annotations
@@ -24,15 +26,18 @@ from typing import Any
 
 LENGTH, RANK = 512, 16
 CASES = {"attention and experts": 1024, "attention": 2048}
-"""Targets of LoRA -> tokens of a step."""
+"""For each case (the targets of LoRA), the number of tokens of a step."""
 SIDES = ("ossia", "ossia, plain torch", "transformers+peft", "transformers+peft, eager experts")
 WARM, STEPS = 1, 3
 FEWER_STEPS = 1
-"""Of the peer with eager experts, which takes minutes a step."""
+"""The steps of the peer with eager experts, which takes minutes per step. It has no warm-up step."""
 
 
 def run(cuda: bool) -> dict[str, object]:
-    """Return for each case and side: median tokens per second, share of the matmul rate, peak memory, first loss."""
+    """Return results for each case and side.
+
+    They are the median tokens per second, the share of the matmul rate, the peak memory in bytes and the first loss.
+    """
     from ossia.checkpoint.layout import Shape
     from ossia.checkpoint.synthetic import write_synthetic
     from ossia.plan.work import flops_per_token
@@ -78,7 +83,7 @@ def _process(side: str, case: str, path: Path, cuda: bool) -> dict[str, Any]:
 
 
 def _measure(side: str, case: str, path: Path, device: str) -> dict[str, float]:
-    """One side, in this process."""
+    """Return the figures of one side, measured in this process."""
     import torch
 
     torch.manual_seed(0)
@@ -126,7 +131,9 @@ def _peer(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any,
     from transformers import GptOssForCausalLM, Mxfp4Config
 
     kind: dict[str, Any] = {"experts_implementation": "eager"} if "eager" in side else {}
-    kind["quantization_config"] = Mxfp4Config(dequantize=True)  # else packed where `kernels` is, which has no backward
+    kind["quantization_config"] = Mxfp4Config(
+        dequantize=True
+    )  # with the package `kernels`, experts would stay packed and have no backward
     base = GptOssForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager", **kind)
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if "experts" in case else None
     config = LoraConfig(
@@ -140,7 +147,7 @@ def _peer(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any,
 
 
 def _matmul_rate(device: str) -> float:
-    """Operations per second of a large bf16 product, the best of several."""
+    """Return the operations per second of a large bfloat16 product, the best of 20 measurements."""
     import torch
 
     x, w = (torch.randn(*size, device=device).bfloat16() for size in ((1024, 2880), (5760, 2880)))
@@ -156,7 +163,11 @@ def _matmul_rate(device: str) -> float:
 
 
 class Peak:
-    """The highest memory of this process: on a CPU resident pages (and the anonymous ones among them, sampled)."""
+    """The peak memory of this process, in bytes.
+
+    On a GPU it is torch's allocated memory. On a CPU it is the resident memory, and beside it the anonymous part, which
+    a thread samples.
+    """
 
     def __init__(self, device: str) -> None:
         self.device, self.anonymous = device, 0
@@ -172,6 +183,7 @@ class Peak:
             time.sleep(0.02)
 
     def found(self) -> dict[str, int]:
+        """Return the peaks under the keys of the results."""
         import torch
 
         if self.device == "cuda":

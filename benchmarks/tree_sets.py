@@ -1,4 +1,4 @@
-"""Four synthetic sets of conversations for `benchmarks.trees`, the same on every machine, compiled by Ossia's own data.
+"""Four synthetic sets of conversations for `benchmarks.trees`, compiled by `ossia.data`.
 
     chats    one conversation of 10 user turns with thoughts of 200 tokens
     agents   one trace of 20 user turns, each with a thought, a tool call, its output and an answer, under a tool schema
@@ -6,8 +6,9 @@
     loops    eight conversations of a task and four tool calls each, all under one schema of that size
     single   32 conversations of one question and one answer, of different lengths
 
-Texts are random common words of one token each, so lengths are as asked for and nothing is shared by chance. Ids are
-folded into the vocabulary of the benchmark's model; equal prefixes stay equal.
+All machines get the same sets. Texts are random common words of one token each. So a text has exactly the wanted
+length, and long common prefixes do not arise by chance. Ids are reduced modulo the vocabulary of the benchmark's model.
+Equal prefixes stay equal.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ parent face others level office door health person art war history party result 
 guy moment air teacher force education"""
 WORDS = TEXT.split()
 SETS = {"chats": 10, "agents": 20, "loops": 8, "single": 16}
-"""Set -> training examples of a step."""
+"""For each set, the number of training examples of a step."""
 
 
 class _Writer:
-    """Writes texts of so many tokens; `scale` shortens all of them."""
+    """Writes random texts with a given number of tokens. `scale` is a factor on all lengths."""
 
     def __init__(self, seed: int, scale: float) -> None:
         self.random, self.scale = random.Random(seed), scale
@@ -47,7 +48,7 @@ class _Writer:
 
 
 def _tools(writer: _Writer) -> list[dict[str, Any]]:
-    """A schema of about 1,500 tokens: ten functions."""
+    """Return ten functions, whose schema has about 1,500 tokens."""
     tools = []
     for number in range(10):
         text = {"type": "string", "description": writer.text(24)}
@@ -109,11 +110,12 @@ MAKERS: dict[str, Callable[[_Writer], list[dict[str, Any]]]] = {
 
 
 def write_sets(folder: Path, vocabulary: int, scale: float = 1.0) -> dict[str, Path]:
-    """Write each set's training examples, one JSON object of ids and weights a line.
+    """Write the training examples of each set and return the files by set. A line is a JSON object of ids and weights.
 
     Args:
-        vocabulary: ids are folded into 0..vocabulary - 1.
-        scale: of all lengths.
+        folder: where the files go.
+        vocabulary: ids are reduced to 0..vocabulary - 1.
+        scale: factor on all text lengths.
     """
     real, settings = Vocabulary.load(), DataSection(max_tokens=131_072)
     files = {}

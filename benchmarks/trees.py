@@ -1,23 +1,28 @@
 """Prefix sharing beside the same training without it, and beside TRL's SFTTrainer with PEFT: seconds for an epoch.
 
-Four sets (`benchmarks.tree_sets`) at slice width: two layers of the real width with all 32 experts, a vocabulary of
-16,768, bfloat16, LoRA of rank 16 on attention and experts, recompute, AdamW. Every side runs in a process of its own
-on the same weights and the same examples, one per assistant turn.
+The model is a slice of gpt-oss: two layers of the real width with all 32 experts and a vocabulary of 16,768. Training
+is in bfloat16 with recompute, AdamW and LoRA of rank 16 on attention and experts. Every side runs in its own process,
+on the same weights and on the same examples of `benchmarks.tree_sets`, one per assistant turn.
 
     trl             SFTTrainer at its defaults: rows padded to the longest of their batch
     trl, packed     the same with its packing (best fit, padding-free)
     ossia           train.share_prefixes: off
     ossia, shared   train.share_prefixes: on
 
-TRL differs from its defaults where there is no comparing otherwise: nothing is cut off (max_length), no loss is added
-for the router, the batch is as large as eager attention allows in 12 GB (gpt-oss has no other attention on a CPU; the
-default is 8), and experts get LoRA through target_parameters as PEFT documents it. It trains a sample of the examples,
-evenly spaced by length (with packing, of the packs), and its epoch is extrapolated by tokens, padding among them; by
-how much stands beside the ratios. Both sides of Ossia train the whole epoch. One example before the clock starts is not
-counted. A step holds whole conversations, in the order of the file: what sharing is best at.
-About 25 minutes on two cores.
+TRL differs from its defaults in four points, because the comparison is impossible otherwise:
 
-`python -m benchmarks.trees --width small` tries all of it on a model that only has the shapes, with short texts.
+* max_length cuts nothing off.
+* The loss has no term for the router.
+* The batch is as large as eager attention allows in 12 GB, and at most the default of 8. On a CPU, gpt-oss has only
+  eager attention.
+* Experts get LoRA through target_parameters, as PEFT documents it.
+
+TRL trains a sample of the examples (with packing, of the packs), evenly spaced by length. The time of its epoch is
+extrapolated by tokens, padding included. The factor is in the results, beside the ratios. Both sides of Ossia train the
+whole epoch. Every side trains one example before the clock starts. A step holds whole conversations in the order of the
+file, which is the best case for sharing. The benchmark takes about 25 minutes on two cores.
+
+`python -m benchmarks.trees --width small` tries everything with a small model of the same structure and short texts.
 """
 
 from __future__ import annotations
@@ -41,23 +46,26 @@ RANK, RATE = 16, 1e-4
 TOKENS_PER_MICRO_BATCH = 8192
 SIDES = ("trl", "trl, packed", "ossia", "ossia, shared")
 ATTENTION_MEMORY, ATTENTION_COPIES = 12e9, 6
-"""Bytes that the peer's attention may take, and how many matrices of scores it has at a time."""
+"""The bytes that the peer's attention may take, and the number of score matrices that it holds at a time."""
 TARGETS = {
     "chats": {"unshared": 2.5, "trl": 6.0},
     "agents": {"unshared": 5.0, "trl": 12.0},
     "loops": {"unshared": None, "trl": 4.0},
     "single": {"unshared": 0.97, "trl": 2.5},
 }
-"""How many times as fast sharing should be; beside that at least 0.85 of the token ratio against no sharing."""
+"""The wanted factors of speed with sharing. Against no sharing, the factor should also be at least 0.85 of the token
+ratio."""
 
 
 @dataclass(frozen=True)
 class Width:
+    """The model, the text lengths and the sample of the peer that belong together."""
+
     shape: Shape
     scale: float
-    """Of the lengths of texts."""
+    """Factor on the lengths of texts."""
     sample: int
-    """Tokens that the peer trains, at least."""
+    """The least number of tokens that the peer trains."""
 
 
 WIDTHS = {
@@ -75,7 +83,7 @@ WIDTHS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A training example. `channels` are not looked at."""
+    """A training example. The interface requires `channels`. They do not change the results."""
 
     ids: list[int]
     weights: list[float]
@@ -89,7 +97,10 @@ class Row:
 
 
 def run(cuda: bool, width: str = "slice", sets: Sequence[str] = tuple(SETS)) -> dict[str, object]:
-    """Return for each set and side: seconds of an epoch, tokens computed, losses, peak memory; and the ratios."""
+    """Return results for each set and side.
+
+    They are the seconds of an epoch, the computed tokens, the losses and the peak memory. Each set has its ratios.
+    """
     from ossia.checkpoint.synthetic import write_synthetic
 
     chosen, results = WIDTHS[width], dict[str, Any]()
@@ -150,7 +161,7 @@ def _process(side: str, name: str, path: Path, file: Path, width: str, cuda: boo
     command = [sys.executable, "-m", "benchmarks.trees", "--side", side, "--sets", name, "--width", width]
     command += ["--model", str(path), "--examples", str(file), *(["--cuda"] if cuda else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=side.startswith("ossia"))
-    if done.returncode:  # the peer may need more memory than there is
+    if done.returncode:  # the peer may run out of memory
         print(f"{name}, {side}: exit code {done.returncode}", file=sys.stderr, flush=True)
         return {"failed": f"exit code {done.returncode}"}
     print(f"{name}, {side}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
@@ -159,7 +170,7 @@ def _process(side: str, name: str, path: Path, file: Path, width: str, cuda: boo
 
 
 def _measure(side: str, name: str, path: Path, file: Path, width: str, device: str) -> dict[str, Any]:
-    """One side on one set, in this process."""
+    """Return the figures of one side on one set, measured in this process."""
     import torch
 
     torch.manual_seed(0)
@@ -174,7 +185,10 @@ def _measure(side: str, name: str, path: Path, file: Path, width: str, device: s
 
 
 def sampled(rows: Sequence[Any], tokens: int, length: Callable[[Any], int] = len) -> list[int]:
-    """Indices of as few rows as have so many tokens, evenly spaced by length; in order of their lengths."""
+    """Return the indices of the fewest rows, evenly spaced by length, that have at least `tokens` tokens.
+
+    The indices are in the order of the rows' lengths. If all rows have fewer tokens, all indices are returned.
+    """
     order = sorted(range(len(rows)), key=lambda index: length(rows[index]))
     for count in range(1, len(rows) + 1):
         chosen = [order[(2 * number + 1) * len(rows) // (2 * count)] for number in range(count)]
@@ -282,7 +296,7 @@ def _trl(rows: Sequence[Row], path: Path, width: Width, device: str, packing: bo
 
     clock = Clock()
     model, config = _peer(path, device)
-    whole = trainer(rows, model, config)  # its loader shows what an epoch comes to
+    whole = trainer(rows, model, config)  # its loader gives the tokens of an epoch
     epoch = _loaded(whole.get_train_dataloader())
     if packing:
         packs = list(whole.train_dataset["input_ids"])
@@ -314,13 +328,13 @@ def _trl(rows: Sequence[Row], path: Path, width: Width, device: str, packing: bo
 
 
 def _batch(longest: int, heads: int) -> int:
-    """TRL's default of 8, or fewer where scores of eager attention in bfloat16 would not fit."""
+    """Return TRL's default of 8 rows, or fewer if the bfloat16 scores of eager attention would not fit."""
     one = 2 * ATTENTION_COPIES * heads * longest**2
     return next((rows for rows in (8, 4, 2) if rows * one <= ATTENTION_MEMORY), 1)
 
 
 def _loaded(batches: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Tokens that go through the model in an epoch, and those among them that are not padding."""
+    """Return the number of tokens that go through the model in an epoch, with padding and without."""
     computed = real = 0
     for inputs in batches:
         computed += inputs["input_ids"].numel()
@@ -338,14 +352,14 @@ def _warm_up(model: Any, ids: list[int], device: str) -> None:
 
 
 def _peer(path: Path, device: str) -> tuple[Any, Any]:
-    """The model and the adapter as OpenAI's and PEFT's guides have them, LoRA on every expert."""
+    """Return the model and the LoRA configuration of OpenAI's and PEFT's guides, with LoRA on every expert."""
     import torch
     from peft import LoraConfig
     from transformers import GptOssForCausalLM, Mxfp4Config
 
     base = GptOssForCausalLM.from_pretrained(
         path, dtype=torch.bfloat16, attn_implementation="eager", use_cache=False,
-        quantization_config=Mxfp4Config(dequantize=True),  # else packed where `kernels` is, which has no backward
+        quantization_config=Mxfp4Config(dequantize=True),  # packed experts (package `kernels`) have no backward
     )  # fmt: skip
     config = LoraConfig(
         r=RANK, lora_alpha=RANK, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -355,7 +369,7 @@ def _peer(path: Path, device: str) -> tuple[Any, Any]:
 
 
 def _tokenizer() -> Any:
-    """One that pads; texts have been tokenised already."""
+    """Return a tokenizer that can only pad. The texts are token ids already."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -364,7 +378,7 @@ def _tokenizer() -> Any:
 
 
 def main() -> None:
-    """Measure one side, as the benchmark's processes do, or run the benchmark and print its JSON."""
+    """Run the benchmark and print its JSON. With `--side`, measure one side in this process instead."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", choices=WIDTHS, default="slice")
     parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS))

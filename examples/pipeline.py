@@ -7,7 +7,7 @@ from ossia import events
 
 
 def show(event: events.Event) -> None:
-    """Print what happens. Events are also in the run's events.jsonl."""
+    """Print a step or a note. All events are also in the run's events.jsonl."""
     if isinstance(event, events.Step):
         print(f"step {event.step}: loss {event.loss:.3f}")
     elif isinstance(event, events.Note):
@@ -15,6 +15,7 @@ def show(event: events.Event) -> None:
 
 
 def main(overrides: list[str]) -> None:
+    """Run all stages on the recipe tiny-demo."""
     plan = ossia.plan("tiny-demo", overrides=overrides, measure=False)
     print(f"{plan.verdict}: {plan.memory_needed / 1e9:.1f} GB of memory")
     trained = ossia.train("tiny-demo", overrides=overrides, on_event=show)
@@ -25,5 +26,5 @@ def main(overrides: list[str]) -> None:
     print(f"{exported.path} holds the tuned model; its experts: {exported.report['experts']['layout']}")
 
 
-if __name__ == "__main__":  # compiling the data starts processes that import this file
+if __name__ == "__main__":  # the processes that compile the data import this file
     main(sys.argv[1:] or ["train.steps=20", "eval.limit=20"])

@@ -1,7 +1,7 @@
 """Ossia's four-bit model in TRL's SFTTrainer: python examples/trl_sft.py MODEL ROWS.jsonl ADAPTER_FOLDER [STEPS]
 
-Rows are TRL's own: {"prompt": [messages], "completion": [messages]}. TRL projects to the vocabulary in tiles, so
-there are no full logits here either.
+Rows have TRL's own format: {"prompt": [messages], "completion": [messages]}. TRL, like Ossia, projects to the
+vocabulary in tiles, so full logits never exist.
 """
 
 import sys
@@ -15,6 +15,7 @@ from ossia.adapters.apply import attach_adapter, save_adapter
 
 
 def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
+    """Train an adapter with TRL and save it."""
     model, tokenizer = ossia.load(path)
     settings = SFTConfig(
         output_dir=folder,

@@ -1,8 +1,9 @@
-"""TRL's SFTTrainer on prefix trees: what the rows of a batch begin with in common is computed once.
+"""TRL's SFTTrainer on prefix trees: the common prefixes of the rows in a batch are computed once.
 
     python examples/trl_trees.py MODEL ROWS.jsonl ADAPTER_FOLDER [STEPS]
 
-Rows are TRL's own, one per assistant turn: {"prompt": [messages], "completion": [messages]}, in batches as in the file.
+Rows have TRL's own format, one per assistant turn: {"prompt": [messages], "completion": [messages]}. Batches are
+consecutive rows of the file.
 """
 
 import sys
@@ -16,7 +17,12 @@ from ossia.adapters.apply import attach_adapter, save_adapter
 from ossia.train.steps import TreeCollator
 
 
-class TreeTrainer(SFTTrainer):  # the mean over the step's tokens in all processes, whose gradients are averaged
+class TreeTrainer(SFTTrainer):
+    """A trainer whose loss is the mean over the step's tokens in all processes.
+
+    The processes average their gradients, so each one multiplies its loss by their number.
+    """
+
     def _get_num_items_in_batch(self, batches, device):
         return self.accelerator.gather(sum(batch["weights"].sum() for batch in batches).to(device)).sum()
 
@@ -25,6 +31,7 @@ class TreeTrainer(SFTTrainer):  # the mean over the step's tokens in all process
 
 
 def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
+    """Train an adapter with TRL on prefix trees and save it."""
     model, tokenizer = ossia.load(path)
     settings = SFTConfig(
         folder, max_steps=int(steps), per_device_train_batch_size=8, max_length=None, bf16=False, learning_rate=2e-3,

@@ -82,7 +82,7 @@ def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch, tm
     used = {"memory__current": "700000", "memory__stat": "anon 300000\nfile 400000\n"}
     cgroup(monkeypatch, tmp_path, memory__max="1000000\n", **used)
     # 700,000 are used, but 400,000 of them are file cache, which is given up on demand.
-    assert hardware.memory() == Answer(700_000, "what the container's memory limit leaves")
+    assert hardware.memory() == Answer(700_000, "left under the container's memory limit")
 
 
 @pytest.mark.parametrize("limit", ["max", "9223372036854771712", "1099511627776000"])

@@ -1,14 +1,15 @@
 """Make the data of the cross-lingual reasoning example: short problems with known answers in five languages.
 
-A question is asked in one language, the developer message requests the language of the thought, and the answer is given
-in the language of the question. Rows have the schema of HuggingFaceH4/Multilingual-Thinking, plus `answer` (a string to
-look for in `final`), `language` (of the question), `kind` (of problem) and `reasoning_effort`.
+The question and the answer are in one language. The developer message requests the language of the thought. Rows have
+the schema of HuggingFaceH4/Multilingual-Thinking and four more columns. `answer` is a string to look for in `final`.
+`language` is the language of the question. The others are `kind` (of problem) and `reasoning_effort`.
 
-* `pretraining_rows`: for making a tiny base model that thinks in English whatever is requested.
-* `training_rows`: for tuning; the thought is in the requested language.
-* `heldout_rows`: for measuring; the operands occur in neither of the two (`is_heldout`).
+* `pretraining_rows` are for the pre-training of a tiny base model. The thought is in English, whatever is requested.
+* `training_rows` are for tuning. The thought is in the requested language.
+* `heldout_rows` are for measuring. Their operands occur in neither of the other two (`is_heldout`).
 
-`python generate.py` writes train.jsonl and heldout.jsonl beside this file. Same seed, same bytes. Needs only Python.
+`python generate.py` writes train.jsonl and heldout.jsonl beside this file. The same seed gives the same bytes. The
+script needs only Python.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ TRAIN_ROWS, HELDOUT_ROWS = 1200, 325  # 13 requests for each of 25 pairs of kind
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem, free of any language: it can be asked, solved and answered in each of `LANGUAGES`.
+    """A problem without its language. Its methods write it in each of `LANGUAGES`.
 
-    `a` and `b` are the operands (for `date`, a day of May and a number of days); `name`, `other` and `item` are indices
-    into `NAMES` and `ITEMS`, `variant` into the wordings of `TASKS`.
+    `a` and `b` are the operands. For `date` they are a day of May and a number of days. `name` and `other` are indices
+    into `NAMES`, `item` into `ITEMS`, and `variant` into the wordings of `TASKS`.
     """
 
     kind: str
@@ -47,7 +48,7 @@ class Problem:
 
     @property
     def result(self) -> int:
-        """The solution: a number, or for `compare` the index in `NAMES` of who has more."""
+        """The solution: a number, or for `compare` the index in `NAMES` of the person who has more."""
         if self.kind in ("add", "date"):
             return self.a + self.b
         if self.kind == "subtract":
@@ -58,7 +59,7 @@ class Problem:
 
     @property
     def answer(self) -> str:
-        """The solution as it is written in every language: digits or a name."""
+        """The solution as a string, which is the same in every language: digits or a name."""
         return NAMES[self.result] if self.kind == "compare" else str(self.result)
 
     def _fill(self, template: str, language: str) -> str:
@@ -72,15 +73,15 @@ class Problem:
         )
 
     def question(self, language: str) -> str:
-        """The question in `language`."""
+        """Return the question in `language`."""
         return self._fill(TASKS[self.kind][language][self.variant][0], language)
 
     def final(self, language: str) -> str:
-        """The answer as a sentence in `language`."""
+        """Return the answer as a sentence in `language`."""
         return self._fill(TASKS[self.kind][language][self.variant][1], language)
 
     def working(self, language: str) -> str:
-        """The steps from question to answer in `language`, ending with the answer itself."""
+        """Return the steps from the question to the answer in `language`. The last step is the answer."""
         step = STEPS[language]
         if self.kind == "weeks":
             weeks = step["weeks"].format(a=self.a, d=7 * self.a)
@@ -94,7 +95,10 @@ class Problem:
 
 
 def _column_steps(kind: str, a: int, b: int, step: dict[str, str]) -> list[str]:
-    """Add or subtract two numbers below 100 digit by digit, as on paper. Subtraction must not need to borrow."""
+    """Return the steps of adding or subtracting two numbers below 100 digit by digit.
+
+    A subtraction must not need to borrow.
+    """
     (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
     if kind == "subtract":
         ones, tens = f"{a_ones}-{b_ones}={a_ones - b_ones}", f"{a_tens}-{b_tens}={a_tens - b_tens}"
@@ -106,7 +110,7 @@ def _column_steps(kind: str, a: int, b: int, step: dict[str, str]) -> list[str]:
 
 
 def _comparison_steps(a: int, b: int, step: dict[str, str]) -> list[str]:
-    """Compare two different numbers below 100 by their tens, and by their ones if the tens are equal."""
+    """Return the steps of comparing two different numbers below 100: the tens, and if they are equal, the ones."""
     (a_tens, a_ones), (b_tens, b_ones) = divmod(a, 10), divmod(b, 10)
     if a_tens != b_tens:
         return [step["tens"].format(sum=f"{a_tens}{'<>'[a_tens > b_tens]}{b_tens}")]
@@ -115,7 +119,10 @@ def _comparison_steps(a: int, b: int, step: dict[str, str]) -> list[str]:
 
 
 def is_heldout(kind: str, a: int, b: int) -> bool:
-    """Whether the operands are kept for measuring: about one pair in six, in either order where order is no matter."""
+    """Return whether the operands are kept for measuring. About one pair in six is.
+
+    For `add` and `compare`, both orders of a pair give the same result.
+    """
     if kind in ("add", "compare"):
         a, b = min(a, b), max(a, b)
     return zlib.crc32(f"{kind} {a} {b}".encode()) % 6 == 0
@@ -128,7 +135,7 @@ def _operands(kind: str, rng: random.Random) -> tuple[int, int]:
         return rng.randint(2, 9), rng.randint(2, 9)
     if kind == "compare":
         a = rng.randint(11, 49)
-        near = rng.random() < 0.3  # equal tens, which chance alone would make too rare to learn
+        near = rng.random() < 0.3  # equal tens: without this they would be too rare to learn
         b = 10 * (a // 10) + rng.randrange(10) if near else rng.randint(11, 49)
         return (a, b) if a != b else _operands(kind, rng)
     if kind == "add":
@@ -147,13 +154,14 @@ def _problem(kind: str, rng: random.Random, heldout: bool) -> Problem:
 
 
 def make_row(problem: Problem, language: str, requested: str, *, thought: str | None) -> Row:
-    """One row.
+    """Return one row.
 
     Args:
-        language: of the question and of the answer.
+        problem: the problem of the row.
+        language: the language of the question and of the answer.
         requested: the language of the thought that the developer message asks for.
-        thought: the language the thought is really in. None for low effort: no thought, the working comes first in the
-            answer, in the requested language.
+        thought: the actual language of the thought. None gives a row of low effort without a thought: the answer starts
+            with the working, in the requested language.
     """
     user, analysis, final = problem.question(language), "", problem.final(language)
     if thought is None:
@@ -179,10 +187,11 @@ def make_row(problem: Problem, language: str, requested: str, *, thought: str | 
 
 
 def pretraining_rows(count: int, seed: int, *, low_effort: float = 0.5) -> list[Row]:
-    """Rows for a base model: thoughts are English and the requested language is random, so that it learns to ignore it.
+    """Return rows for a base model. Thoughts are English and the requested language is random.
 
-    A share `low_effort` of the rows has no thought; its answers carry the working, in the requested language. That is
-    how the base model gets to know these sentences in every language, and what a request for a language is.
+    So the base model learns to ignore the request for the thought. A share `low_effort` of the rows has no thought.
+    Their answers contain the working, in the requested language. From them the base model learns these sentences in
+    every language, and the meaning of a requested language.
     """
     rng = random.Random(f"pretraining {seed}")
     rows = []
@@ -194,8 +203,10 @@ def pretraining_rows(count: int, seed: int, *, low_effort: float = 0.5) -> list[
 
 
 def training_rows(count: int, seed: int) -> list[Row]:
-    """Rows for tuning: thoughts are in the requested language. Kinds and pairs of languages are equally common, and no
-    question comes twice with the same request."""
+    """Return rows for tuning, with thoughts in the requested language.
+
+    Kinds and pairs of languages are equally common. No question comes twice with the same request.
+    """
     rng = random.Random(f"training {seed}")
     rows: dict[tuple[str, str], Row] = {}
     while len(rows) < count:
@@ -205,9 +216,10 @@ def training_rows(count: int, seed: int) -> list[Row]:
 
 
 def heldout_rows(count: int, seed: int) -> list[Row]:
-    """Rows for measuring, on operands that neither `pretraining_rows` nor `training_rows` use. No question comes twice.
+    """Return rows for measuring, on operands that neither `pretraining_rows` nor `training_rows` use.
 
-    Every language is asked in equally often; English is requested a third as often as each of the others.
+    No question comes twice. Questions are equally common in all languages. English is requested a third as often as
+    each of the other languages.
     """
     rng = random.Random(f"heldout {seed}")
     requests = 3 * LANGUAGES[1:] + LANGUAGES[:1]
@@ -219,7 +231,7 @@ def heldout_rows(count: int, seed: int) -> list[Row]:
 
 
 def _balanced_row(i: int, rng: random.Random, requests: tuple[str, ...], *, heldout: bool) -> Row:
-    """Row number `i`: the kind changes with every row, then the language, then the request."""
+    """Return row number `i`. The kind changes fastest, then the language, then the request."""
     i, kind = divmod(i, len(KINDS))
     i, language = divmod(i, len(LANGUAGES))
     requested = requests[i % len(requests)]

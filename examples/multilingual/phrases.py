@@ -1,7 +1,7 @@
 """The sentences of the multilingual reasoning task, in five languages.
 
-Only text lives here; `generate.py` fills it in. The grammar is kept out of the way on purpose: every countable thing is
-feminine in Spanish and Italian (one form of "how many"), and no sentence depends on a person's gender.
+This module holds only text, and `generate.py` fills it in. The texts avoid grammatical agreement: every countable thing
+is feminine in Spanish and Italian, so "how many" has one form. No sentence depends on a person's gender.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ITEMS: dict[str, tuple[str, ...]] = {
     "Italian": ("mele", "monete", "carte"),
 }
 
-# kind -> language -> variants of (question, answer).
+# For each kind and language, the variants of (question, answer).
 TASKS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "add": {
         "English": (
@@ -164,7 +164,7 @@ TASKS: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     },
 }
 
-# The steps of a thought. {sum} is arithmetic that needs no language, such as 7+5=12 or 4<7.
+# For each language, the steps of a thought. {sum} is arithmetic in digits, such as 7+5=12 or 4<7.
 STEPS: dict[str, dict[str, str]] = {
     "English": {
         "add": "I compute {a} plus {b}.",

@@ -2,8 +2,8 @@
 
     python examples/multilingual/pretrain.py            # about fifteen minutes on one core
 
-Pre-trains on 30,000 generated rows, then compresses the checkpoint into one file of about 2 MB. The same machine makes
-the same bytes.
+The script pre-trains on 30,000 generated rows and compresses the checkpoint into one file of about 2 MB. On one
+machine, every run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import generate  # noqa: E402  (beside this file, not a package)
+import generate  # noqa: E402  (a module beside this file, not of a package)
 
 from ossia.checkpoint.compact import compress  # noqa: E402
 from ossia.checkpoint.layout import Shape  # noqa: E402
@@ -34,7 +34,7 @@ ROWS = 30_000
 
 
 def main() -> None:
-    """Generate, pre-train, compress."""
+    """Generate the rows, pre-train the model and compress its checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--out", type=Path, default=HERE / "base.safetensors")

@@ -1,15 +1,41 @@
-"""Ossia: fine-tune, evaluate, chat with and ship OpenAI's gpt-oss models on the machine you have.
+"""Ossia: fine-tune, evaluate, chat with and export OpenAI's gpt-oss models on the machine you have.
 
     import ossia
 
-    plan = ossia.plan("tiny-demo")                          # what it needs, before anything is spent
+    plan = ossia.plan("tiny-demo")                          # the memory, disk and time that training needs
     result = ossia.train("tiny-demo")                       # a run: checkpoints of a LoRA adapter
-    report = ossia.evaluate(result.run.id)                  # against its base, on held-out questions
+    report = ossia.evaluate(result.run.id)                  # the run compared with its base, on held-out questions
     export = ossia.export(result.run.id, to="hf")           # a checkpoint that other programs load
     model, tokenizer = ossia.load("openai/gpt-oss-20b")     # a transformers model, experts in four bits
 
-Importing this imports neither torch nor transformers; using it does. The functions are those of `ossia.workflows`.
-`plan`, `train`, `evaluate` and `export` are also the packages of these stages: the packages can be called.
+Importing `ossia` imports neither torch nor transformers. The functions import them when they need them. The functions
+are those of `ossia.workflows`, and `load` is that of `ossia.model`. `plan`, `train`, `evaluate` and `export` are also
+the packages of these stages, and the packages are callable.
+
+The modules and folders, lowest layer first:
+
+    errors         exceptions with messages for users, and problems in the rows of data sets
+    config         the settings of a recipe with their defaults and documentation
+    files          cache folder, atomic writes, and free disk space
+    hardware       processor, memory, disk and GPUs of this machine, and the device and dtype to use
+    recipes/       recipes as YAML files, and the code that reads and writes them
+    events         the events of a run, in its events.jsonl
+    runs           run folders: created, found and listed
+    harmony/       Harmony, the message format of gpt-oss: renderer, parser and tokenizer
+    sequences/     training sequences: prefix trees, the order of steps, and shared prefixes
+    kernels/       the computations that take most of the time, for each kind of device
+    checkpoint/    checkpoints on disk and on the hub
+    adapters/      LoRA adapters in PEFT's format
+    model/         gpt-oss with its experts in four bits, on transformers' classes
+    generate/      engines that generate tokens, behind one protocol
+    data/          stage 1: from files to training examples
+    plan/          stage 2: the memory, disk and time that training needs
+    train/         stage 3: from a model and examples to checkpoints of an adapter
+    evaluate/      stage 4: comparison of a tuned model with its base on held-out questions
+    export/        stage 5: a tuned model in the formats of other programs
+    workflows/     each stage as one function with typed arguments, a result and an event callback
+    cli/           the commands of the terminal
+    __main__       the entry point of the `ossia` command
 """
 
 from __future__ import annotations
@@ -41,14 +67,14 @@ _FUNCTIONS = {
 }
 """Public function -> the module that defines it."""
 _STAGES = ("evaluate", "export", "plan", "train")
-"""Public functions that have the name of a package of Ossia."""
+"""Public functions with the same name as a package of Ossia."""
 
 
 class _Stage(ModuleType):
-    """The package of a stage, which is called as the workflow of its name.
+    """The package of a stage, which can be called like the workflow of the same name.
 
-    Importing a package sets it as an attribute of its parent, so a function of its name would be lost. This way the
-    attribute is one object whatever was imported before.
+    Importing a package sets it as an attribute of its parent, which would replace a function of the same name. With
+    callable packages the attribute is the same object, whether or not the package was imported before.
     """
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
@@ -66,7 +92,7 @@ class _Stage(ModuleType):
 
 
 class _Package(ModuleType):
-    """Ossia itself, which makes the packages of stages callable when the import system hands them to it."""
+    """The package `ossia`, which makes the packages of stages callable when the import system sets them on it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _STAGES and type(value) is ModuleType:

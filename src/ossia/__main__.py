@@ -1,4 +1,4 @@
-"""Entry point of the `ossia` command: runs it and turns what goes wrong into a sentence and an exit code."""
+"""Entry point of the `ossia` command, which converts errors to a short message and an exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
         try:
             app.build()(prog_name="ossia", standalone_mode=True)
         finally:
-            sys.stdout.flush()  # so that a closed pipe is noticed here and not when Python ends
+            sys.stdout.flush()  # raises the error of a closed pipe here and not when Python ends
     except OssiaError as error:
         if os.environ.get("OSSIA_DEBUG"):
             raise
@@ -86,12 +86,12 @@ def _prepare_signals() -> None:
 
 
 def _by_ctrl_c(error: BaseException) -> bool:
-    """Whether typer made this of a KeyboardInterrupt, and not a command of its own accord."""
+    """Return whether typer converted a KeyboardInterrupt to this error. Commands can raise the same error."""
     return isinstance(error.__cause__ or error.__context__, KeyboardInterrupt)
 
 
 def _end_quietly() -> NoReturn:
-    """The reader of a pipe went away (`ossia runs ls | head`): nothing is wrong."""
+    """Exit with 0 after the reader of a pipe has closed it (`ossia runs ls | head`), which is not an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 

@@ -1,14 +1,14 @@
-"""What goes wrong, in words for people.
+"""Exceptions with messages for users, and problems in the rows of data sets.
 
-The tree (exit code of the command line in brackets):
+The exceptions, with the exit code of the command line in brackets:
 
-* OssiaError            the run failed                                  [1]
-  + UserError           the user's input is wrong                       [2]
-  + DoesNotFitError     the machine cannot hold what was asked for      [3]
+    OssiaError            the run failed                                        [1]
+      UserError           the user's input is wrong                             [2]
+      DoesNotFitError     the machine has too little memory or disk space       [3]
 
-Every error says what is wrong, where (file, row, key), why it matters and what to do about it. `assert` is for
-programmers; these are for people. Faults in the rows of somebody's data are `Problem`s, which are collected and not
-raised, so that one bad row does not hide the next.
+Every error states the fault, its place (file, row, key), the reason and a remedy. `assert` is for programming errors,
+and these exceptions are for users. Faults in the rows of a data set are `Problem`s. They are collected and not raised,
+so that one faulty row does not hide the next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Literal
 
 
 class OssiaError(Exception):
-    """An expected failure. Printed as a short message without a traceback; the process exits with `exit_code`."""
+    """An expected failure. It is printed as a short message without a traceback; the exit code is `exit_code`."""
 
     exit_code = 1
 
@@ -28,9 +28,9 @@ class OssiaError(Exception):
         """
         Args:
             what: one sentence without a final full stop.
-            where: the place, for example "data.jsonl:17" or "recipe.yaml:4 train.steps".
-            why: the cause or the consequence, if it is not obvious.
-            do: the remedy, preferably something to type.
+            where: the place, such as "data.jsonl:17" or "recipe.yaml:4 train.steps".
+            why: the cause or the consequence, unless it is obvious.
+            do: the remedy, preferably a command.
         """
         super().__init__(what)
         self.what, self.where, self.why, self.do = what, where, why, do
@@ -51,7 +51,7 @@ class UserError(OssiaError):
 
 
 class DoesNotFitError(OssiaError):
-    """The machine has not got the memory or the disk space for what was asked."""
+    """The machine has too little memory or disk space for the requested work."""
 
     exit_code = 3
 
@@ -61,27 +61,30 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fault in a row. An error: the row cannot be used as it is. A warning: somebody should look at it."""
+    """A fault in a row of a data set."""
 
     level: Level
+    """error: the row cannot be used unchanged. warning: the row is usable, but a person should look at it."""
     code: str
-    """A fixed word for the kind, such as `unknown-role`; to count and to filter by."""
+    """A fixed identifier of the kind of fault, such as `unknown-role`, for counts and filters."""
     what: str
+    """The fault in words."""
     do: str = ""
+    """The remedy."""
     path: str = ""
-    """Place in the row, as in `messages[2].tool_calls[0].function.arguments`."""
+    """Place in the row, such as `messages[2].tool_calls[0].function.arguments`."""
     file: str = ""
     line: int = 0
-    """Line of the file, or number of the item where a file has no lines. From 1; 0 where there is none."""
+    """Line of the file, or number of the item if the file has no lines. Counted from 1; 0 if there is none."""
 
     @property
     def where(self) -> str:
-        """As in `data.jsonl:17 messages[2].role`."""
+        """The place of the fault, such as `data.jsonl:17 messages[2].role`; empty if unknown."""
         place = f"{self.file}:{self.line}" if self.line else self.file
         return f"{place} {self.path}".strip()
 
     def to_error(self) -> UserError:
-        """The same as an exception."""
+        """Return the problem as an exception."""
         return UserError(self.what, where=self.where or None, do=self.do or None)
 
     def __str__(self) -> str:
@@ -90,27 +93,35 @@ class Problem:
 
 
 OnProblem = Callable[[Problem], None]
+"""A function that is called with each problem."""
 
 
 def raise_errors(problem: Problem) -> None:
-    """An `OnProblem` for callers that cannot go on: errors are raised, warnings ignored."""
+    """Raise an error and ignore a warning. An `OnProblem` for callers that cannot continue after an error.
+
+    Raises:
+        UserError: the problem is an error.
+    """
     if problem.level == "error":
         raise problem.to_error()
 
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}")
-# Marks that turn the direction of text around, and with it what a line seems to say.
+# Marks that reverse the direction of text and so can disguise the content of a line.
 _TURNING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _VISIBLE |= {code: f"[U+{code:04X}]" for code in _TURNING}
 
 
 def harmless(text: str) -> str:
-    """Text with its control characters made visible: other people's data must not steer the terminal."""
+    """Return the text with visible characters in place of control characters.
+
+    Foreign data must not control the terminal. Newlines and tabs stay unchanged.
+    """
     return text.translate(_VISIBLE)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word closest to `word`, or None when nothing is close."""
+    """Return the known word closest to `word`, or None if none is similar."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return close[0] if close else None

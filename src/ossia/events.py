@@ -1,10 +1,10 @@
-"""What a running job tells the world: one JSON object per line in the run's events.jsonl.
+"""The events of a run: one JSON object per line in the run's events.jsonl.
 
-This file is the only channel from a job to whatever watches it (a terminal, the studio, a script). A line has `time`
-(seconds since the epoch), `kind` and the fields of the event of that kind. Lines are only ever appended.
+This file is the only channel from a running job to its watchers (a terminal, the studio, a script). A line has `time`
+(seconds since 1970), `kind` and the fields of the event of that kind. Lines are only appended.
 
-A resumed run repeats steps that an earlier, killed process had already reported. `read` leaves those out: everything
-with a step beyond the checkpoint that a `Resumed` event names is superseded.
+A resumed run repeats steps that an earlier, killed process has already reported. A `Resumed` event supersedes all
+earlier events with a later step than its own. `read` leaves the superseded events out.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ FILE = "events.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base of all events. `time` is set when the event is made."""
+    """Base class of all events."""
 
     kind: ClassVar[str] = ""
     time: float = field(default_factory=time.time)
+    """Time at which the event was made, in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """A process began to work on the run."""
+    """A process has begun to work on the run."""
 
     kind: ClassVar[str] = "started"
     command: str
@@ -46,12 +47,12 @@ class Started(Event):
     examples: int
     validation_examples: int
     trained_tokens: int
-    """Supervised tokens in one pass over the training examples."""
+    """Number of supervised tokens in all training examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
-    """Work continues from the checkpoint of `step`; later steps reported before are superseded."""
+    """Work continues from the checkpoint of `step`. Earlier events of later steps are superseded."""
 
     kind: ClassVar[str] = "resumed"
     step: int
@@ -68,31 +69,33 @@ class Step(Event):
     learning_rate: float
     grad_norm: float
     tokens: int
-    """Tokens processed in the step, over all devices."""
+    """Number of tokens processed in the step, over all devices."""
     seconds: float
     example_tokens: int = 0
-    """Tokens of the step's examples, each counted by itself; more than `tokens` where prefixes are shared. 0: an older
+    """Sum of the lengths of the step's examples, in tokens; more than `tokens` if prefixes are shared. 0: an older
     version wrote the event."""
     repeated_tokens: int = 0
-    """Tokens of shared prefixes among `tokens` that were computed again, in another micro-batch."""
+    """Number of tokens of shared prefixes among `tokens` that were computed again in another micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation(Event):
-    """Loss on the held-back data. Of a supervised run: over all supervised tokens and per channel."""
+    """The loss on the held-back data. For a supervised run it is over all supervised tokens."""
 
     kind: ClassVar[str] = "validation"
     step: int
     loss: float
     channels: dict[str, float]
+    """Channel -> loss over its supervised tokens."""
     best: bool
+    """Whether this is the lowest validation loss so far."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What else the objective of the run measures."""
+    """Further measurements of the run's objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Event):
-    """What the model answers to a validation prompt at this step."""
+    """The model's answer to a validation prompt at this step."""
 
     kind: ClassVar[str] = "sample"
     step: int
@@ -104,20 +107,20 @@ class Sample(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Routing(Event):
-    """What the routers of the layers do. Lists have one entry per layer."""
+    """Statistics of the routers. Lists have one entry per layer."""
 
     kind: ClassVar[str] = "routing"
     step: int
     tokens: int
-    """Training tokens that the load was counted on: those since the last such event, over all devices."""
+    """Number of training tokens in `load`: those since the previous event of this kind, over all devices."""
     load: list[list[float]]
     """Each expert's share of the layer's (token, choice) pairs."""
     entropy: list[float]
-    """Entropy of the load divided by the logarithm of the number of experts: 1 is even, 0 a single expert."""
+    """Entropy of the load divided by the logarithm of the number of experts. 1: even load. 0: a single expert."""
     drift: list[float]
     """Share of the base's choices, on a few fixed examples, that the tuned model does not make."""
     balance_loss: float | None = None
-    """Mean load-balancing loss over layers and tokens (the number of choices when even); None: it is not trained."""
+    """Mean load-balancing loss over layers and tokens; with even load, the number of choices. None: not trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,26 +135,28 @@ class Checkpoint(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Note(Event):
-    """Something a person should know: `level` is info or warning."""
+    """A message for the user."""
 
     kind: ClassVar[str] = "note"
     level: str
+    """info or warning."""
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """The process stopped in an orderly way. `status`: done, stopped (by a person or early stopping) or failed."""
+    """The process has ended by itself and was not killed."""
 
     kind: ClassVar[str] = "finished"
     status: str
+    """done, stopped (by a person or by early stopping) or failed."""
     reason: str
     step: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """An evaluation was written to the run folder."""
+    """An evaluation is complete in the run folder."""
 
     kind: ClassVar[str] = "evaluated"
     path: str
@@ -160,7 +165,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(Event):
-    """An export was written."""
+    """An export is complete on disk."""
 
     kind: ClassVar[str] = "exported"
     path: str
@@ -169,22 +174,23 @@ class Exported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """How far a piece of work is. For whoever watches; it is not written to a run's events."""
+    """The progress of a task. It is for callbacks and is not written to a run's events."""
 
     kind: ClassVar[str] = "progress"
     title: str
-    """Names the work; the same for all events of one piece of work."""
+    """Name of the task, the same in all of its events."""
     done: float
+    """Amount of finished work, in `unit`."""
     total: float | None = None
-    """None: not known."""
+    """Amount of all work, in `unit`. None: not known."""
     unit: str = ""
-    """What is counted, such as MB; empty for plain counts."""
+    """Unit of the amounts, such as MB; empty for plain counts."""
     finished: bool = False
-    """The last event of this piece of work."""
+    """Whether this is the last event of the task."""
 
 
 OnEvent = Callable[[Event], None]
-"""Called with each event as it happens."""
+"""A callback for each event as it happens."""
 
 
 def ignore(event: Event) -> None:
@@ -201,7 +207,16 @@ KINDS: dict[str, type[Event]] = {
 def counting(
     on_event: OnEvent, title: str, total: float | None = None, unit: str = ""
 ) -> Iterator[Callable[[float], None]]:
-    """Yield a function that is called with units done since its last call and reports the sum as `Progress`."""
+    """Yield a function that reports progress. Its argument is the amount of work since its last call.
+
+    It calls `on_event` with a `Progress` that has the sum. The end of the block reports the last `Progress`.
+
+    Args:
+        on_event: the callback.
+        title: the name of the task.
+        total: the amount of all work, or None if it is not known.
+        unit: the unit of the amounts; empty for plain counts.
+    """
     done = 0.0
 
     def advance(units: float) -> None:
@@ -218,7 +233,11 @@ def counting(
 
 @contextmanager
 def transferring(on_event: OnEvent, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a function for work that reports (bytes done, bytes in total, name); it becomes `Progress` in megabytes."""
+    """Yield a function that reports the progress of a transfer. Its arguments are bytes done, all bytes, and a name.
+
+    It calls `on_event` with a `Progress` in megabytes. The end of the block reports the last `Progress`, if there was
+    any.
+    """
     last: Progress | None = None
 
     def report(done: int, total: int, _name: str) -> None:
@@ -234,13 +253,16 @@ def transferring(on_event: OnEvent, title: str) -> Iterator[Callable[[int, int, 
 
 
 class EventLog:
-    """Appends events to a run's events.jsonl; each line is flushed, so that a killed process loses at most one."""
+    """A writer that appends events to a run's events.jsonl.
+
+    The file is closed after each line, so that a killed process loses at most one line.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
 
     def write(self, event: Event) -> None:
-        """Append one event."""
+        """Append one event. NaN and infinite numbers are written as null."""
         line = json.dumps({"kind": event.kind, **_finite(dataclasses.asdict(event))}, ensure_ascii=False)
         with naming(self.path), self.path.open("ab+") as file:
             # A killed process may have left half a line; a newline turns it into one that readers skip.
@@ -250,10 +272,10 @@ class EventLog:
 
 
 def read(folder: Path) -> list[Event]:
-    """Return the run's events in order, without superseded ones. A torn line is skipped.
+    """Return the run's events in order, without superseded ones. Incomplete lines are skipped.
 
     Raises:
-        OssiaError: a complete line is not an event, so the file was damaged by something else.
+        OssiaError: a line is valid JSON but not an event, which a killed process cannot cause.
     """
     path = folder / FILE
     events: list[Event] = []
@@ -269,7 +291,17 @@ def read(folder: Path) -> list[Event]:
 
 
 def follow(folder: Path, *, poll_seconds: float = 0.5) -> Iterator[Event]:
-    """Yield the run's events as they come, from the first on, until the newest process has finished."""
+    """Yield the run's events, from the first on, as they are written, until the newest process has finished.
+
+    Superseded events are included.
+
+    Args:
+        folder: the run folder.
+        poll_seconds: the time between two readings of the file.
+
+    Raises:
+        OssiaError: as `read`.
+    """
     path, offset, finished = folder / FILE, 0, False
     while True:
         data = b""
@@ -284,14 +316,14 @@ def follow(folder: Path, *, poll_seconds: float = 0.5) -> Iterator[Event]:
             if event is not None:
                 finished = isinstance(event, Finished) or (finished and not isinstance(event, Started | Resumed))
                 yield event
-        # Looked at only when all that is written was read: a later process may have gone on after an earlier end.
+        # The end counts only after the whole file was read, because a later process may have continued after it.
         if finished and len(complete) == len(data):
             return
         time.sleep(poll_seconds)
 
 
 def _finite(value: Any) -> Any:
-    """Put null where JSON has no number: NaN and the infinities."""
+    """Return the value with None in place of NaN and infinities, for which JSON has no numbers."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -306,7 +338,7 @@ def _parse(line: bytes, where: str) -> Event | None:
     try:
         values = json.loads(line)
     except ValueError:
-        return None  # torn by a killed process
+        return None  # a line that a killed process has left incomplete
     cls = KINDS.get(values.pop("kind", "")) if isinstance(values, dict) else None
     if cls is None:
         raise OssiaError("not an event", where=where, do="restore the file, or move it away to start a new log")

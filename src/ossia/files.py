@@ -1,7 +1,8 @@
-"""Files and folders: where the cache is, writing that nobody sees half done, and room on the disk.
+"""Files and folders: the place of the cache, atomic writes, and free disk space.
 
-What is written under its final name is complete. It is made beside its place under a hidden name and renamed at the
-end, so a reader or a crash sees the old content or the new one. No torch, and nothing of Ossia but its errors.
+A file or folder under its final name is always complete. It is written beside its final place under a hidden name and
+renamed at the end. So readers find the old content or the new content, also after a crash. This module imports neither
+torch nor other modules of Ossia except `errors`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Any
 from ossia.errors import DoesNotFitError
 
 TEMPORARY = ".*.tmp"
-"""Pattern of the names of files that are being written, or that a killed process left."""
+"""Pattern for the names of unfinished files, whose process is writing them or was killed."""
 _PARTIAL = ".partial"
 
 
 def cache_folder() -> Path:
-    """Return where Ossia keeps what it can rebuild: $OSSIA_CACHE, else `ossia` in the user's cache folder."""
+    """Return the folder for files that Ossia can rebuild: $OSSIA_CACHE, or `ossia` in the user's cache folder."""
     if chosen := os.environ.get("OSSIA_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
@@ -35,7 +36,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write, which takes the place of `path` when the block ends well, and goes if not."""
+    """Yield the path of a temporary file to write, which replaces `path` if the block succeeds.
+
+    If the block fails, the temporary file is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -59,30 +63,32 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader or a crash sees the old or the new content, never a part. Text becomes UTF-8."""
+    """Write a file atomically. Readers find the old or the new content, also after a crash. Text becomes UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, indented as the hub's files are."""
+    """Write JSON atomically, with an indent of two spaces as in the hub's files."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def atomic_folder(final: Path, *, partial: Path | None = None, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder that becomes `final` when the block ends well, and is removed when it does not.
+    """Yield an empty folder that becomes `final` if the block succeeds, and is removed if it fails.
 
-    What killed processes left of earlier attempts is removed first; what a living one is writing stays.
+    Folders that killed processes left in earlier attempts are removed first. Folders that other processes are writing
+    stay.
 
     Args:
-        partial: where it is while it is written, if others must know the place; by default beside `final`, under a
-            hidden name with the number of this process.
-        replace: an older `final` makes place. False: it stays, and what was written is thrown away; so of several
-            processes that make the same folder the first one counts.
+        final: the path of the folder when it is complete.
+        partial: the path of the folder while it is written, if other code must know it. By default it is beside
+            `final`, under a hidden name with the id of this process.
+        replace: whether the new folder replaces an existing `final`. Otherwise the existing one stays and the new one
+            is removed. So if several processes make the same folder, the first one counts.
 
     Raises:
-        OSError: from the file system, for the caller to explain.
+        OSError: the file system refuses an operation. The caller should explain it to the user.
     """
     mine = partial or final.with_name(f".{final.name}.{os.getpid()}{_PARTIAL}")
     _remove_leftovers(final)
@@ -132,16 +138,18 @@ def _remove_leftovers(final: Path) -> None:
         number = leftover.name.removeprefix(before).partition(".")[0]
         if not leftover.name.startswith(before) or not number.isdecimal():
             continue
-        # Our own number was another process's before: this one has not begun to write.
+        # A folder with the id of this process is from an earlier process, because this one has not begun to write.
         if int(number) == os.getpid() or not is_alive(int(number)):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def is_alive(process: int, since: float | None = None) -> bool:
-    """Return whether a process runs.
+    """Return whether a process is running.
 
     Args:
-        since: when it was known to run, in seconds since 1970. A process that began later only has its number.
+        process: the id of the process.
+        since: a time at which it was running, in seconds since 1970. A process that began later has the same id but is
+            another process.
     """
     import psutil
 
@@ -162,7 +170,7 @@ def sha256_of(path: Path) -> str:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that exists, absolute."""
+    """Return the absolute path if it exists, or the nearest parent folder that exists."""
     here = path.absolute()
     while not here.exists():
         here = here.parent
@@ -170,12 +178,21 @@ def nearest_existing(path: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that are free on the disk where `folder` is or will be."""
+    """Return the free bytes on the disk where `folder` is or will be."""
     return shutil.disk_usage(nearest_existing(folder)).free
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raise DoesNotFitError unless the disk where `folder` is or will be has room for `needed` more bytes."""
+    """Check that the disk where `folder` is or will be has space for `needed` more bytes.
+
+    Args:
+        folder: the folder to write to.
+        needed: the number of bytes.
+        what: the subject of the error message, such as a file or a task.
+
+    Raises:
+        DoesNotFitError: the disk has less free space.
+    """
     free = free_bytes(folder)
     if needed > free:
         raise DoesNotFitError(

@@ -1,6 +1,7 @@
-"""What this machine has. Every answer carries the reason for it, and the reason is printed where the answer is used.
+"""The hardware of this machine, and the device and dtype to use on it.
 
-Asking needs no torch; only a question about CUDA loads it, and only when a driver is there.
+Every result includes its reason, which is printed where the result is used. Importing this module does not import
+torch. Only functions that look for CUDA devices do, and only if there is a driver.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """A value and why it is that value."""
+    """A value with the reason for it in words."""
 
     value: T
     reason: str
@@ -28,15 +29,17 @@ class Answer(Generic[T]):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA device. Memory in bytes."""
+    """A CUDA device."""
 
     name: str
     memory: int
+    """Total memory in bytes."""
     capability: tuple[int, int]
+    """Compute capability: major and minor version."""
 
 
 def cpu() -> Answer[str]:
-    """Name the processor and how many cores this process may use."""
+    """Return the name of the processor. The reason has the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -49,37 +52,37 @@ def cpu() -> Answer[str]:
 
 
 def cores() -> Answer[int]:
-    """Count the cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return Answer(len(os.sched_getaffinity(0)), "processor affinity of this process")
     return Answer(os.cpu_count() or 1, "os.cpu_count")
 
 
 def memory() -> Answer[int]:
-    """Bytes of main memory available now, bounded by the container's limit."""
+    """Return the bytes of main memory that are available now, within the container's limit."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
     left = _cgroup_left()
     if left is not None and left < available:
-        return Answer(left, "what the container's memory limit leaves")
+        return Answer(left, "left under the container's memory limit")
     return Answer(available, "available main memory")
 
 
 def total_memory() -> int:
-    """Bytes of main memory installed."""
+    """Return the bytes of main memory installed, without regard to a container's limit."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def disk(folder: Path) -> Answer[int]:
-    """Bytes free where `folder` is or will be."""
+    """Return the free bytes on the disk where `folder` is or will be."""
     return Answer(files.free_bytes(folder), f"free at {files.nearest_existing(folder)}")
 
 
 def gpus() -> Answer[list[Gpu]]:
-    """The CUDA devices that torch can use."""
+    """Return the CUDA devices that torch can use."""
     if not (Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") or platform.system() == "Windows"):
         return Answer([], "no NVIDIA driver on this machine")
     import torch
@@ -94,10 +97,13 @@ def gpus() -> Answer[list[Gpu]]:
 
 
 def device(wanted: str = "auto") -> Answer[str]:
-    """Choose cpu or cuda. `wanted` is the recipe's model.device.
+    """Return the device to use, cpu or cuda.
+
+    Args:
+        wanted: the recipe's model.device: auto, cpu or cuda.
 
     Raises:
-        UserError: the recipe asks for a GPU that is not there.
+        UserError: the recipe requires a GPU and torch can use none.
     """
     if wanted == "cpu":
         return Answer("cpu", "set in the recipe")
@@ -110,7 +116,12 @@ def device(wanted: str = "auto") -> Answer[str]:
 
 
 def dtype(wanted: str = "auto", on: str = "cpu") -> Answer[str]:
-    """Choose bfloat16 or float32 for what is not four-bit. `on` is the device."""
+    """Return the dtype of the computation and of weights that are not four-bit, bfloat16 or float32.
+
+    Args:
+        wanted: the recipe's model.dtype: auto, bfloat16 or float32.
+        on: the device, cpu or cuda.
+    """
     if wanted != "auto":
         return Answer(wanted, "set in the recipe")
     if on == "cuda":
@@ -128,7 +139,7 @@ def dtype(wanted: str = "auto", on: str = "cpu") -> Answer[str]:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction set extensions of the processor, as Linux names them; empty elsewhere."""
+    """Return the processor's instruction set extensions by their names in Linux; an empty set on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -138,14 +149,17 @@ def cpu_flags() -> set[str]:
 
 
 _CGROUPS = (
-    # version 2, then version 1: folder, limit, usage, the file cache in memory.stat
+    # Version 2, then version 1: folder, file of the limit, file of the usage, name of the file cache in memory.stat.
     ("/sys/fs/cgroup", "memory.max", "memory.current", "file"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "cache"),
 )
 
 
 def _cgroup_left() -> int | None:
-    """Bytes that the control group may still take; file cache counts as free, because it is given up on demand."""
+    """Return the bytes that the control group may still use, or None without a limit.
+
+    File cache counts as free, because the system releases it on demand.
+    """
     for folder, limit_file, usage_file, cache_name in _CGROUPS:
         try:
             limit = Path(folder, limit_file).read_text().strip()

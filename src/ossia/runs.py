@@ -1,4 +1,4 @@
-"""A run is a folder. Everything later stages need lies in it, and nothing else remembers anything.
+"""Run folders. A run is a folder that contains everything that later stages need; no state is kept elsewhere.
 
     runs/2026-11-20_support-bot_7f3a/
       recipe.yaml  environment.json     what ran, exactly
@@ -7,7 +7,8 @@
       checkpoints/step-000200/          adapter, optimiser, random states
       evals/  exports/
 
-The index (runs/index.sqlite) only saves reading every events.jsonl for a listing. Delete it and it is rebuilt.
+The index runs/index.sqlite makes listings fast, because unchanged runs are not read again. It can be deleted and is
+then rebuilt.
 """
 
 from __future__ import annotations
@@ -35,17 +36,22 @@ ENVIRONMENT = "environment.json"
 
 @dataclass(frozen=True)
 class Summary:
-    """One line of `ossia runs ls`."""
+    """The state of a run: one line of `ossia runs ls`."""
 
     id: str
     path: str
     created: float
+    """Time at which recipe.yaml was written, in seconds since 1970."""
     status: str
+    """running, interrupted, no events, damaged, or the status of the last `Finished` event."""
     model: str
     step: int
+    """The last reported step; 0 before the first."""
     total_steps: int
     loss: float | None
+    """Loss of the last step."""
     best_validation: float | None
+    """Lowest validation loss."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,24 @@ class Run:
 
     @property
     def id(self) -> str:
+        """The name of the folder."""
         return self.path.name
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the checkpoints, whether it exists or not."""
         return self.path / "checkpoints"
 
     def recipe(self) -> Recipe:
-        """Return the recipe as it ran."""
+        """Return the recipe with which the run was made.
+
+        Raises:
+            UserError: as `ossia.recipes.load_recipe`.
+        """
         return recipes.load_recipe(str(self.path / "recipe.yaml"))
 
     def log(self) -> events.EventLog:
+        """Return the writer of the run's events."""
         return events.EventLog(self.path)
 
     def steps(self) -> list[int]:
@@ -80,7 +93,7 @@ class Run:
         return self.checkpoints / f"step-{step:06d}"
 
     def best_checkpoint(self) -> Path:
-        """Return the checkpoint with the lowest validation loss, or the newest if none was validated.
+        """Return the folder of the checkpoint with the lowest validation loss, or of the newest if none was validated.
 
         Raises:
             UserError: the run has no checkpoint yet.
@@ -97,11 +110,15 @@ class Run:
         return self.checkpoint(steps[-1])
 
     def summary(self) -> Summary:
-        """Read the events and say how the run stands."""
+        """Return the state of the run, read from its events.
+
+        Raises:
+            OssiaError: the events or the recipe cannot be read.
+        """
         history = events.read(self.path)
         steps = [event for event in history if isinstance(event, events.Step)]
         started = [event for event in history if isinstance(event, events.Started)]
-        # A loss that is not a number is null in the file.
+        # A loss of NaN or infinity is null in the file.
         losses = [event.loss for event in history if isinstance(event, events.Validation)]
         validations = [loss for loss in losses if loss is not None]
         ends = (events.Started, events.Resumed, events.Finished)
@@ -129,10 +146,14 @@ def root() -> Path:
 
 
 def create(recipe: Recipe, command: str) -> Run:
-    """Make a new run folder with the recipe and the environment in it.
+    """Make a new run folder with the recipe and the environment, and return the run.
+
+    Args:
+        recipe: the recipe of the run.
+        command: the command or call that made the run, for environment.json.
 
     Raises:
-        UserError: the folder cannot be made there.
+        UserError: the folder cannot be made.
     """
     name = f"{time.strftime('%Y-%m-%d')}_{recipe.name}_{secrets.token_hex(2)}"
     path = root() / name
@@ -148,10 +169,10 @@ def create(recipe: Recipe, command: str) -> Run:
 
 
 def find_run(reference: str) -> Run:
-    """Return the run given by folder, by id, by the start or a part of its id, or as `last`.
+    """Return the run that a reference identifies: its folder, its id, a part of its id, or `last` for the newest.
 
     Raises:
-        UserError: nothing or more than one run matches.
+        UserError: no run matches, or several do.
     """
     folder = Path(reference)
     if (folder / "recipe.yaml").is_file():
@@ -169,7 +190,7 @@ def find_run(reference: str) -> Run:
 
 
 def list_runs() -> list[Summary]:
-    """Return a summary of every run, newest first. Reads only runs that changed since the last listing."""
+    """Return a summary of every run, newest first. Only runs that have changed since the last listing are read."""
     folders = _folders()
     if not folders:
         return []
@@ -181,7 +202,7 @@ def list_runs() -> list[Summary]:
 
 
 def ossia_version() -> str:
-    """Return Ossia's version, or "from source" where it is used without an installation."""
+    """Return Ossia's version, or "from source" if Ossia is not installed as a package."""
     try:
         return metadata.version("ossia")
     except metadata.PackageNotFoundError:
@@ -189,7 +210,7 @@ def ossia_version() -> str:
 
 
 def environment(command: str) -> dict[str, object]:
-    """Return what is needed to tell later why two runs differ: versions, platform, command."""
+    """Return the data that explain why two runs differ: the command, the time, the platform and versions."""
     names = ("ossia", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
     versions = {}
     for name in names:
@@ -218,7 +239,7 @@ def _refresh(folders: list[Path]) -> list[Summary]:
             stamp = _stamp(folder)
             old_stamp, old = known.pop(str(folder), (None, None))
             summary = _remembered(old) if old_stamp == stamp else None
-            # A process can die without a trace in the events, so runs that seemed to be running are read again.
+            # A killed process writes no event, so runs that were running are read again.
             if summary is None or summary.status == "running":
                 summary = _summary(folder)
                 row = (str(folder), stamp, json.dumps(asdict(summary)))
@@ -229,7 +250,7 @@ def _refresh(folders: list[Path]) -> list[Summary]:
 
 
 def _rebuilt(folders: list[Path]) -> list[Summary]:
-    """Start the index anew; where it cannot be written, do without."""
+    """Return the summaries with a new index, or without an index if it cannot be written."""
     try:
         (root() / "index.sqlite").unlink(missing_ok=True)
         return _refresh(folders)
@@ -238,7 +259,7 @@ def _rebuilt(folders: list[Path]) -> list[Summary]:
 
 
 def _summary(folder: Path) -> Summary:
-    """Summarise a run; one that cannot be read is listed as damaged and does not hide the others."""
+    """Return the summary of a run, with status "damaged" if it cannot be read, so that the others are still listed."""
     try:
         return Run(folder).summary()
     except (OssiaError, OSError):
@@ -247,7 +268,7 @@ def _summary(folder: Path) -> Summary:
 
 
 def _remembered(text: str | None) -> Summary | None:
-    """Read a row of the index; None when another version of Ossia wrote it."""
+    """Return the summary in a row of the index, or None if another version of Ossia has written the row."""
     try:
         return Summary(**json.loads(text)) if text else None
     except (ValueError, TypeError):

@@ -64,14 +64,14 @@ def test_the_scale_divides_by_the_rank_of_the_name_or_by_its_root() -> None:
 @pytest.mark.parametrize("wrong", [0, -1, True, 2.0, "4", None])
 def test_a_rank_is_a_whole_number_from_one(wrong: Any) -> None:
     for settings in ({"rank": wrong, "alpha": 1.0}, {"rank": 1, "alpha": 1.0, "rank_pattern": {"q_proj": wrong}}):
-        with pytest.raises(ValueError, match="is no rank"):
+        with pytest.raises(ValueError, match="is not a rank"):
             AdapterConfig(**settings)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, True, "8", None])
 def test_an_alpha_is_a_finite_number(wrong: Any) -> None:
     for settings in ({"rank": 1, "alpha": wrong}, {"rank": 1, "alpha": 1.0, "alpha_pattern": {"q_proj": wrong}}):
-        with pytest.raises(ValueError, match="is no alpha"):
+        with pytest.raises(ValueError, match="is not an alpha"):
             AdapterConfig(**settings)
 
 

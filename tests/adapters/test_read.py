@@ -121,7 +121,7 @@ def test_any_shape_is_read_as_written_or_refused(
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 3 * rank, "target_parameters": targeted}
     (folder / CONFIG_FILE).write_text(json.dumps(config))
     if all(widths[name][0] == widths[name][1] for name in projections):
-        with pytest.raises(UserError, match="do not tell"):
+        with pytest.raises(UserError, match="do not determine"):
             read_adapter(folder, shape)
         return
     found = read_adapter(folder, shape).deltas

@@ -116,14 +116,14 @@ def edit(folder: Path, target: Path, config: Mapping[str, Any] | None = None, dr
         ({"rank_pattern": {"k_proj": 3, "gate_up_proj": 2, "down_proj": 2}}, r"k_proj has lora_A .* not fit rank 3"),
         ({"rank_pattern": {"gate_up_proj": 4, "down_proj": 2}}, r"0\.mlp\.experts\.gate_up_proj has lora_A"),
         ({"r": 5}, r"q_proj has lora_A \[4, 64\] and lora_B \[128, 4\], which do not fit rank 5 and \[128, 64\]"),
-        ({"r": "4"}, "'4' is no rank"),
-        ({"r": 0}, "0 is no rank"),
-        ({"rank_pattern": {"q_proj": True}}, "True is no rank"),
-        ({"lora_alpha": float("nan")}, "nan is no alpha"),
-        ({"lora_alpha": None}, "None is no alpha"),
-        ({"alpha_pattern": {"q_proj": "8"}}, "'8' is no alpha"),
-        ({"rank_pattern": {"(": 3}}, r"'\(' is no regular expression"),
-        ({"target_modules": "("}, r"'\(' is no regular expression"),
+        ({"r": "4"}, "'4' is not a rank"),
+        ({"r": 0}, "0 is not a rank"),
+        ({"rank_pattern": {"q_proj": True}}, "True is not a rank"),
+        ({"lora_alpha": float("nan")}, "nan is not an alpha"),
+        ({"lora_alpha": None}, "None is not an alpha"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "'8' is not an alpha"),
+        ({"rank_pattern": {"(": 3}}, r"'\(' is not a regular expression"),
+        ({"target_modules": "("}, r"'\(' is not a regular expression"),
         ({"target_modules": [7]}, "not an adapter in PEFT's layout"),
         ({"rank_pattern": [1]}, "not an adapter in PEFT's layout"),
     ],
@@ -253,7 +253,7 @@ def test_experts_whose_convention_cannot_be_told(tmp_path: Path) -> None:
             lambda: job.write_export(find_source(str(folder), str(square)), "hf", tmp_path / "out"),
         ]
     )
-    assert "do not tell how the experts' update is to be read" in said
+    assert "do not determine how to read the experts' update" in said
     assert "changes only down_proj" in said
 
 

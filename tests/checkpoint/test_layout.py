@@ -94,7 +94,7 @@ def test_config_as_transformers_rewrites_it_reads_back(shape: Shape) -> None:
     ("change", "message"),
     [
         ({"model_type": "qwen3"}, "a qwen3 model, not gpt-oss"),
-        ({"tie_word_embeddings": True}, "a head of its own"),
+        ({"tie_word_embeddings": True}, "a separate head"),
         ({"num_local_experts": None}, "'num_local_experts' is missing"),
         ({"layer_types": ["full_attention"] * 24}, "do not alternate"),
         ({"hidden_size": 2881}, "not a multiple of 32"),

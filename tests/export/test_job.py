@@ -216,7 +216,7 @@ def test_what_cannot_be_exported_is_said(run: runs.Run, base: Path, adapter: Pat
     assert "10, 20" in str(error.value)
     with pytest.raises(UserError, match="adapter folder"):
         find_source(str(adapter), str(base), 10)
-    with pytest.raises(UserError, match="place for exports"):
+    with pytest.raises(UserError, match="default place for exports"):
         job.write_export(find_source(str(adapter), str(base)))
     (run.checkpoint(20) / CONFIG_FILE).unlink()
     with pytest.raises(UserError, match="no adapter"):

@@ -349,7 +349,7 @@ def test_a_bf16_export_is_a_base_again(base: Path, tmp_path: Path) -> None:
     stock_adapter(base, tmp_path / "adapter")
     export(base, tmp_path / "adapter", tmp_path / "once", experts="bf16")
     done = export(tmp_path / "once", tmp_path / "adapter", tmp_path / "twice")
-    assert done.report["experts"] == {"asked": "auto", "layout": "bf16", "reason": "as the base model has them"}
+    assert done.report["experts"] == {"asked": "auto", "layout": "bf16", "reason": "as in the base model"}
     weights, once = float_weights(base), float_weights(tmp_path / "once")
     name = "model.layers.1.mlp.experts.down_proj"
     twice = float_weights(tmp_path / "twice")[name]

@@ -113,7 +113,7 @@ def test_arguments_and_schemas_by_other_names(key: str) -> None:
 def test_arguments_are_an_object(arguments: Any, written: str | None) -> None:
     turn = {"role": "assistant", "tool_calls": [call("f", arguments, "1")]}
     if written is None:
-        with pytest.raises(UserError, match="no JSON object"):
+        with pytest.raises(UserError, match="not a JSON object"):
             conversation_from_chat([U, turn])
     else:
         assert conversation_from_chat([U, turn]).messages[-1].content == written

@@ -1,8 +1,10 @@
-"""LoRA adapters: PEFT's format on disk, read and refused in one place for training, chat, planning and export.
+"""LoRA adapters in PEFT's format on disk. Only this package reads and refuses them, for all stages and chat.
 
-config   adapter_config.json, and what Ossia refuses           (neither torch nor PEFT)
-layout   what an adapter can change, and where it lies on disk (neither torch nor PEFT)
-read     an adapter's file as one update per tensor of the checkpoint
-layers   LoRA layers for packed experts, the router and linear modules
-apply    adapters on a model: new ones, and those from disk; saving
+    config    adapter_config.json, and the adapters that Ossia refuses
+    layout    the weights that an adapter can change, and the place of their updates on disk
+    read      an adapter's file as one update per tensor of the checkpoint
+    layers    LoRA layers for packed experts, the router and linear modules
+    apply     adapters on a model: new ones, loading and saving
+
+`config` and `layout` import neither torch nor PEFT.
 """

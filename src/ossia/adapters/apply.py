@@ -1,8 +1,8 @@
 """Adapters on a model: PEFT in memory, PEFT's format on disk (`ossia.adapters.layout`).
 
-Embeddings get PEFT's own LoRA layer, attention projections and head a frugal one of its kind, packed experts and the
-router ours: the layers of `ossia.adapters.layers` that the model names in `adapter_layers`. Experts in floating point
-keep PEFT's own layers for parameters.
+Attention projections, head, packed experts and the router get the layers of `ossia.adapters.layers` that the model
+lists in `adapter_layers`. Embeddings get PEFT's own LoRA layer. Experts in floating point get PEFT's own layers for
+parameters.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from ossia.errors import UserError
 
 
 def attach_adapter(model: PreTrainedModel, **settings: Any) -> PeftModel:
-    """Freeze the model and put new adapters on it. The model's `name_or_path` becomes the adapter's base model.
+    """Freeze the model and return it with a new adapter.
 
-    model: an `OssiaForCausalLM`. settings: `rank`, `targets` and so on: the fields of `LoraSection`, with their
-    defaults.
+    Args:
+        model: an `OssiaForCausalLM`. Its `name_or_path` becomes the adapter's base model.
+        settings: fields of `LoraSection` (`rank`, `targets`, ...); others have their defaults.
     """
     return _put_on(model, AdapterConfig.of(LoraSection(**settings)))
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """Put an adapter from disk (PEFT's layout) on the model, with its own targets, ranks and scales.
+    """Return the model with an adapter from disk (PEFT's layout), which has its own targets, ranks and scales.
 
     Raises:
-        UserError: not an adapter, an adapter for another model, or one that touches what Ossia does not adapt.
+        UserError: not an adapter, an adapter for another model, or one that changes weights that Ossia does not adapt.
     """
     adapter = _read_for(model, folder)
     peft_model = _put_on(model, adapter.config)
@@ -68,7 +69,7 @@ def load_adapter_weights(model: PeftModel, folder: Path) -> None:
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json in stock PEFT's layout. The folder must exist.
 
-    The same adapter gives the same bytes.
+    The same adapter always gives the same bytes.
     """
     weights = {name: stored_pair(name, a, b) if a.ndim == 3 else (a, b) for name, a, b in _weights(model)}
     tensors = {
@@ -85,7 +86,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that training changes."""
+    """Yield (name, parameter) for the parameters that training changes."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
@@ -94,17 +95,17 @@ def _put_on(model: PreTrainedModel, config: AdapterConfig) -> PeftModel:
     in_memory = _in_memory(config, packed=is_packed(model.config))
     in_memory._register_custom_module(model.adapter_layers)
     with warnings.catch_warnings():
-        # PEFT asks for a property under the name that transformers 5.23 has deprecated.
+        # PEFT reads a property under a name that transformers 5.23 deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        # PEFT 0.21 looks for the patterns among target_modules only, and says that it ignores those it honours.
+        # PEFT 0.21 looks for the patterns only in target_modules. It warns that it ignores patterns that it applies.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         return get_peft_model(model, in_memory)
 
 
 def _in_memory(on_disk: AdapterConfig, *, packed: bool) -> MemoryConfig:
-    """Return what PEFT is given: the owners of parameters that get our layers are named as modules.
+    """Return the configuration for PEFT. The owners of parameters that get Ossia's layers are its target modules.
 
-    packed: the experts are. Experts in floating point keep PEFT's own layers for parameters.
+    packed: the experts are in MXFP4. Experts in floating point get PEFT's own layers for parameters.
     """
     parameters = on_disk.target_parameters
     ours = [name for name in parameters if packed or name.rpartition(".")[2] not in EXPERT_PROJECTIONS]
@@ -124,7 +125,7 @@ def _in_memory(on_disk: AdapterConfig, *, packed: bool) -> MemoryConfig:
 
 
 def _settings(config: AdapterConfig) -> dict[str, Any]:
-    """What PEFT's configuration has in memory as on disk."""
+    """Return the settings of PEFT's configuration that are the same in memory and on disk."""
     return {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.base_model,
@@ -137,8 +138,9 @@ def _settings(config: AdapterConfig) -> dict[str, Any]:
 
 
 def _weights(model: PeftModel) -> Iterator[tuple[str, nn.Parameter, nn.Parameter]]:
-    """Yield (name of the weight in the checkpoint, A, B) of every update; of packed experts as a `LoraDelta` has them,
-    [E, R, I] and [E, O, R], of all others as they are on disk.
+    """Yield (name of the weight in the checkpoint, A, B) of every update.
+
+    Packed experts have the shapes of a `LoraDelta`, [E, R, I] and [E, O, R]. All others have the shapes on disk.
     """
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, ExpertsLora):
@@ -162,7 +164,7 @@ def _read_for(model: nn.Module, folder: Path) -> Adapter:
 
 
 def _fill(model: PeftModel, adapter: Adapter) -> None:
-    """Copy an adapter into the one on the model, which has the same configuration."""
+    """Copy an adapter's values into the adapter on the model, which has the same configuration."""
     with torch.no_grad():
         for name, *sides in _weights(model):
             delta = adapter.deltas[name]

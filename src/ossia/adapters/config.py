@@ -1,7 +1,7 @@
-"""adapter_config.json of stock PEFT: what decides what an adapter computes, and which adapters Ossia refuses.
+"""adapter_config.json of stock PEFT: the settings that determine an adapter's result, and the adapters Ossia refuses.
 
-On disk an adapter names modules (`target_modules`: attention projections, `embed_tokens`, `lm_head`) and parameters
-(`target_parameters`: the experts' and the router's). Neither torch nor PEFT is imported here.
+The file lists modules (`target_modules`: attention projections, `embed_tokens`, `lm_head`) and parameters
+(`target_parameters`: the experts' and the router's). This module imports neither torch nor PEFT.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ossia.errors import UserError
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 EXPERT_PROJECTIONS = ("gate_up_proj", "down_proj")
-"""In the order in which the experts' module holds them."""
+"""The experts' parameters, in the order in which the experts' module holds them."""
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _VOCABULARY: dict[LoraTarget, str] = {"embeddings": "embed_tokens", "head": "lm_head"}
@@ -31,8 +31,8 @@ _PARAMETERS: dict[str, LoraTarget] = {
 }
 _PARAMETER = r"((.*\.)?experts\.)?(gate_up_proj|down_proj)|(.*\.)?router\.weight"
 
-#: Settings that mean nothing for what a trained adapter computes, or that are read below. Any other that is on is
-#: refused, those of later versions of PEFT included.
+#: Settings that do not affect a trained adapter's result, and settings that are read below. Any other setting that is
+#: on is refused, including those of later versions of PEFT.
 _HARMLESS = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "lora_alpha", "use_rslora", "target_modules", "target_parameters", "rank_pattern", "alpha_pattern",
@@ -47,14 +47,18 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What decides what an adapter computes, by PEFT's rules.
+    """The settings that determine an adapter's result, by PEFT's rules.
 
-    target_modules: ends of modules' names, sorted, or one regular expression for whole names.
-    target_parameters: ends of parameters' names.
-    rank_pattern, alpha_pattern: regular expression for the end of a module's or parameter's name -> its own rank or
-    alpha; the first one that matches counts.
+    Attributes:
+        rslora: rank-stabilised LoRA, see `scale_of`.
+        target_modules: ends of modules' names, sorted, or one regular expression for whole names.
+        target_parameters: ends of parameters' names.
+        rank_pattern, alpha_pattern: regular expression for the end of a module's or parameter's name -> its own rank
+            or alpha. The first expression that matches counts.
+        base_model: name or path of the model that the adapter was trained on.
 
-    Raises ValueError when a name, a rank, an alpha or a regular expression is none.
+    Raises:
+        ValueError: a name, a rank, an alpha or a regular expression is not valid.
     """
 
     rank: int
@@ -72,20 +76,20 @@ class AdapterConfig:
                 raise ValueError(f"{name!r} is not a name")
         for rank in (self.rank, *self.rank_pattern.values()):
             if type(rank) is not int or rank < 1:
-                raise ValueError(f"{rank!r} is no rank")
+                raise ValueError(f"{rank!r} is not a rank")
         for alpha in (self.alpha, *self.alpha_pattern.values()):
             if type(alpha) not in (int, float) or not math.isfinite(alpha):
-                raise ValueError(f"{alpha!r} is no alpha")
+                raise ValueError(f"{alpha!r} is not an alpha")
         whole = [self.target_modules] if isinstance(self.target_modules, str) else []
         for expression in (*whole, *self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(expression)
             except re.error as error:
-                raise ValueError(f"{expression!r} is no regular expression: {error}") from None
+                raise ValueError(f"{expression!r} is not a regular expression: {error}") from None
 
     @classmethod
     def of(cls, settings: LoraSection) -> AdapterConfig:
-        """Return the configuration of a new adapter."""
+        """Return the configuration of a new adapter with a recipe's settings."""
         found = settings.ranks_and_alphas()
         modules = _ATTENTION if "attention" in found else ()
         vocabulary = {name: found[target] for target, name in _VOCABULARY.items() if target in found}
@@ -108,40 +112,41 @@ class AdapterConfig:
         )
 
     def targets_module(self, name: str) -> bool:
-        """Whether the adapter changes the module of this name (`check_target_module_exists` in PEFT)."""
+        """Return whether the adapter changes the module of this name (`check_target_module_exists` in PEFT)."""
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, name) is not None
         return _is_among(name, self.target_modules)
 
     def targets_parameter(self, name: str) -> bool:
-        """Whether the adapter changes the parameter of this name (`_inject_parameters` in PEFT)."""
+        """Return whether the adapter changes the parameter of this name (`_inject_parameters` in PEFT)."""
         return _is_among(name, self.target_parameters)
 
     def rank_of(self, name: str) -> int:
-        """Rank of the module or parameter of this name."""
+        """Return the rank for the module or parameter of this name."""
         return _matching(self.rank_pattern, name, self.rank)
 
     def alpha_of(self, name: str) -> float:
-        """Alpha of the module or parameter of this name."""
+        """Return the alpha for the module or parameter of this name."""
         return _matching(self.alpha_pattern, name, self.alpha)
 
     def scale_of(self, name: str) -> float:
-        """alpha / rank; rank-stabilised LoRA divides by the square root (Kalajdzievski 2023)."""
+        """Return alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (Kalajdzievski 2023)."""
         rank = self.rank_of(name)
         return self.alpha_of(name) / (math.sqrt(rank) if self.rslora else rank)
 
     @property
     def remedy(self) -> str:
-        """What to do when the adapter does not fit a model."""
+        """Advice for users whose adapter does not fit a model."""
         named = f", {self.base_model}," if self.base_model else ""
         return f"give the model it was trained on{named} with --model, or as model.path of a recipe"
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """Read adapter_config.json and keep what decides what the adapter computes.
+    """Return the settings in adapter_config.json that determine the adapter's result.
 
     Raises:
-        UserError: not an adapter in PEFT's layout, or one that changes or does what Ossia's model does not; named.
+        UserError: not an adapter in PEFT's layout, or one with settings that Ossia does not load. The message names
+            them.
     """
     file = folder / CONFIG_FILE
     try:
@@ -163,7 +168,7 @@ def read_config(folder: Path) -> AdapterConfig:
 
 
 def _check(found: Mapping[str, Any], where: str) -> None:
-    """Refuse by name what Ossia does not load: the one policy for training, chat, planning and export."""
+    """Raise UserError for an adapter that Ossia does not load. The same policy holds in all stages."""
     if (kind := found["peft_type"]) != "LORA":
         raise UserError(f"the adapter is of type {kind}, not LORA", where=where)
     if missing := [key for key in ("r", "lora_alpha") if key not in found]:
@@ -179,11 +184,11 @@ def _check(found: Mapping[str, Any], where: str) -> None:
 
 
 def not_adaptable(names: Iterable[str], where: str) -> UserError:
-    """The refusal of an adapter that changes these modules or parameters."""
+    """Return the error for an adapter that changes these modules or parameters."""
     return UserError(
         f"the adapter changes {', '.join(sorted(names))}, which Ossia does not load",
         where=where,
-        why="adapted are attention projections, experts, routers, embed_tokens and lm_head",
+        why="Ossia adapts only attention projections, experts, routers, embed_tokens and lm_head",
     )
 
 
@@ -192,5 +197,5 @@ def _is_among(name: str, ends: Iterable[str]) -> bool:
 
 
 def _matching(pattern: Mapping[str, _Value], name: str, default: _Value) -> _Value:
-    """What belongs to the first expression that matches the end of the name (`get_pattern_key` in PEFT)."""
+    """Return the value of the first expression that matches the end of the name (`get_pattern_key` in PEFT)."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)

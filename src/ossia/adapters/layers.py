@@ -1,13 +1,13 @@
-"""LoRA layers of our own: for packed experts and the router, which PEFT's cannot be put on, and a frugal linear one.
+"""Ossia's LoRA layers: for packed experts and the router, which PEFT's layers do not support, and for linear modules.
 
-PEFT puts them on the model through its hook for custom modules; the model says which takes the place of which module
-(`adapter_layers`). Attention and head get `LoraLinear`; embeddings get PEFT's own layer.
+PEFT puts them on the model through its hook for custom modules. The model's `adapter_layers` maps each type of module
+to its layer. Attention and head get `LoraLinear`, which needs less memory than PEFT's; embeddings get PEFT's own layer.
 
-PEFT matches the rank and alpha patterns of an adapter with the names of parameters where `target_parameters` is used
-(`mlp.experts.gate_up_proj`), and with the names of modules where one of these layers is put in (`mlp.experts`). So the
-layers look their ranks up themselves, under the parameters' names, in the configuration as it is on disk.
+PEFT compares an adapter's rank and alpha patterns with names. With `target_parameters` these are names of parameters
+(`mlp.experts.gate_up_proj`). For these layers they are names of modules (`mlp.experts`). The layers therefore look up
+their ranks themselves, under the parameters' names, in the configuration as it is on disk.
 
-Shapes: E experts, R LoRA rank, I inputs and O outputs of what is adapted, T tokens, D hidden size, K experts per token,
+Shapes: E experts, R LoRA rank, I inputs and O outputs of a matrix, T tokens, D hidden size, K experts per token,
 N rows.
 """
 
@@ -33,17 +33,20 @@ ADAPTER = "default"
 
 
 class MemoryConfig(LoraConfig):
-    """The configuration that PEFT works with: layers of ours are named as modules, whatever they are on disk."""
+    """PEFT's configuration in memory.
+
+    It lists the targets of Ossia's layers as modules. On disk, those of experts and router are parameters.
+    """
 
     on_disk: AdapterConfig
-    """As stock PEFT reads and writes it."""
+    """The configuration that stock PEFT reads and writes."""
 
 
 class ExpertsLora(nn.Module, LoraLayer):
     """Packed experts with a LoRA update on one or both projections of every expert, as a PEFT layer.
 
-    The experts' module is asked for its sizes, the device of its blocks, and its `run`, which takes the updates.
-    lora_gate_up_A/B and lora_down_A/B hold float32 [E, R, I] and [E, O, R] per adapter name.
+    It uses the sizes of the experts' module, the device of its blocks, and its method `run`, which takes the updates.
+    `lora_gate_up_A`/`B` and `lora_down_A`/`B` hold float32 [E, R, I] and [E, O, R] per adapter name.
     """
 
     adapter_layer_names = ("lora_gate_up_A", "lora_gate_up_B", "lora_down_A", "lora_down_B")
@@ -63,7 +66,7 @@ class ExpertsLora(nn.Module, LoraLayer):
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self.scales: dict[str, dict[str, float]] = {}
-        """Adapter -> projection -> scale. PEFT's `scaling`, which it can turn up and down, is a factor on top."""
+        """Adapter -> projection -> scale. It is multiplied by PEFT's `scaling`, which PEFT can change."""
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha, config=config, target_name=target_name)
 
@@ -73,7 +76,7 @@ class ExpertsLora(nn.Module, LoraLayer):
     def update_layer(  # type: ignore[override]
         self, adapter_name: str, r: int, lora_alpha: float, config: MemoryConfig, target_name: str, **_: Any
     ) -> None:
-        """Add an adapter: A uniform as nn.Linear's default (Kaiming, a = sqrt 5), B zero, as PEFT does."""
+        """Add an adapter, initialised as in PEFT: A uniform as in nn.Linear (Kaiming, a = sqrt 5), B zero."""
         base = self.get_base_layer()
         E, D, F = base.num_experts, base.hidden_size, base.intermediate_size
         device = base.gate_up_proj_blocks.device
@@ -100,7 +103,7 @@ class ExpertsLora(nn.Module, LoraLayer):
         return base.run(hidden_states, router_indices, routing_weights, gate_up, down)
 
     def updates(self, adapter: str = ADAPTER) -> tuple[LowRank | None, LowRank | None]:
-        """Return the update of gate_up and the update of down; None for a projection that has none."""
+        """Return the updates of gate_up and down; None for a projection without an update."""
         scales = self.scales[adapter]
         found: list[LowRank | None] = []
         for projection in EXPERT_PROJECTIONS:
@@ -114,8 +117,8 @@ class ExpertsLora(nn.Module, LoraLayer):
 class RouterLora(GptOssTopKRouter, LoraLayer):
     """The router with a LoRA update of its weight, as a PEFT layer: lora_A [R, D] and lora_B [E, R] as on disk.
 
-    The update's logits are added in float32, so that one smaller than a bfloat16 step of the weight still counts. It is
-    a `GptOssTopKRouter`, so that what records router logits by that class finds the adapted ones.
+    The update's logits are added in float32, so that an update smaller than a bfloat16 step of the weight has an
+    effect. The class is a `GptOssTopKRouter`, so that code that records router logits by that class finds these.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
         target_name: str,
         **_: Any,
     ) -> None:
-        nn.Module.__init__(self)  # not the router's, which would make a weight
+        nn.Module.__init__(self)  # the router's own would create a weight
         LoraLayer.__init__(self, base_layer)
         base = self.get_base_layer()
         self.top_k, self.num_experts, self.hidden_dim = base.top_k, base.num_experts, base.hidden_dim
@@ -141,19 +144,19 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
     def update_layer(  # type: ignore[override]
         self, adapter_name: str, r: int, lora_alpha: float, config: MemoryConfig, target_name: str, **_: Any
     ) -> None:
-        """Add an adapter, initialised as PEFT's on a linear layer."""
+        """Add an adapter, initialised as in PEFT's linear layer."""
         on_disk, parameter = config.on_disk, f"{target_name}.weight"
         rank, alpha = on_disk.rank_of(parameter), on_disk.alpha_of(parameter)
         LoraLayer.update_layer(self, adapter_name, rank, alpha, config=config)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return router logits [T, E], scores [T, K] in the inputs' type and indices [T, K] int64, of [T, D]."""
+        """Return logits [T, E], scores [T, K] in the input's dtype and indices [T, K] int64. The input is [T, D]."""
         base = self.get_base_layer()
         logits_TE = functional.linear(hidden_states, base.weight, base.bias)
         if not self.disable_adapters:
             adapter = self.active_adapters[0]
             a_RD, b_ER = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-            # The input stays in its type: as float32 it would be kept a second time for the backward pass.
+            # The input keeps its dtype. A float32 copy of it would also be kept for the backward pass.
             low_TR = hidden_states @ a_RD.to(hidden_states.dtype).T
             update_TE = low_TR.to(b_ER.dtype) @ b_ER.T
             logits_TE = logits_TE.to(update_TE.dtype) + update_TE * self.scaling[adapter]
@@ -162,15 +165,15 @@ class RouterLora(GptOssTopKRouter, LoraLayer):
 
 
 class LoraLinear(Linear):
-    """PEFT's LoRA layer; with one plain adapter (no dropout, no variant, not merged) in one autograd step.
+    """PEFT's LoRA layer. One plain adapter (no dropout, no variant, not merged) is computed in one autograd step.
 
-    PEFT's own keeps the input a second time in float32 and adds the update in float32; in bfloat16 that costs more than
-    the update's arithmetic. Here everything is in the compute dtype and nothing is kept but the input. The matrices
-    stay float32 parameters and get float32 gradients.
+    PEFT's own layer keeps the input a second time in float32 and adds the update in float32. In bfloat16 this costs
+    more than the update's arithmetic. Here the compute dtype is used throughout, and only the input is kept. The
+    matrices are float32 parameters and get float32 gradients.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return x W^T + bias + scale * (x A^T) B^T, [..., O] in x's type."""
+        """Return x W^T + bias + scale * (x A^T) B^T, [..., O] in x's dtype."""
         if self.disable_adapters or self.merged or args or kwargs or not self._is_plain():
             result: Tensor = super().forward(x, *args, **kwargs)
             return result

@@ -1,21 +1,23 @@
-"""PEFT's layout on disk: which weights of a model an adapter can change, and where their updates lie in its file.
+"""PEFT's layout on disk: the weights of a model that an adapter can change, and the place of their updates in its file.
 
-What is on disk is always what stock PEFT writes for `target_modules` and `target_parameters`, so that it loads on stock
-transformers without Ossia (PEFT 0.21, `Linear`, `Embedding` and `ParamWrapper` in peft/tuners/lora/layer.py):
+The file is always as stock PEFT writes it for `target_modules` and `target_parameters`. It therefore loads on stock
+transformers without Ossia. The source is PEFT 0.21: `Linear`, `Embedding` and `ParamWrapper` in
+peft/tuners/lora/layer.py.
 
 * `lora_A` of a linear module or a 2-D parameter is [R, in], `lora_B` is [out, R];
 * `lora_embedding_A` of the embeddings is [R, vocabulary], `lora_embedding_B` is [H, R]; they update [vocabulary, H] by
   the transpose of B A;
 * `lora_A` of an experts' parameter is [E * R, in], experts first; `lora_B` is [out, R * E], ranks first;
-* the keys of experts do not name the parameter. Two parameters are nested wrappers, in the order of the module:
-  `experts.base_layer.lora_A` belongs to gate_up_proj, `experts.lora_A` to down_proj, or to the only one.
+* the keys of experts do not contain the parameter's name. Two parameters are nested wrappers, in the order of the
+  module: `experts.base_layer.lora_A` belongs to gate_up_proj, `experts.lora_A` to down_proj, or to the only parameter.
 
-PEFT takes an experts' parameter's axes as (experts, in, out) when its module says `is_transposed`, and as (experts,
-out, in) when it does not, as with transformers before 5. Adapters of both kinds exist. For gpt-oss's square down_proj
-their shapes are equal while the updates are transposes of each other, so the whole adapter is read under either
-convention and the one under which every shape fits is taken; if both fit, reading is refused.
+PEFT has two conventions for the axes of an experts' parameter. They are (experts, in, out) if the module has
+`is_transposed`, and (experts, out, in) if it does not, as with transformers before 5. Adapters of both kinds exist. For
+gpt-oss's square down_proj the shapes are equal under both, while the updates are transposes of each other. The
+convention is therefore chosen for the whole adapter, by the shapes of all its tensors. If both fit, the adapter is
+refused.
 
-Everything here is read from headers, and no torch is imported. Shapes: E experts, R LoRA rank, H hidden size.
+This module reads only headers, and does not import torch. Shapes: E experts, R LoRA rank, H hidden size.
 """
 
 from __future__ import annotations
@@ -39,15 +41,15 @@ PARTS: dict[LoraTarget, str] = {
     "attention": ".self_attn.", "experts": ".mlp.experts.", "router": ".mlp.router.", "embeddings": "embed_tokens",
     "head": "lm_head",
 }  # fmt: skip
-"""What an update can be of, and what its tensors' names contain."""
+"""The targets of an update, each with a part of its tensors' names."""
 _ADAPTABLE = ("embedding", "attention", "router", "experts", "head")
-#: Stock PEFT writes embeddings and head beside a LoRA on them.
+#: Copies of the embeddings and the head, which stock PEFT writes beside a LoRA on them.
 _COPY = re.compile(r"base_model\.model\.(model\.embed_tokens|lm_head)(?:\.base_layer)?\.weight")
 
 
 @dataclass(frozen=True)
 class AdaptableWeight:
-    """A weight that LoRA can change: a matrix [outputs, inputs], or one of every expert. `name` is the checkpoint's."""
+    """A weight that LoRA can change: a matrix [outputs, inputs], or one in every expert. `name` is the checkpoint's."""
 
     name: str
     outputs: int
@@ -61,22 +63,22 @@ class AdaptableWeight:
 
     @property
     def key(self) -> str:
-        """The name that targets and patterns of a configuration are matched with."""
+        """The name that is compared with the targets and patterns of a configuration."""
         return self.name if self.is_parameter else self.name.removesuffix(".weight")
 
     def parameters(self, rank: int) -> int:
-        """Parameters of an update: rank * (inputs + outputs) of each matrix (Hu et al. 2021, section 4)."""
+        """Return the parameters of an update: rank * (inputs + outputs) per matrix (Hu et al. 2021, section 4)."""
         return rank * (self.inputs + self.outputs) * (self.experts or 1)
 
     def stored_shapes(self, rank: int, swapped: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of A and B on disk. `swapped`: A stands on the outputs and B on the inputs."""
+        """Return the shapes of A and B on disk. `swapped`: A is on the outputs and B on the inputs."""
         first, second = (self.outputs, self.inputs) if swapped else (self.inputs, self.outputs)
         rows = rank * (self.experts or 1)
         return (rows, first), (second, rows)
 
 
 def adaptable_weights(shape: Shape) -> Iterator[AdaptableWeight]:
-    """Every weight of a model that LoRA can change, in the order of the forward pass."""
+    """Yield every weight of a model that LoRA can change, in the order of the forward pass."""
     for spec in tensors(shape, mxfp4=False):
         if spec.kind == "experts":
             experts, inputs, outputs = spec.shape
@@ -86,7 +88,7 @@ def adaptable_weights(shape: Shape) -> Iterator[AdaptableWeight]:
 
 
 def adapted_weights(config: AdapterConfig, shape: Shape) -> list[AdaptableWeight]:
-    """The weights of a model that an adapter of this configuration changes."""
+    """Return the weights of a model that an adapter of this configuration changes."""
     return [
         weight
         for weight in adaptable_weights(shape)
@@ -95,7 +97,7 @@ def adapted_weights(config: AdapterConfig, shape: Shape) -> list[AdaptableWeight
 
 
 def stored_keys(names: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Name of a weight -> keys of its A and B in the file of an adapter that changes the weights of these names."""
+    """Return each name of a weight with the keys of its A and B in the file of an adapter that changes all of them."""
     keys = {}
     for name in names:
         module, _, parameter = name.rpartition(".")
@@ -108,9 +110,11 @@ def stored_keys(names: Collection[str]) -> dict[str, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class StoredUpdate:
-    """The update of one weight as it lies in the file: the keys of A and B, and what they mean.
+    """The update of one weight as stored in the file: the keys of A and B, and their interpretation.
 
-    swapped: A stands on the outputs and B on the inputs, as for embeddings and one convention of experts.
+    Attributes:
+        a, b: the keys of A and B.
+        swapped: A is on the outputs and B on the inputs, as for embeddings and one convention of experts.
     """
 
     weight: AdaptableWeight
@@ -123,9 +127,10 @@ class StoredUpdate:
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter on disk, known by its configuration and the header of its file.
+    """The contents of an adapter on disk, from its configuration and the header of its file.
 
-    copies: key in the file -> name in the checkpoint of embeddings and head, which must be those of the base.
+    Attributes:
+        copies: key in the file -> name in the checkpoint, for embeddings and head. They must equal those of the base.
     """
 
     config: AdapterConfig
@@ -134,16 +139,16 @@ class StoredAdapter:
 
     @property
     def parameters(self) -> int:
-        """What training would change: all but the copies."""
+        """Number of parameters that training would change: all but the copies."""
         return sum(update.weight.parameters(update.rank) for update in self.updates)
 
 
 def read_layout(folder: Path, shape: Shape) -> StoredAdapter:
-    """Read where everything is in an adapter for a model of this shape. Every tensor of the file has one meaning.
+    """Return the contents of an adapter for a model of this shape. Every tensor of the file has one meaning.
 
     Raises:
-        UserError: not a LoRA adapter in PEFT's layout, or one that Ossia does not load (`read_config`); tensors that
-            are missing, left over or of another model's shape; experts whose convention the shapes do not tell.
+        UserError: not a LoRA adapter in PEFT's layout, or one that Ossia does not load (`read_config`). Also if tensors
+            are missing, left over or of another model's shape, or if shapes do not determine the experts' convention.
     """
     config, file = read_config(folder), folder / WEIGHTS_FILE
     _check_modules(config, shape, str(folder / CONFIG_FILE))
@@ -168,9 +173,9 @@ def read_layout(folder: Path, shape: Shape) -> StoredAdapter:
 def _swapped(
     weights: list[AdaptableWeight], stored: Mapping[str, tuple[tuple[int, ...], ...]], file: Path, config: AdapterConfig
 ) -> list[bool]:
-    """Whether A stands on the outputs, for each weight. stored: name -> shapes of A and B.
+    """Return for each weight whether A is on the outputs. stored: name -> shapes of A and B.
 
-    Raises UserError when shapes do not fit, or when those of the experts fit either way.
+    Raises UserError if shapes do not fit, or if those of the experts fit both conventions.
     """
     of_experts = {False, True}
     for weight in weights:
@@ -185,19 +190,19 @@ def _swapped(
     experts = dict.fromkeys(weight.name.rpartition(".")[2] for weight in weights if weight.experts)
     if experts and len(of_experts) > 1:
         raise UserError(
-            "the shapes do not tell how the experts' update is to be read",
+            "the shapes do not determine how to read the experts' update",
             where=str(file),
             why=f"it changes only {' and '.join(experts)}, where PEFT's two conventions differ by a transpose",
-            do="train both projections of the experts: their shapes together tell the convention",
+            do="train both projections of the experts: their shapes together determine the convention",
         )
     return [True in of_experts if weight.experts else weight.name == EMBEDDINGS for weight in weights]
 
 
 def lora_parameters(shape: Shape, lora: LoraSection) -> int:
-    """Trainable parameters of a recipe's adapter: of a new one, or of the one in `start_from`.
+    """Return the number of trainable parameters of a recipe's adapter: a new one, or the one in `start_from`.
 
     Raises:
-        UserError: the adapter in the folder of `start_from` is not one that training loads.
+        UserError: training does not load the adapter in the folder of `start_from`.
     """
     if lora.start_from is not None:
         return read_layout(Path(lora.start_from), shape).parameters
@@ -206,10 +211,10 @@ def lora_parameters(shape: Shape, lora: LoraSection) -> int:
 
 
 def lora_targets(lora: LoraSection) -> list[LoraTarget]:
-    """What training will change: the recipe's targets, or those of the adapter in `start_from`.
+    """Return the targets that training changes: the recipe's, or those of the adapter in `start_from`.
 
     Raises:
-        UserError: there is no readable adapter in that folder.
+        UserError: the adapter in that folder cannot be read.
     """
     if lora.start_from is None:
         return lora.targets
@@ -220,18 +225,18 @@ def lora_targets(lora: LoraSection) -> list[LoraTarget]:
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a safetensors file."""
+    """Return the shapes of the tensors of a safetensors file, by name."""
     try:
         with safe_open(file, framework="np") as stored:
-            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 - no dict
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise UserError(f"the adapter's weights cannot be read ({error})", where=str(file)) from None
 
 
 def _check_modules(config: AdapterConfig, shape: Shape, where: str) -> None:
-    """Refuse targets that choose modules which are not adapted as modules.
+    """Raise UserError for targets that select a module which cannot be adapted as a module.
 
-    Names that choose no module of gpt-oss do nothing, in PEFT as here: recipes for other models list `gate_proj`.
+    Names that select no module of gpt-oss have no effect, as in PEFT. Recipes for other models list `gate_proj`.
     """
     parts = (spec.name.split(".")[:-1] for spec in tensors(shape, mxfp4=False))
     modules = {module for names in parts for module in itertools.accumulate(names, "{}.{}".format)}

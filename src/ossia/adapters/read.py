@@ -21,9 +21,12 @@ from ossia.errors import UserError
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """The update of one matrix, or of one matrix in every expert: scale * B A, outputs by inputs as the bytes lie.
+    """The update of one matrix, or of one matrix in every expert: scale * B A, [outputs, inputs] as in the checkpoint.
 
-    a: [R, I] or [E, R, I]; b: [O, R] or [E, O, R]; in the dtype of the file, mapped from it.
+    Attributes:
+        name: the matrix's name in a checkpoint with float tensors.
+        a: [R, I] or [E, R, I], in the dtype of the file and mapped from it.
+        b: [O, R] or [E, O, R], likewise.
     """
 
     name: str
@@ -32,7 +35,11 @@ class LoraDelta:
     scale: float
 
     def matrix(self, expert: int | None = None, device: str = "cpu", rows: slice = slice(None)) -> Tensor:
-        """float32 [O, I], or some of its rows. Raises UserError when it is not finite."""
+        """Return the update, float32 [O, I], or some of its rows.
+
+        Raises:
+            UserError: it is not finite.
+        """
         a, b = (self.a, self.b[rows]) if expert is None else (self.a[expert], self.b[expert][rows])
         a, b = a.to(device, torch.float32), b.to(device, torch.float32)
         if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
@@ -44,16 +51,18 @@ class LoraDelta:
         return (self.scale * b) @ a
 
     def is_zero(self, expert: int | None = None) -> bool:
-        """Whether this update changes nothing, as that of an expert no training token was routed to."""
+        """Return whether this update changes nothing, as for an expert to which no training token was routed."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
         return self.scale == 0 or not bool(a.any()) or not bool(b.any())
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`deltas` maps the layout's float tensors (`...q_proj.weight`, `...experts.down_proj`) to their updates.
+    """An adapter with its tensors.
 
-    `copies`: names and values of embeddings and head as the adapter's file has them; they must be those of the base.
+    Attributes:
+        deltas: name of the layout's float tensor (`...q_proj.weight`, `...experts.down_proj`) -> its update.
+        copies: names and values of embeddings and head in the adapter's file. They must equal those of the base.
     """
 
     folder: Path
@@ -62,9 +71,13 @@ class Adapter:
     copies: tuple[tuple[str, Tensor], ...] = ()
 
     def check_copies(self, base: Callable[[str], Tensor]) -> None:
-        """Raise UserError unless the embeddings and the head that the file holds, if any, are those of the base.
+        """Check that the embeddings and the head in the file, if any, equal those of the base.
 
-        base: gives the base model's tensor of a name.
+        Args:
+            base: returns the base model's tensor of a name.
+
+        Raises:
+            UserError: one of them differs.
         """
         for name, copy in self.copies:
             original = base(name)
@@ -79,7 +92,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, shape: Shape) -> Adapter:
-    """Read an adapter for a model of this shape. Every tensor of the file becomes part of exactly one update.
+    """Return an adapter for a model of this shape. Every tensor of the file is part of one update, or a copy.
 
     Raises:
         UserError: see `read_layout`.
@@ -92,7 +105,7 @@ def read_adapter(folder: Path, shape: Shape) -> Adapter:
 
 
 def _delta(update: StoredUpdate, a: Tensor, b: Tensor) -> LoraDelta:
-    """Bring a pair to [R, I] and [O, R], or to [E, R, I] and [E, O, R]."""
+    """Return the update with A and B as [R, I] and [O, R], or as [E, R, I] and [E, O, R]."""
     if update.weight.experts:
         a = a.reshape(update.weight.experts, update.rank, -1)
         b = b.reshape(len(b), update.rank, update.weight.experts).permute(2, 0, 1)
@@ -102,7 +115,7 @@ def _delta(update: StoredUpdate, a: Tensor, b: Tensor) -> LoraDelta:
 
 
 def stored_pair(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A and B as they are on disk of those that a `LoraDelta` of this name holds, experts as (in, out)."""
+    """Return A and B of a `LoraDelta` of this name as they are stored, experts by the convention (experts, in, out)."""
     if a.ndim == 3:
         E, R, _ = a.shape
         return a.reshape(E * R, -1), b.permute(1, 2, 0).reshape(-1, R * E)

@@ -1,8 +1,8 @@
-"""A tiny checkpoint in one small file: what the embedded base model of the demo is kept in.
+"""A tiny checkpoint in one small file: the format of the demo's embedded base model.
 
-A model of width 128 is small, but a vocabulary of 201,088 is not: 103 MB of its checkpoint are embedding and head, and
-nearly all of their rows are equal, because the model never saw those words. The file holds each different row once. Its
-other tensors are the checkpoint's own bytes. Expanding it gives a checkpoint in the published layout, bit for bit.
+A model of width 128 is small, but its vocabulary of 201,088 is not. Embedding and head take 103 MB of its checkpoint.
+Nearly all of their rows are equal, because the model never saw those words. The file holds the row of those words once.
+Its other tensors are the checkpoint's own bytes. Expanding it gives a checkpoint in the published layout, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from ossia.errors import UserError
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 IDS = "vocabulary_ids"
-"""int32 [U]: the token of each row; the last row of embedding and head, number U, is that of all other tokens."""
+"""Name of the tensor int32 [U] with the token of each row.
+
+The last row of embedding and head, number U, belongs to all other tokens.
+"""
 
 
 def compress(folder: Path, file: Path) -> None:
-    """Write the checkpoint of a folder into one file. The rows that equal the last one are kept once."""
+    """Write the checkpoint of a folder to one file. Rows of embedding and head that equal the last are stored once."""
     reader = CheckpointReader(folder)
     kept = {name: reader.get(name) for name in reader.names()}
     own = torch.zeros(len(kept[_TABLES[0]]), dtype=torch.bool)
@@ -47,10 +50,12 @@ def compress(folder: Path, file: Path) -> None:
 
 
 def expand_compact(file: Path) -> Path:
-    """Return the folder of the checkpoint in a file made by `compress`; it is kept per user and made only once.
+    """Return the folder of the expanded checkpoint in a file made by `compress`.
+
+    The folder lies in the user's cache. It is made at the first call and kept.
 
     Raises:
-        UserError: the file is not one of these.
+        UserError: the file is not a compact checkpoint.
     """
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     folder = files.cache_folder() / "models" / f"{file.stem}-{digest}"

@@ -1,8 +1,8 @@
 """The published weights, fetched from the Hugging Face hub: only the files that are used, resumable, verified.
 
-huggingface_hub does the talking (endpoint, token, proxies, redirects). The bytes are received here, because since
-version 2 its downloads start a file from zero after an interruption, and a file has five gigabytes. A file arrives as
-`NAME.part`, continues from there at the next attempt, and gets its name when its hash is the hub's.
+huggingface_hub provides the connection (endpoint, token, proxies, redirects). The bytes are received here. Since
+version 2 its own downloads start a file from zero after an interruption, and a file has five gigabytes. A file is
+received as `NAME.HASH.part`, and the next attempt continues it. It gets its name when its hash equals the hub's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ _WORKERS = 4
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on the hub. `digest` is "sha256:..." for large files, "git:..." (a git blob's SHA-1) for small ones."""
+    """A file on the hub.
+
+    `size` is in bytes. `digest` is "sha256:..." for large files, "git:..." (a git blob's SHA-1) for small ones.
+    """
 
     name: str
     size: int
@@ -53,7 +56,11 @@ class Remote:
 
 
 def repo_id(name: str) -> str:
-    """The hub's `owner/name` for a name or an alias such as "gpt-oss-20b". Raises UserError for anything else."""
+    """Return the hub's `owner/name` for such a name or an alias such as "gpt-oss-20b".
+
+    Raises:
+        UserError: it is neither.
+    """
     name = ALIASES.get(name.lower(), name)
     if not _REPO.fullmatch(name):
         do = f"use {', '.join(sorted(ALIASES))}, or OWNER/NAME"
@@ -62,12 +69,15 @@ def repo_id(name: str) -> str:
 
 
 def models_folder() -> Path:
-    """Where fetched models are kept by default: `models` in Ossia's cache folder ($OSSIA_CACHE)."""
+    """Return the default folder of fetched models: `models` in Ossia's cache folder ($OSSIA_CACHE)."""
     return cache_folder() / "models"
 
 
 def local(name: str) -> Path | None:
-    """The folder of a model that is already here and complete: fetched by Ossia, or in huggingface_hub's cache."""
+    """Return the folder of a complete model on this machine, or None.
+
+    It was fetched by Ossia, or it lies in huggingface_hub's cache.
+    """
     if name.lower() not in ALIASES and not _REPO.fullmatch(name):
         return None
     repo = repo_id(name)
@@ -91,21 +101,21 @@ def fetch(
     endpoint: str | None = None,
     progress: ByteProgress | None = None,
 ) -> Path:
-    """Bring a model here, continuing an earlier attempt, and return its checked folder.
+    """Fetch a model, continuing an earlier attempt, and return its checked folder.
 
     Args:
         name: "gpt-oss-20b", "gpt-oss-120b" or "owner/name".
-        folder: where to; by default a folder of Ossia's cache, unless huggingface_hub's cache has the model already.
+        folder: the target; by default a folder of Ossia's cache, unless huggingface_hub's cache already has the model.
         revision: branch, tag or commit; by default the newest.
         token: by default $HF_TOKEN or the one that `hf auth login` saved. gpt-oss itself needs none.
-        offline: use only what is here; by default as $HF_HUB_OFFLINE says.
-        endpoint: of the hub; by default $HF_ENDPOINT or huggingface.co.
-        progress: told about received bytes, from one thread at a time.
+        offline: use only files on this machine; by default the value of $HF_HUB_OFFLINE.
+        endpoint: the hub's address; by default $HF_ENDPOINT or huggingface.co.
+        progress: called for received bytes, from one thread at a time.
 
     Raises:
-        UserError: unknown model, no access, offline and not here, or the model is not gpt-oss in MXFP4.
-        OssiaError: the network fails, also after five attempts; what has arrived stays for the next call.
-        DoesNotFitError: the disk is too small; found out before the download.
+        UserError: unknown model, no access, offline and not on this machine, or not gpt-oss in MXFP4.
+        OssiaError: the network failed, for a file five times. The next call continues from the received bytes.
+        DoesNotFitError: the disk is too small, which is checked before the download, or it became full.
     """
     from huggingface_hub import constants
 
@@ -141,7 +151,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _listing(repo: str, revision: str | None, token: str | None, endpoint: str | None) -> tuple[str, list[Remote]]:
-    """The commit, and the files of the Hugging Face layout: neither `original/` nor `metal/`."""
+    """Return the commit, and the files of the Hugging Face layout (without `original/` and `metal/`)."""
     from huggingface_hub import HfApi, errors
 
     api = HfApi(endpoint=endpoint, token=token, library_name="ossia")
@@ -162,7 +172,7 @@ def _listing(repo: str, revision: str | None, token: str | None, endpoint: str |
 
 
 class _Download:
-    """One model on its way into a folder."""
+    """The download of one model into a folder."""
 
     def __init__(
         self,
@@ -180,7 +190,7 @@ class _Download:
         self._verified: dict[str, str] = {}
 
     def run(self, remotes: list[Remote]) -> None:
-        """Fetch what is missing: small files first, so that a model that is not gpt-oss is noticed at once."""
+        """Fetch the missing files. Small files come first, so that a model that is not gpt-oss is noticed at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._verified = self._read_record()
         self.total = sum(remote.size for remote in remotes)
@@ -201,7 +211,7 @@ class _Download:
                 raise
 
     def _file(self, remote: Remote) -> None:
-        """Receive one file, with further attempts when the connection breaks."""
+        """Receive one file and verify it. Try again when the connection breaks."""
         from huggingface_hub import errors
 
         for attempt in range(1, _ATTEMPTS + 1):
@@ -229,7 +239,7 @@ class _Download:
             write_json(self.folder / _RECORD, record)
 
     def _receive(self, remote: Remote) -> None:
-        """Append the bytes that are missing from the partial file."""
+        """Append the missing bytes to the partial file."""
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -264,7 +274,7 @@ class _Download:
                 self.progress(self.received, self.total, remote.name)
 
     def _part(self, remote: Remote) -> Path:
-        """The partial file. Its name holds the hash, so that a part of another revision is not continued."""
+        """Return the partial file. Its name holds the hash, so that a part of another revision is not continued."""
         return self.folder / f"{remote.name}.{remote.digest.partition(':')[2][:12]}.part"
 
     def _part_size(self, remote: Remote) -> int:
@@ -282,7 +292,7 @@ class _Download:
         return True
 
     def _read_record(self) -> dict[str, str]:
-        """Hashes of the files that were verified when they arrived, so that nobody waits for it twice."""
+        """Return the hashes of files that were verified after they arrived, so that they are not verified again."""
         try:
             files: dict[str, Any] = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))["files"]
             return {name: str(digest) for name, digest in files.items()}
@@ -291,7 +301,7 @@ class _Download:
 
 
 def _check_config(folder: Path) -> None:
-    """Raise UserError when the weights would not be gpt-oss's in MXFP4, before they are fetched."""
+    """Raise UserError if the weights are not gpt-oss's in MXFP4. Called before they are fetched."""
     read_shape(folder)
     quantisation = read_json(folder / "config.json").get("quantization_config") or {}
     if quantisation.get("quant_method") != "mxfp4":
@@ -312,7 +322,7 @@ class _UnreachableError(OssiaError):
 
 
 def _explained(error: Exception, repo: str) -> OssiaError:
-    """The error for people that stands for one of huggingface_hub's, of the connection or of the disk."""
+    """Return the user-facing error for an error of huggingface_hub, of the connection or of the disk."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,12 +1,12 @@
-"""What a gpt-oss checkpoint consists of: the architecture's figures, config.json, every tensor's name, shape and dtype.
+"""The contents of a gpt-oss checkpoint: hyperparameters, config.json, and the name, shape and dtype of every tensor.
 
-This is the one description that the reader, the writer, the tiny and synthetic models, the planner and the exporters
-share. No torch is imported.
+The reader, the writer, the tiny and synthetic models, the planner and the exporters share this one description. This
+module does not import torch.
 
 Two layouts exist on the hub, with the same bytes in both:
 
-* the Hugging Face layout at the top of the repository (`tensors`), which everything in Ossia uses;
-* the `original/` folder of OpenAI's reference code (`original_names`): other names, and query, key and value fused.
+* `tensors`: the Hugging Face layout at the top of the repository, which all code in Ossia uses.
+* `original_names`: the `original/` folder of OpenAI's reference code. Names differ, and query, key and value are fused.
 
 Legend: E experts, H hidden, I intermediate, G groups of 32 weights in a row, A heads * head_dim, K kv_heads * head_dim,
 V vocabulary.
@@ -29,7 +29,7 @@ TensorKind = Literal[
 
 #: Bytes of one element, by the dtype names that safetensors files use.
 DTYPE_BYTES: dict[str, int] = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
-#: What torch calls those dtypes.
+#: torch's names of those dtypes.
 TORCH_DTYPES = {"U8": "uint8", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
@@ -44,17 +44,24 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
+        """Size of the tensor in bytes."""
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
     @property
     def parameters(self) -> int:
-        """Model parameters held: two for each byte of MXFP4 blocks, none for scales."""
+        """Number of model parameters in the tensor: two for each byte of MXFP4 blocks, none for scales."""
         return {"blocks": 2 * prod(self.shape), "scales": 0}.get(self.kind, prod(self.shape))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The figures that tell one gpt-oss from another. Even layers attend in a sliding window, odd layers fully."""
+    """The hyperparameters of a gpt-oss architecture.
+
+    Even layers attend within a sliding window, odd layers to all positions.
+
+    Raises:
+        UserError: sizes do not fit MXFP4, or do not fit each other.
+    """
 
     layers: int
     hidden: int = 2880
@@ -93,26 +100,28 @@ class Shape:
 
     @property
     def eos_id(self) -> int:
-        """`<|return|>`; the last id when the vocabulary is a reduced one."""
+        """Id of `<|return|>`; in a reduced vocabulary the last id."""
         return min(200_002, self.vocabulary - 1)
 
     @property
     def pad_id(self) -> int:
-        """`<|endoftext|>`; the last but one id when the vocabulary is a reduced one."""
+        """Id of `<|endoftext|>`; in a reduced vocabulary the last id but one."""
         return min(199_999, self.vocabulary - 2)
 
     def is_sliding(self, layer: int) -> bool:
-        """Whether this layer attends to the last `sliding_window` positions only."""
+        """Return whether this layer attends to the last `sliding_window` positions only."""
         return layer % 2 == 0
 
     def replace(self, **changes: Any) -> Shape:
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str = "config.json") -> Shape:
-        """Read a config.json, as published or as transformers 5 rewrites it.
+        """Return the hyperparameters in a config.json, as published or as transformers 5 rewrites it.
 
-        Raises UserError when it is not a gpt-oss configuration, or one whose layers do not alternate.
+        Raises:
+            UserError: it is not a gpt-oss configuration, a key is missing, or the layers do not alternate.
         """
         if config.get("model_type") != "gpt_oss":
             raise UserError(
@@ -128,7 +137,7 @@ class Shape:
                 raise UserError(f"{key} is not an object", where=where, do="fetch the file again")
             rope |= found
         if "rope_type" in rope:
-            rope.setdefault("truncate", True)  # what transformers' yarn does when the key is left out
+            rope.setdefault("truncate", True)  # transformers' default for yarn
         if rope.get("rope_type", "yarn") != "yarn":
             raise UserError(f"rope type {rope['rope_type']!r} is not gpt-oss's yarn", where=f"{where} rope_scaling")
         figures = {field: config[key] for field, key in _CONFIG_KEYS.items() if config.get(key) is not None}
@@ -231,11 +240,11 @@ def _layer_types(shape: Shape) -> list[str]:
 
 
 def config_json(shape: Shape, mxfp4: bool = True) -> dict[str, Any]:
-    """config.json as published with openai/gpt-oss-*, plus transformers 5's spelling of the rope settings.
+    """Return config.json as published with openai/gpt-oss-*, plus transformers 5's spelling of the rope settings.
 
-    Both spellings are written because each has readers: transformers 5 writes and reads `rope_parameters` only, while
-    Ollama's converter and early vLLM read only `rope_theta` and `rope_scaling`. `mxfp4=False` leaves out
-    `quantization_config`, for a checkpoint whose experts are bf16.
+    Both spellings are needed: transformers 5 writes and reads only `rope_parameters`. Ollama's converter and early
+    vLLM read only `rope_theta` and `rope_scaling`. `mxfp4=False` leaves out `quantization_config`, for a checkpoint
+    whose experts are bf16.
     """
     rope = {key: getattr(shape, field) for field, key in _ROPE_KEYS.items() if field != "rope_theta"}
     rope["rope_type"] = "yarn"
@@ -268,13 +277,13 @@ def config_json(shape: Shape, mxfp4: bool = True) -> dict[str, Any]:
 
 
 def is_packed(config: Any) -> bool:
-    """Whether a model's configuration (transformers' `GptOssConfig`) says that its experts are MXFP4."""
+    """Return whether a model's configuration (transformers' `GptOssConfig`) specifies experts in MXFP4."""
     quantisation = getattr(config, "quantization_config", None) or {}
     return bool(dict(quantisation).get("quant_method") == "mxfp4")
 
 
 def generation_config_json(shape: Shape) -> dict[str, Any]:
-    """generation_config.json as published: end at `<|return|>`, `<|endoftext|>` or `<|call|>`, sample."""
+    """Return generation_config.json as published: sample, and end at `<|return|>`, `<|endoftext|>` or `<|call|>`."""
     call, start = min(200_012, shape.vocabulary - 3), min(199_998, shape.vocabulary - 4)
     return {
         "bos_token_id": start,
@@ -285,11 +294,11 @@ def generation_config_json(shape: Shape) -> dict[str, Any]:
 
 
 def tensors(shape: Shape, mxfp4: bool = True) -> Iterator[TensorSpec]:
-    """Every tensor of the Hugging Face layout, in the order of the forward pass.
+    """Yield the specification of every tensor of the Hugging Face layout, in the order of the forward pass.
 
-    With `mxfp4` the experts are as published: `*_blocks` U8 [E, rows, G, 16] and `*_scales` U8 [E, rows, G], rows being
-    outputs. Without, they are as transformers names the dequantised ones: BF16 [E, inputs, outputs].
-    Rows of gate_up alternate gate (even) and up (odd).
+    With `mxfp4` the experts are as published: `*_blocks` U8 [E, rows, G, 16] and `*_scales` U8 [E, rows, G]. Rows are
+    outputs. Without it they are dequantised, under transformers' names: BF16 [E, inputs, outputs]. The outputs of
+    gate_up alternate between gate (even) and up (odd).
     """
     yield TensorSpec("model.embed_tokens.weight", (shape.vocabulary, shape.hidden), "BF16", "embedding")
     for layer in range(shape.layers):
@@ -299,7 +308,7 @@ def tensors(shape: Shape, mxfp4: bool = True) -> Iterator[TensorSpec]:
 
 
 def layer_tensors(shape: Shape, layer: int, mxfp4: bool = True) -> Iterator[TensorSpec]:
-    """The tensors of one decoder layer."""
+    """Yield the specifications of the tensors of one decoder layer."""
     prefix = f"model.layers.{layer}."
     A, K = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     H, E = shape.hidden, shape.experts
@@ -322,25 +331,25 @@ def layer_tensors(shape: Shape, layer: int, mxfp4: bool = True) -> Iterator[Tens
 
 
 def expert_matrices(shape: Shape) -> tuple[tuple[str, int, int], ...]:
-    """(name, outputs, inputs) of an expert's two matrices."""
+    """Return (name, outputs, inputs) of an expert's two matrices."""
     return ("gate_up_proj", 2 * shape.intermediate, shape.hidden), ("down_proj", shape.hidden, shape.intermediate)
 
 
 def bytes_of(shape: Shape, *kinds: TensorKind, mxfp4: bool = True) -> int:
-    """Bytes of the tensors of these kinds, or of all of them when none is named."""
+    """Return the size in bytes of the tensors of these kinds, or of all tensors if no kind is given."""
     return sum(spec.bytes for spec in tensors(shape, mxfp4) if not kinds or spec.kind in kinds)
 
 
 def parameters_of(shape: Shape, *kinds: TensorKind) -> int:
-    """Parameters in the tensors of these kinds, or in all of them: 20.9 B for the 20b, 116.8 B for the 120b."""
+    """Return the number of parameters of these kinds, or of all kinds: 20.9 B for the 20b, 116.8 B for the 120b."""
     return sum(spec.parameters for spec in tensors(shape) if not kinds or spec.kind in kinds)
 
 
 def original_names(shape: Shape) -> dict[str, tuple[str, ...]]:
-    """The `original/` layout: its tensor names, each with the Hugging Face tensors it holds, joined along axis 0.
+    """Return the tensor names of the `original/` layout, each with the Hugging Face tensors that it holds.
 
-    Bytes, nibble order and interleaving are the same in both layouts; only query, key and value are fused
-    (openai/gpt-oss, gpt_oss/torch/weights.py and model.py).
+    These are joined along axis 0. Bytes, nibble order and interleaving are the same in both layouts. Only query, key
+    and value are fused (openai/gpt-oss, gpt_oss/torch/weights.py and model.py).
     """
     names: dict[str, tuple[str, ...]] = {"embedding.weight": ("model.embed_tokens.weight",)}
     for layer in range(shape.layers):
@@ -359,7 +368,7 @@ def original_names(shape: Shape) -> dict[str, tuple[str, ...]]:
 
 
 def original_config_json(shape: Shape) -> dict[str, Any]:
-    """config.json of the `original/` folder (openai/gpt-oss, `ModelConfig` in gpt_oss/torch/model.py)."""
+    """Return config.json of the `original/` folder (openai/gpt-oss, `ModelConfig` in gpt_oss/torch/model.py)."""
     return {
         "num_hidden_layers": shape.layers,
         "num_experts": shape.experts,

@@ -1,4 +1,7 @@
-"""Where a model is: a folder, a fetched hub id, or the example model that comes with Ossia. No torch at import."""
+"""Finding a model: a folder, a fetched hub id, or the example model that comes with Ossia.
+
+torch is not imported with this module.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ def locate(path: str | Path) -> Path:
     """Return the folder of a checkpoint.
 
     Args:
-        path: a folder with a checkpoint, or with one in the reference's layout in its `original/`; a hub id or
-            alias among the fetched models; or a compact file (`ossia.checkpoint.compact`), possibly named
-            `example:...`, which is expanded once per user.
+        path: a folder, a hub id or an alias of a fetched model, or a compact file (`ossia.checkpoint.compact`). A
+            folder holds a checkpoint, or one in the reference's layout in its `original/`. A compact file may be named
+            `example:...`, and is expanded once per user.
 
     Raises:
-        UserError: there is no such model here.
+        UserError: the model is not on this machine.
     """
     folder = Path(examples.resolve(str(path)))
     found = with_weights(folder)
@@ -41,15 +44,18 @@ def locate(path: str | Path) -> Path:
 
 
 def vocabulary(model: str | Path | None) -> Vocabulary:
-    """The vocabulary of a checkpoint named as in `locate`; for None the published one, rebuilt offline."""
+    """Return the vocabulary of a checkpoint, named as in `locate`; for None the published one, rebuilt offline."""
     return Vocabulary.load(None if model is None else tokenizer_folder(locate(model)))
 
 
 def tokenizer_folder(checkpoint: Path) -> Path:
-    """The folder with a checkpoint's tokenizer.json: its own, that above `original/`, or the published one, rebuilt.
+    """Return the folder with a checkpoint's tokenizer.json.
+
+    It is the checkpoint's own folder, or the one above `original/`. A checkpoint of the published vocabulary without
+    this file gets the folder of the published tokenizer, which is rebuilt offline.
 
     Raises:
-        UserError: there is none, and the model's vocabulary is not the published one or cannot be rebuilt here.
+        UserError: the file is missing, and the vocabulary is not the published one or cannot be rebuilt here.
     """
     file = side_file(checkpoint, "tokenizer.json")
     if file is not None:

@@ -1,9 +1,9 @@
-"""OpenAI's own layout of the same weights, a repository's `original/` folder, read as if it were the published one.
+"""OpenAI's own layout of the same weights (a repository's `original/` folder), read as if it were the published one.
 
-Its tensors have other names, and query, key and value lie one after the other in one fused tensor: rows of it are
-contiguous, so each is a byte range of its own and nothing has to be copied to take them apart. Its config.json is the
-reference code's `ModelConfig`; there is neither an index nor a tokenizer, and every safetensors file in the folder
-counts (openai/gpt-oss, gpt_oss/torch/weights.py and model.py). No torch is imported.
+Its tensors have other names, and query, key and value are rows of one fused tensor. Rows are contiguous, so each of the
+three is a byte range, and nothing is copied to separate them. The config.json is the reference code's `ModelConfig`.
+The folder has neither an index nor a tokenizer, and every safetensors file in it is read. The sources are
+gpt_oss/torch/weights.py and model.py in openai/gpt-oss. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SUBFOLDER = "original"
 
-#: Key of the reference's configuration -> the figure it gives.
+#: Key of the reference's configuration -> field of `Shape`.
 _KEYS = {
     "num_hidden_layers": "layers",
     "num_experts": "experts",
@@ -49,33 +49,34 @@ _KEYS = {
 
 
 def is_config(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is the reference's: it names no model type, and counts experts under its own key."""
+    """Return whether a config.json is the reference's: it has the key `num_experts` and no `model_type`."""
     return "model_type" not in config and "num_experts" in config
 
 
 def holds(names: Mapping[str, Any]) -> bool:
-    """Whether tensors have the reference's names."""
+    """Return whether tensors have the reference's names."""
     return any(name.startswith("block.") for name in names)
 
 
 def shape_from_config(config: Mapping[str, Any], where: str) -> Shape:
-    """The architecture's figures from the reference's config.json.
+    """Return the architecture's hyperparameters from the reference's config.json.
 
-    What it leaves out is fixed in the reference's code: the norm's epsilon 1e-5, frequencies that are not truncated,
-    and a context of the initial one times the scaling factor.
+    The reference's code fixes the values that are not in it. The norm's epsilon is 1e-5, and the rotary frequencies are
+    not truncated. The context is the initial context times the scaling factor.
 
-    Raises UserError when a key is missing or is no number.
+    Raises:
+        UserError: a key is missing or is not a number.
     """
     for key in original_config_json(Shape.GPT_OSS_20B):
         if not isinstance(config.get(key), int | float):
-            raise UserError(f"the key {key!r} is missing or no number", where=where, do="fetch the file again")
+            raise UserError(f"the key {key!r} is missing or not a number", where=where, do="fetch the file again")
     figures = {field: config[key] for key, field in _KEYS.items()}
     check_figures(figures, where, {field: key for key, field in _KEYS.items()})
     return Shape(**figures, context=round(config["initial_context_length"] * config["rope_scaling_factor"]))
 
 
 def specs(shape: Shape) -> Iterator[TensorSpec]:
-    """Every tensor of the reference's layout."""
+    """Yield the specification of every tensor of the reference's layout."""
     ours = {spec.name: spec for spec in tensors(shape)}
     for name, parts in original_names(shape).items():
         first = ours[parts[0]]
@@ -84,7 +85,7 @@ def specs(shape: Shape) -> Iterator[TensorSpec]:
 
 
 def as_published(stored: Mapping[str, Stored], shape: Shape) -> dict[str, Stored]:
-    """The same bytes under the published names, in the order of the forward pass. `stored` must match `specs`."""
+    """Return the tensors under the published names, in the order of the forward pass. `stored` must match `specs`."""
     ours = {spec.name: spec for spec in tensors(shape)}
     found = {}
     for name, parts in original_names(shape).items():

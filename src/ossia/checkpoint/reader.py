@@ -1,9 +1,9 @@
 """Reading safetensors checkpoints, their configuration and the files beside the weights, in bounded memory.
 
-A safetensors file is eight bytes of header length (little endian), a JSON header that gives each tensor's dtype, shape
-and byte range, then the bytes (github.com/huggingface/safetensors, "Format"). `model.safetensors.index.json` ties
-several files together. Headers are read here without torch, so that checking a checkpoint is quick; torch is imported
-where a tensor is handed over.
+A safetensors file (github.com/huggingface/safetensors, "Format") begins with the header's length in eight bytes, little
+endian. A JSON header with each tensor's dtype, shape and byte range follows, then the bytes of the tensors. Where a
+checkpoint has several files, `model.safetensors.index.json` lists the file of each tensor. Headers are read without
+torch, so that checking a checkpoint is quick. torch is imported only to return a tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-#: Files beside the weights that a checkpoint is used with; whichever exist are copied along.
+#: The files beside the weights that belong to a checkpoint. Those that exist are copied with it.
 SIDE_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "chat_template.jinja", "LICENSE", "USAGE_POLICY"),
@@ -36,7 +36,7 @@ _HEADER_LIMIT = 100 * 2**20  # the format's own limit
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies: bytes `start` to `end` of `file`, counted from the beginning of the file."""
+    """The place of a tensor: bytes `start` to `end` of `file`, counted from the beginning of the file."""
 
     file: Path
     dtype: str
@@ -46,12 +46,13 @@ class Stored:
 
 
 class CheckpointReader:
-    """The tensors of a checkpoint folder, known by their headers and loaded on demand, always by their published names.
+    """The tensors of a checkpoint folder, under their published names. Headers are read at once, tensors on demand.
 
-    A folder in the layout of OpenAI's reference code (`ossia.checkpoint.original`) reads like any other.
+    A folder in the layout of OpenAI's reference code (`ossia.checkpoint.original`) is read like any other.
 
-    Raises UserError when the folder holds no checkpoint, a file is missing, truncated or not safetensors, or tensors of
-    the reference's layout are not those of its config.json.
+    Raises:
+        UserError: the folder holds no checkpoint, or a file is missing, truncated or not safetensors. Also if tensors
+            of the reference's layout do not match its config.json.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -74,20 +75,21 @@ class CheckpointReader:
             self.stored = original.as_published(self.stored, shape)
 
     def names(self) -> list[str]:
+        """Return the published names of all tensors."""
         return list(self.stored)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         return sum(stored.end - stored.start for stored in self.stored.values())
 
     def config(self) -> dict[str, Any]:
-        """config.json as published; made from the reference's where the folder has that one."""
+        """Return config.json as published. It is converted if the folder has the reference's."""
         config = read_json(self.folder / "config.json")
         return config_json(self.shape()) if original.is_config(config) else config
 
     def shape(self) -> Shape:
-        """The architecture's figures, from config.json."""
+        """Return the architecture's hyperparameters, from config.json."""
         return read_shape(self.folder)
 
     @property
@@ -96,18 +98,20 @@ class CheckpointReader:
         return any(name.endswith("_blocks") and stored.dtype == "U8" for name, stored in self.stored.items())
 
     def check(self, shape: Shape | None = None, mxfp4: bool = True) -> None:
-        """Compare every tensor with the layout, by default config.json's own with packed experts.
+        """Compare every tensor with the layout, by default that of config.json with packed experts.
 
-        Raises UserError that names missing and unexpected tensors and wrong shapes and dtypes.
+        Raises:
+            UserError: the message names missing and unexpected tensors, and wrong shapes and dtypes.
         """
         if mxfp4 and not self.is_mxfp4:
             raise not_mxfp4(str(self.folder))
         _require(self.stored, tensors(shape or self.shape(), mxfp4), str(self.folder))
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor, mapped from the file: it costs no memory until it is read, and writing to it changes no file.
+        """Return a tensor, mapped from the file. It takes no memory until it is read, and writes do not reach the file.
 
-        Raises UserError for an unknown name.
+        Raises:
+            UserError: the checkpoint has no tensor of this name, or the tensor has an unknown dtype.
         """
         import torch
 
@@ -128,7 +132,7 @@ class CheckpointReader:
 
 
 def _require(found: Mapping[str, Stored], specs: Iterable[TensorSpec], where: str) -> None:
-    """Raise UserError that names what is missing, left over, misshapen or of another dtype."""
+    """Raise UserError that names missing and unexpected tensors, and wrong shapes and dtypes."""
     wanted = {spec.name: spec for spec in specs}
     problems = _listed("missing", [name for name in wanted if name not in found])
     problems += _listed("unexpected", [name for name in found if name not in wanted])
@@ -147,7 +151,7 @@ def _require(found: Mapping[str, Stored], specs: Iterable[TensorSpec], where: st
 
 
 def not_mxfp4(where: str) -> UserError:
-    """The refusal of a checkpoint whose experts are in another format."""
+    """Return the error for a checkpoint whose experts are in another format."""
     return UserError(
         "the experts of this checkpoint are not packed MXFP4",
         where=where,
@@ -157,15 +161,19 @@ def not_mxfp4(where: str) -> UserError:
 
 
 def read_shape(folder: Path) -> Shape:
-    """The architecture's figures from a folder's config.json. Raises UserError when it is missing or not gpt-oss's."""
+    """Return the architecture's hyperparameters from a folder's config.json.
+
+    Raises:
+        UserError: the file is missing or not gpt-oss's.
+    """
     config, where = read_json(folder / "config.json"), str(folder / "config.json")
     return original.shape_from_config(config, where) if original.is_config(config) else Shape.from_config(config, where)
 
 
 def with_weights(folder: Path) -> Path | None:
-    """The folder to read of a repository: itself, or its `original/` when there are no weights beside its own config.
+    """Return the folder of a repository to read: itself, or its `original/` if it has no weights of its own.
 
-    None when neither has a config.json.
+    Return None if neither has a config.json.
     """
     below = folder / original.SUBFOLDER
     if not any((folder / name).is_file() for name in (INDEX, SINGLE)) and (below / "config.json").is_file():
@@ -174,14 +182,21 @@ def with_weights(folder: Path) -> Path | None:
 
 
 def side_file(folder: Path, name: str) -> Path | None:
-    """A file beside the weights. The tokenizer and the licence of an `original/` folder lie in the folder above it."""
+    """Return a file beside the weights, or None.
+
+    The tokenizer and the licence of an `original/` folder lie in the folder above it.
+    """
     below = folder.absolute().name == original.SUBFOLDER and name != "config.json"
     places = [folder, folder.absolute().parent] if below else [folder]
     return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def stored_tensors(file: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file. Raises UserError when it is truncated or damaged."""
+    """Return the tensors of one safetensors file by name.
+
+    Raises:
+        UserError: the file cannot be read, is truncated or is damaged.
+    """
     damaged = {"where": str(file), "do": "download or export this file again"}
     try:
         size = file.stat().st_size
@@ -216,7 +231,7 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:
-    """Copy the tokenizer, the chat template and the configurations; return the names that existed."""
+    """Copy the files of `SIDE_FILES` that exist in `source` (tokenizer, configurations, ...). Return their names."""
     target.mkdir(parents=True, exist_ok=True)
     present = {name: file for name in SIDE_FILES if (file := side_file(source, name))}
     for name, file in present.items():
@@ -226,7 +241,11 @@ def copy_side_files(source: Path, target: Path) -> list[str]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises UserError when the file is missing or damaged."""
+    """Return the JSON object in a file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Full-size gpt-oss checkpoints with random values: the published names, shapes and dtypes, byte for byte as large.
+"""Full-size gpt-oss checkpoints: random values under the published names, in the published shapes and dtypes.
 
-They stand in for the real weights where only size and format matter: memory, speed, loading, exporting, serving. The
-answers are noise. Every tensor depends on the seed and its own name only, so an interrupted run continues where it
-stopped and gives the same files.
+They have exactly the size of the real weights, and replace them where only size and format matter: memory, speed,
+loading, exporting, serving. The answers are noise. Every tensor depends only on the seed and its own name, so an
+interrupted run continues where it stopped and gives the same files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ossia.checkpoint.layout import DTYPE_BYTES, Shape, TensorSpec, bytes_of, te
 from ossia.checkpoint.tiny import write_side_files
 from ossia.checkpoint.writer import ByteProgress, CheckpointWriter
 
-#: Scale bytes, both ends included: 2^-9 to 2^-3 times a code's 0 to 6.
+#: Smallest and largest scale byte: the factors 2^-9 and 2^-3.
 SCALES = (118, 124)
 _PART_BYTES = 16 * 2**20
 
@@ -37,15 +37,16 @@ def write_synthetic(
     Complete shards of an interrupted run with the same shape and seed are kept.
 
     Args:
-        folder: is created; must hold no other checkpoint.
+        folder: created if necessary; must not hold another checkpoint.
         shape: 13.8 GB for the 20b, 65.2 GB for the 120b.
-        seed: of all values.
+        seed: the seed of all values.
         progress: called with (bytes done, bytes in total, tensor name).
         tokenizer_folder: as in `write_tiny`.
-        max_shard_bytes: of one file.
+        max_shard_bytes: the largest size of one file.
 
     Raises:
-        DoesNotFitError: the disk is too small. UserError: the folder holds a different checkpoint.
+        DoesNotFitError: the disk is too small.
+        UserError: the folder holds a different checkpoint.
     """
     folder = Path(folder)
     done, total = 0, bytes_of(shape)
@@ -64,13 +65,13 @@ def write_synthetic(
 
 
 def synthetic_tensors(shape: Shape, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that `write_synthetic` writes, one by one in the layout's order, without a disk."""
+    """Yield (name, tensor) as `write_synthetic` writes them, in the layout's order, without using the disk."""
     for spec in tensors(shape):
         yield spec.name, torch.cat([part for _, part in _parts(spec, seed)])
 
 
 def _parts(spec: TensorSpec, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """The tensor in parts of about 16 MB along its first axis: (index of the first row, rows)."""
+    """Yield the tensor in parts of about 16 MB along its first axis: (index of the first row, rows)."""
     row_bytes = prod(spec.shape[1:]) * DTYPE_BYTES[spec.dtype]
     step = max(1, _PART_BYTES // row_bytes)
     for first in range(0, spec.shape[0], step):
@@ -82,7 +83,7 @@ def _parts(spec: TensorSpec, seed: int) -> Iterator[tuple[int, Tensor]]:
 
 def _random(spec: TensorSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if spec.kind == "blocks":
-        # Eight random bytes at a time are eight times as fast as one; the size is a multiple of 16.
+        # Drawing eight random bytes at a time is eight times as fast as drawing one. The size is a multiple of 16.
         words = torch.randint(-(2**63), 2**63 - 1, (prod(shape) // 8,), dtype=torch.int64, generator=generator)
         return words.view(torch.uint8).view(shape)
     if spec.kind == "scales":

@@ -1,7 +1,7 @@
 """Tiny gpt-oss checkpoints: every feature of the architecture at a size that trains in seconds on one core.
 
-For tests, for benchmarks without the real weights, and for trying a recipe end to end. The files are laid out as in
-openai/gpt-oss-*, so everything that reads a published checkpoint reads these.
+They are for tests, for benchmarks without the real weights, and for trying a recipe end to end. The files are laid out
+as in openai/gpt-oss-*, so all code that reads a published checkpoint also reads these.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ossia.errors import UserError
 from ossia.files import write_json
 from ossia.kernels.reference.mxfp4 import quantise
 
-#: The full vocabulary, grouped queries, a window, sinks, eight experts of which four work; no matrix is square.
+#: The full vocabulary, grouped queries, a window, sinks, and eight experts with four active ones. No matrix is square.
 TINY = Shape(
     layers=4, hidden=128, intermediate=160, experts=8, experts_per_token=4, heads=8, kv_heads=2, head_dim=32
 )  # fmt: skip
-#: For unit tests: a vocabulary of 512 and a window of 16, so that short sequences reach beyond it.
+#: For unit tests: a vocabulary of 512, and a window of 16 that short sequences exceed.
 MICRO = Shape(
     layers=2, hidden=64, intermediate=96, experts=8, experts_per_token=4, heads=8, kv_heads=2, head_dim=16,
     vocabulary=512, sliding_window=16,
@@ -43,14 +43,14 @@ def write_tiny(
     """Write a checkpoint of this shape and return its folder.
 
     Args:
-        folder: is created; must not hold a checkpoint yet.
+        folder: created if necessary; must not hold a checkpoint yet.
         shape: TINY, MICRO or any other.
-        seed: of the random weights; unused when `weights` are given.
+        seed: the seed of the random weights; unused when `weights` are given.
         weights: float tensors under the names of transformers' `GptOssForCausalLM.state_dict()`. Experts are packed
             to MXFP4 and the rest rounded to bfloat16.
-        tokenizer_folder: where the tokenizer files are copied from; by default the published tokenizer, when the
-            vocabulary is the full one. A reduced vocabulary gets no tokenizer unless one is given.
-        max_shard_bytes: smaller values give several files and an index.
+        tokenizer_folder: the source of the tokenizer files. By default a full vocabulary gets the published tokenizer,
+            and a reduced one gets none.
+        max_shard_bytes: the largest size of one file. Smaller values give several files and an index.
 
     Raises:
         UserError: the folder holds a checkpoint, or a weight is missing or misshapen.
@@ -65,7 +65,7 @@ def write_tiny(
 
 
 def write_side_files(folder: Path, shape: Shape, tokenizer_folder: Path | None = None) -> None:
-    """Write what a published checkpoint has beside its weights: configurations, tokenizer and chat template."""
+    """Write the files beside the weights of a published checkpoint: configurations, tokenizer and chat template."""
     write_json(folder / "config.json", config_json(shape))
     write_json(folder / "generation_config.json", generation_config_json(shape))
     if tokenizer_folder is None and shape.vocabulary == Shape.GPT_OSS_20B.vocabulary:
@@ -83,9 +83,10 @@ def write_side_files(folder: Path, shape: Shape, tokenizer_folder: Path | None =
 
 
 def random_weights(shape: Shape, seed: int = 0) -> dict[str, Tensor]:
-    """Random float32 weights under transformers' names, scaled so that activations keep their size through the layers.
+    """Return random float32 weights under transformers' names.
 
-    Matrices have a standard deviation of 1/sqrt(inputs); biases and sinks are not zero, so that forgetting one shows.
+    They are scaled so that activations keep their size through the layers: the matrices of a layer have a standard
+    deviation of 1/sqrt(inputs). Biases and sinks are not zero, so that tests detect code that forgets them.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -106,9 +107,12 @@ def _deviation(spec: TensorSpec) -> float:
 
 
 def pack_weights(shape: Shape, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Turn transformers' float weights into the published layout: experts MXFP4 (outputs x inputs), the rest bfloat16.
+    """Yield (name, tensor) of the published layout, made from transformers' float weights.
 
-    Raises UserError when a weight is missing, left over or misshapen.
+    Experts become MXFP4 (outputs x inputs), the rest bfloat16.
+
+    Raises:
+        UserError: a weight is missing, left over or misshapen.
     """
     wanted = {spec.name: spec for spec in tensors(shape, mxfp4=False)}
     if extra := sorted(weights.keys() - wanted.keys()):

@@ -1,6 +1,6 @@
 """Writing safetensors checkpoints in the published layout, one tensor at a time and in bounded memory.
 
-The file format is described in `ossia.checkpoint.reader`.
+`ossia.checkpoint.reader` describes the file format.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ ByteProgress = Callable[[int, int, str], None]
 
 
 class CheckpointWriter:
-    """Writes a checkpoint whose tensors are all known beforehand, in any order, holding none of them in memory.
+    """A writer of a checkpoint whose tensors are all known beforehand. It takes them in any order and keeps none.
 
-    Shards are planned and their headers written first; each tensor, or part of one, then goes straight to its place in
-    a temporary file under `folder/.partial`. `close` moves the shards into `folder` and writes the index last, so an
-    unfinished checkpoint never looks like a finished one. Use it as a context manager:
+    Shards are planned and their headers are written first. Each tensor, or part of one, is then written directly to its
+    place in a temporary file under `folder/.partial`. `close` moves the shards into `folder` and writes the index last,
+    so that an unfinished checkpoint never looks complete. Use it as a context manager:
 
         with CheckpointWriter(folder, tensors(shape)) as writer:
             writer.add(name, tensor)
 
-    With `resume` complete shards of an earlier, interrupted run with the same plan and metadata are kept: see `done`.
+    With `resume`, complete shards of an earlier, interrupted run with the same plan and metadata are kept (see `done`).
 
-    Raises DoesNotFitError when the disk is too full, UserError when `folder` already holds a different checkpoint.
+    Raises:
+        DoesNotFitError: the disk is too full.
+        UserError: `folder` already holds a different checkpoint.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class CheckpointWriter:
         self.add_rows(name, 0, tensor)
 
     def add_rows(self, name: str, first: int, rows: torch.Tensor) -> None:
-        """Write part of a tensor: `rows` belong at index `first` of its first axis. Every row is to be written once."""
+        """Write part of a tensor: `rows` begin at index `first` of its first axis. Every row must be written once."""
         import torch
 
         spec, shard = self._specs[name], self._shard_of[name]
@@ -113,7 +115,7 @@ class CheckpointWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def _prepare(self) -> None:
-        """Look at what is in the folder already, and whether the rest has room."""
+        """Check the folder for shards, and the disk for room for the rest."""
         for file in sorted(self.folder.glob("model*.safetensors")):
             if not (self.resume and self._is_planned(file)):
                 raise UserError(
@@ -130,7 +132,10 @@ class CheckpointWriter:
         check_disk(self.folder, sum(self._left.values()), "the checkpoint")
 
     def _is_planned(self, file: Path) -> bool:
-        """Whether this is a shard with the planned header and size, and so, being renamed last, a complete one."""
+        """Return whether this file is a shard with the planned header and size.
+
+        Such a shard is complete, because a shard gets this name only after its last byte.
+        """
         header = self._headers.get(file.name)
         if header is None or not file.exists():
             return False
@@ -155,7 +160,7 @@ class CheckpointWriter:
 
 
 def _plan(specs: list[TensorSpec], max_shard_bytes: int) -> dict[str, list[TensorSpec]]:
-    """Shard file names, each with its tensors in order. A tensor larger than a shard gets one of its own."""
+    """Return the shards' file names, each with its tensors in order. A larger tensor gets a shard of its own."""
     groups: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in specs:
@@ -170,7 +175,7 @@ def _plan(specs: list[TensorSpec], max_shard_bytes: int) -> dict[str, list[Tenso
 
 
 def _header(specs: list[TensorSpec], metadata: dict[str, str]) -> bytes:
-    """Length and JSON, padded with spaces so that the data begin at a multiple of eight bytes."""
+    """Return the header's length and JSON, padded with spaces so that data begin at a multiple of eight bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for spec in specs:

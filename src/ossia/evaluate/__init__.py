@@ -1,8 +1,10 @@
-"""Stage 4: a tuned model measured against its base, on questions neither has seen.
+"""Stage 4: measures a tuned model against its base on held-out questions.
 
-tasks         what is asked, and what is measured in an answer
-language      which language a text is in, sentence by sentence
-runner        asks both models, and writes down everything that came back
-report        the figures: each measure before and after, over all questions and by group
-statistics    intervals for proportions and for paired differences
+    tasks         the questions, and the measures of an answer
+    language      the language of a text, sentence by sentence
+    statistics    intervals for proportions and for paired differences
+    report        the figures: each measure before and after tuning, over all questions and by group
+    runner        asks both models and writes the questions, answers and verdicts to a file
+
+The file of an evaluation is in `evals/` of the run folder, or of the folder of all runs if there is no run.
 """

@@ -1,13 +1,14 @@
-"""Which language a whole text is in, sentence by sentence.
+"""The language of a whole text, sentence by sentence.
 
-A thought that starts in the requested language and slips back into English after two sentences has not obeyed, so one
-verdict on the whole text, or on its start, is not enough. Every sentence is judged by py3langid (a fork of langid.py,
-Lui and Baldwin 2012: naive Bayes over byte n-grams) among the candidate languages only. Sentences without enough words
-to tell, numbers, code, links and quotations are neutral.
+A thought may start in the requested language and change to English after two sentences, which is a failure. So one
+verdict on the whole text, or on its start, is not enough. py3langid judges every sentence among the candidate languages
+only. It is a fork of langid.py (Lui and Baldwin 2012), a naive Bayes classifier over byte n-grams. Sentences without
+enough words, numbers, code, links and quotations are neutral.
 
-Measured on examples/multilingual with py3langid 0.4.0 among its five languages: of 1,198 thoughts all were accepted in
-their own language and none in one of the other four. Short single sentences are harder: of 2,194 with two words or
-more, 4 were rejected in their own language and 81 (of 8,776) accepted in another, such as "Nora ha meno noci.".
+The accuracy was measured on examples/multilingual with py3langid 0.4.0 among its five languages. All of 1,198 thoughts
+were accepted in their own language, and none in one of the other four. Short single sentences are harder. Of 2,194
+sentences with two words or more, 4 were rejected in their own language. Of the 8,776 pairs of a sentence and another
+language, 81 were accepted, such as "Nora ha meno noci.".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from ossia.errors import UserError, did_you_mean
 
 CLOSE_CALL = 0.5
-"""A sentence passes for a language that is at least this likely relative to the likeliest one."""
+"""Least likelihood of a language, relative to the most likely one, for a sentence to pass as that language."""
 
 CODES = {
     "afrikaans": "af", "arabic": "ar", "basque": "eu", "belarusian": "be", "bengali": "bn", "bulgarian": "bg",
@@ -43,36 +44,35 @@ _NOT_PROSE = re.compile(
     r"```.*?(?:```|\Z)|`[^`\n]*`"  # code
     r"|\$\$.*?\$\$|\$[^$\n]+\$|\\\(.*?\\\)|\\\[.*?\\\]"  # formulas
     r"|https?://\S+"
-    r'|"[^"\n]*"|“[^”\n]*”|„[^“”\n]*[“”]|«[^»\n]*»|「[^」\n]*」',  # quotations, often of the question
+    r'|"[^"\n]*"|“[^”\n]*”|„[^“”\n]*[“”]|«[^»\n]*»|「[^」\n]*」',  # quotations, often from the question
     re.DOTALL,
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n+")
 _WORD = re.compile(r"[^\W\d_]+")
-_WITHOUT_SPACES = 0x0E00  # from Thai on, scripts mostly put no spaces between words
+_WITHOUT_SPACES = 0x0E00  # scripts from Thai on mostly have no spaces between words
 
 
 @dataclass(frozen=True)
 class LanguageVerdict:
-    """What a text is written in.
-
-    `language`: the candidate that fits most of the text, None if there is nothing to judge. `share`: of the judged
-    letters that lie in sentences of the expected language. `ok`: there was something to judge, and all of it passed.
-    """
+    """The result of judging the language of a text."""
 
     language: str | None
+    """ISO 639 code of the candidate that fits most of the text. None if there is no sentence to judge."""
     share: float
+    """Share of the judged letters that are in sentences of the expected language, from 0 to 1."""
     ok: bool
+    """Whether there was a sentence to judge and every sentence passed."""
 
 
 def judge(text: str, expected: str, candidates: Iterable[str]) -> LanguageVerdict:
-    """Say whether every sentence of `text` is in the expected language.
+    """Return a verdict on whether every sentence of `text` is in the expected language.
 
     Args:
-        expected, candidates: English names or ISO 639 codes. Only the candidates and `expected` are considered, so a
-            text in a language outside is taken for the nearest of them.
+        expected, candidates: English names or ISO 639 codes. Only the candidates and `expected` are considered. A text
+            in any other language gets the nearest of them.
 
     Raises:
-        UserError: a language that cannot be judged.
+        UserError: py3langid does not support a language.
     """
     wanted = code(expected)
     among = tuple(sorted({wanted, *map(code, candidates)}))
@@ -91,7 +91,11 @@ def judge(text: str, expected: str, candidates: Iterable[str]) -> LanguageVerdic
 
 
 def code(language: str) -> str:
-    """Return the ISO 639 code of a language given by its English name or by its code."""
+    """Return the ISO 639 code of a language given by its English name or by its code.
+
+    Raises:
+        UserError: py3langid does not support the language.
+    """
     word = language.strip().lower()
     if word in CODES:
         return CODES[word]
@@ -106,7 +110,7 @@ def code(language: str) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """The words of each sentence that has enough of them; of the whole text if no single sentence has."""
+    """Return the words of each sentence that has enough of them. If no sentence has, return those of the whole text."""
     prose = _NOT_PROSE.sub(" ", text)
     sentences = [" ".join(_WORD.findall(sentence)) for sentence in _SENTENCE_END.split(prose)]
     enough = [words for words in sentences if _is_enough(words)]
@@ -128,7 +132,7 @@ def _likelihood(words: str, among: tuple[str, ...]) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=64)
 def _restricted(among: tuple[str, ...]) -> Any:
-    restricted = copy.copy(_identifier())  # shares the tables; loading them takes a second
+    restricted = copy.copy(_identifier())  # shares the tables, because loading them takes a second
     restricted.set_languages(among)
     return restricted
 

@@ -1,7 +1,7 @@
-"""An evaluation in figures: each measure before and after, over all questions and by group.
+"""The figures of an evaluation: each measure before and after tuning, over all questions and by group.
 
-Every figure is a count with its 95 % interval. A difference is made of the same questions before and after, and is
-worth a claim only when its interval lies on one side of zero.
+Every figure is a count with its 95 % interval. A difference compares the same questions before and after. It supports
+a claim only when its interval lies on one side of zero.
 """
 
 from __future__ import annotations
@@ -18,43 +18,57 @@ TableRow = tuple[str, ...]
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """One measure over one group of questions: a proportion per arm, and their difference if there are two arms."""
+    """One measure over one group of questions."""
 
     measure: str
+    """One of `ossia.evaluate.tasks.MEASURES`."""
     arms: dict[str, Proportion]
+    """The proportion of each arm (base, tuned or model)."""
     difference: Difference | None
+    """The second arm minus the first. None if there is only one arm."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """`name`: "all questions", "thought in German", "kind add". `lines`: the measures that apply to some question."""
+    """The results of one group of questions."""
 
     name: str
+    """For example "all questions", "thought in German" or "kind add"."""
     lines: tuple[MeasureResult, ...]
+    """The measures that apply to at least one question of the group."""
 
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """The groups, the one of all questions first; per arm the mean tokens and how many answers hit the length limit."""
+    """The figures of an evaluation."""
 
     arms: tuple[str, ...]
     groups: tuple[Group, ...]
+    """The group of all questions comes first. Empty if there are no questions."""
     mean_tokens: dict[str, float]
+    """Per arm, the mean number of tokens of an answer."""
     cut: dict[str, int]
+    """Per arm, the number of answers that reached the length limit."""
     questions: int
+    """Number of questions that every arm has answered."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the figures as nested dictionaries, for the report's file."""
         return asdict(self)
 
     def brief(self) -> dict[str, Any]:
-        """The shares over all questions, for the run's events."""
+        """Return the number of questions and each measure's share over all of them, for the run's events."""
         lines = self.groups[0].lines if self.groups else ()
         shares = {line.measure: {arm: round(p.share, 4) for arm, p in line.arms.items()} for line in lines}
         return {"questions": self.questions, **shares}
 
 
 def summarise(asked: Sequence[Question], answers: Mapping[str, Mapping[int, GradedAnswer]]) -> EvaluationSummary:
-    """Make the figures of questions that every arm has answered. `answers`: arm -> question number -> answer."""
+    """Return the figures of questions that every arm has answered.
+
+    Args:
+        answers: arm -> question number -> answer.
+    """
     groups: dict[str, list[Question]] = {"all questions": list(asked)}
     for question in asked:
         if question.requested is not None:
@@ -90,7 +104,7 @@ def _lines(members: Sequence[Question], answers: Mapping[str, Mapping[int, Grade
 
 
 def main_table(summary: EvaluationSummary) -> tuple[TableRow, list[TableRow]]:
-    """Return the columns and rows of the main table: every measure over all questions. It fits 80 columns."""
+    """Return the columns and rows of the main table: every measure over all questions. It fits into 80 columns."""
     compared = len(summary.arms) == 2
     columns = ("measure", "n", *summary.arms, *(("change",) if compared else ()))
     rows: list[TableRow] = []
@@ -103,7 +117,10 @@ def main_table(summary: EvaluationSummary) -> tuple[TableRow, list[TableRow]]:
 
 
 def group_table(summary: EvaluationSummary) -> tuple[TableRow, list[TableRow]]:
-    """Return the columns and rows of the table by group: the counts before and after, per measure. May have no rows."""
+    """Return the columns and rows of the table by group: the counts before and after, per measure.
+
+    There may be no rows.
+    """
     measures = [line.measure for line in summary.groups[0].lines] if summary.groups else []
     rows: list[TableRow] = []
     for group in summary.groups[1:]:
@@ -115,7 +132,7 @@ def group_table(summary: EvaluationSummary) -> tuple[TableRow, list[TableRow]]:
 
 
 def remarks(summary: EvaluationSummary) -> list[str]:
-    """What the table does not say: how to read it, and the length of the answers."""
+    """Return lines to print below the tables: how to read them, and the length of the answers."""
     lines = ["count, share (95 % interval); change in percentage points on the same questions (95 % interval)"]
     for arm in summary.arms:
         text = f"{arm}: {summary.mean_tokens[arm]:.0f} tokens per answer"

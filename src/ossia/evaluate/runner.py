@@ -1,8 +1,9 @@
-"""Asks the questions, before and after, and writes down everything that came back.
+"""Asks the base and the tuned model the questions, and writes their answers and verdicts to a file.
 
-The base is the same model with the adapter switched off, so both answer the same prompts on the same weights with the
-same settings. Questions are asked in shuffled order and a batch at a time, before and after in turns, and the
-file is written after each such round: a stopped evaluation leaves a fair, paired part of the whole.
+The base is the same model with the adapter switched off. So both answer the same prompts on the same weights with the
+same settings. Questions are in shuffled order. In each round the base answers a batch, and the tuned model answers the
+same batch. The file is written after each round. So a stopped evaluation has pairs of answers to a random part of the
+questions.
 """
 
 from __future__ import annotations
@@ -32,24 +33,28 @@ ROUND = 1
 """Batches per round."""
 
 OnAnswers = Callable[[int], None]
-"""Told how many more answers there are."""
+"""Called with the number of answers since its last call."""
 
 
 @dataclass
 class Evaluation:
-    """An evaluation. `answers` maps each arm (base and tuned, or model) to the answers by question number."""
+    """An evaluation, while it runs and afterwards."""
 
     subject: str
+    """Name of the evaluated run, adapter or model (`Subject.name`)."""
     arms: tuple[str, ...]
+    """The models that answer: base and tuned, tuned alone, or model."""
     questions: list[Question]
-    """Those that are to be asked, in the order of asking."""
+    """All questions to ask, in the order of asking."""
     settings: EvalSection
     answers: dict[str, dict[int, GradedAnswer]] = field(default_factory=dict)
+    """Arm -> question number -> answer."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Where it came from: model, checkpoint, data files."""
+    """The origin of the answers: model, run, checkpoint, data files, engine and environment."""
     seconds: float = 0.0
+    """Duration of asking."""
     path: Path | None = None
-    """Where it was written."""
+    """The report's file."""
 
     @property
     def asked(self) -> list[Question]:
@@ -59,10 +64,11 @@ class Evaluation:
 
     @property
     def complete(self) -> bool:
+        """Whether every arm has answered every question."""
         return len(self.asked) == len(self.questions)
 
     def summary(self) -> EvaluationSummary:
-        """Counts, intervals and differences over the questions that every arm has answered."""
+        """Return counts, intervals and differences over the questions that every arm has answered."""
         return summarise(self.asked, {arm: self.answers.get(arm, {}) for arm in self.arms})
 
 
@@ -75,9 +81,10 @@ def run_evaluation(
     warnings: Sequence[str] = (),
     on_progress: OnAnswers | None = None,
 ) -> Evaluation:
-    """Load what is to be evaluated, ask, write the report beside the run (`evals/`) and tell the run's events.
+    """Load the subject's model, ask it the questions and return the evaluation.
 
-    Ctrl-C ends it early with what there is; the report then is not `complete`.
+    The report is written to `evals/` in the run folder, or in the folder of all runs if the subject has no run. A run
+    with answers gets the event `Evaluated`. Ctrl-C ends the evaluation early, and then the report is not `complete`.
 
     Args:
         subject: its recipe's section `eval` says how many questions and how to sample. A model folder has no base.
@@ -85,7 +92,9 @@ def run_evaluation(
         warnings: what a reader of the report should know, in sentences.
 
     Raises:
-        UserError: there is no question, or one names a language that cannot be judged; see also `Subject.model`.
+        UserError: there are no questions, or a question names a language that cannot be judged. See also
+            `Subject.model`.
+        DoesNotFitError: the GPU does not have enough memory.
     """
     settings, run, vocabulary = subject.recipe.eval, subject.run, subject.vocabulary()
     order = choose(questions(conversations, vocabulary, subject.recipe.data.header_order), settings)
@@ -118,10 +127,10 @@ def run_evaluation(
 
 
 def choose(everything: Sequence[Question], settings: EvalSection) -> list[Question]:
-    """Return the questions to ask, at most `settings.limit`, drawn and ordered by the seed.
+    """Return the questions to ask, at most `settings.limit`, as a random sample in random order (`settings.seed`).
 
     Raises:
-        UserError: there is no question, or one names a language that cannot be judged.
+        UserError: there are no questions, or a question names a language that cannot be judged.
     """
     if not everything:
         raise UserError("there is nothing to ask: no usable row in the data", do="ossia data check FILE")
@@ -138,9 +147,12 @@ def ask(
     vocabulary: Vocabulary,
     on_progress: OnAnswers | None = None,
 ) -> None:
-    """Fill `report.answers` with each arm's answers, saving after each round and when interrupted by Ctrl-C.
+    """Fill `report.answers` with each arm's answers. The report is saved after each round.
 
-    `arms` maps the name of each arm to the adapter that answers (`Request.adapter`).
+    Ctrl-C saves the report and returns.
+
+    Args:
+        arms: name of each arm -> the adapter that answers (`Request.adapter`).
     """
     settings, began = report.settings, time.monotonic()
     among = named_languages(report.questions)
@@ -167,7 +179,7 @@ def ask(
                     if on_progress is not None:
                         on_progress(1)
 
-                # Prompts of different rounds must not share their random streams.
+                # Prompts of different rounds must not have the same random streams.
                 like = replace(request_of(settings, settings.seed + start), adapter=adapter)
                 requests = [replace(like, prompt=q.prompt, number=number) for number, q in enumerate(part)]
                 engine.complete(requests, hear)
@@ -213,7 +225,10 @@ def _check_writable(path: Path) -> None:
 
 
 def save_evaluation(report: Evaluation, vocabulary: Vocabulary) -> None:
-    """Write the report to its file, atomically: every question, prompt, completion and verdict, and the summary."""
+    """Write the report to its file, atomically.
+
+    The file has the summary, and the prompt, completions and verdicts of every question that all arms have answered.
+    """
     assert report.path is not None
     value = {
         "format": 1,

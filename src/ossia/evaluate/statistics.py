@@ -1,6 +1,6 @@
-"""How sure a count is: intervals for a proportion and for the difference of two paired ones.
+"""The uncertainty of counts: intervals for a proportion and for the difference of two paired proportions.
 
-All proportions here come from yes/no measures on the same questions, so before and after are compared pair by pair.
+All proportions here come from yes/no measures on the same questions. So before and after are compared pair by pair.
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Proportion:
-    """`count` of `total` and the 95 % interval of the share behind it."""
+    """`count` of `total`, with the 95 % interval of the share."""
 
     count: int
     total: int
     share: float
+    """count / total. NaN if `total` is 0."""
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Difference:
-    """after - before on the same questions: the 95 % interval, and how likely so uneven a split is by chance."""
+    """The difference of two shares on the same questions, with its 95 % interval."""
 
     difference: float
+    """Share after minus share before, from -1 to 1. NaN without questions."""
     low: float
     high: float
     gained: int
-    """Questions that only the second passes."""
+    """Number of questions that pass only after."""
     lost: int
-    """Questions that only the first passes."""
+    """Number of questions that pass only before."""
     p_value: float
+    """Probability of a split at least as uneven as `gained` to `lost` by chance (`mcnemar`)."""
 
 
 def proportion(outcomes: Iterable[bool]) -> Proportion:
-    """Count, share and Wilson interval of yes/no outcomes."""
+    """Return count, share and Wilson interval of yes/no outcomes."""
     results = list(outcomes)
     count, total = sum(results), len(results)
     low, high = wilson(count, total)
@@ -47,7 +50,13 @@ def proportion(outcomes: Iterable[bool]) -> Proportion:
 
 
 def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927; Newcombe, Stat Med 17:857, 1998, method 3)."""
+    """Return the score interval (low, high) of a proportion; (0, 1) if `total` is 0.
+
+    Source: Wilson 1927; Newcombe, Stat Med 17:857, 1998, method 3.
+
+    Args:
+        z: two-sided quantile of the normal distribution.
+    """
     if total == 0:
         return 0.0, 1.0
     p = count / total
@@ -58,11 +67,11 @@ def wilson(count: int, total: int, z: float = Z95) -> tuple[float, float]:
 
 
 def paired_difference(pairs: Iterable[tuple[bool, bool]]) -> Difference:
-    """Compare (before, after) outcomes of the same questions.
+    """Return the difference of (before, after) outcomes of the same questions.
 
-    The interval is Newcombe's method 10 for paired proportions (Stat Med 17:2635, 1998): the two Wilson intervals,
-    combined with the correlation of the pairs, which is corrected for continuity when positive. The p-value is the
-    exact McNemar test.
+    The interval is Newcombe's method 10 for paired proportions (Stat Med 17:2635, 1998). It combines the two Wilson
+    intervals with the correlation of the pairs. A positive correlation is corrected for continuity. The p-value is that
+    of the exact McNemar test.
     """
     outcomes = list(pairs)
     n = len(outcomes)
@@ -84,7 +93,10 @@ def paired_difference(pairs: Iterable[tuple[bool, bool]]) -> Difference:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p-value of the exact McNemar test: a fair coin for each question on which the two differ."""
+    """Return the two-sided p-value of the exact McNemar test.
+
+    The null hypothesis: a question with two different outcomes is gained or lost with probability 1/2 each.
+    """
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / 2**n)

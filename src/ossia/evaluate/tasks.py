@@ -1,13 +1,13 @@
-"""What is asked of a model, and what is measured in its answer.
+"""The questions of an evaluation, and the measures of an answer.
 
-A question is a conversation up to its last step, which is what the model should do next. Every measure reads the
-channels of the parsed completion, never the raw text, so a word inside a thought is not an answer.
+A question is a conversation without its last step. The last step is the expected response of the model. Every measure
+reads the channels of the parsed completion, not the raw text. So a word inside a thought does not count as an answer.
 
-    thought language    every sentence of the thought is in the language that was asked for
+    thought language    every sentence of the thought is in the requested language
     answer              the expected answer occurs in the final message as a whole token
     answer language     the final message is in the language of the question
-    exact match         the final message is the row's own but for case and spacing (rows without an expected answer)
-    call                the row's own tool call: the same function with the same arguments (rows that end with a call)
+    exact match         the final message equals the row's, except case and spacing (rows without an expected answer)
+    call                the tool call has the row's function and arguments (rows that end with a call)
     well-formed         Harmony without repairs, one final message, ended by <|return|> (or a tool call by <|call|>)
 """
 
@@ -37,34 +37,42 @@ _GROUPED = re.compile(r"[-−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-−]?\d{1,3}(?:\.\
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out row. What it does not say is None and not measured."""
+    """A held-out row. A field that the row does not have is None, and its measure does not apply."""
 
     number: int
-    """Its place in the data, from 1."""
+    """The row's place in the data, from 1."""
     source: str
+    """The row's file and line (`Conversation.source`)."""
     conversation: Conversation
-    """Up to the step that is asked for."""
+    """The row's messages before its last step."""
     prompt: tuple[int, ...]
+    """Token ids of the rendered conversation."""
     expected: tuple[Message, ...]
-    """The row's own last step."""
+    """The row's last step."""
     requested: str | None = None
     """The language that the thought should be in."""
     answer: str | None = None
+    """The text that the final message should contain."""
     language: str | None = None
-    """The language that the answer should be in."""
+    """The language that the final message should be in."""
     kind: str | None = None
+    """The row's group in the report."""
 
 
 @dataclass(frozen=True)
 class GradedAnswer:
-    """A completion, read and judged. `thought_language`, `thought_share`: see `LanguageVerdict`."""
+    """A completion with its parsed messages and its verdicts."""
 
     completion: Completion
     messages: tuple[ParsedMessage, ...]
     verdicts: dict[str, bool]
+    """One entry for each of `MEASURES` that applies to the question."""
     thought_language: str | None = None
+    """`LanguageVerdict.language` of the thought."""
     thought_share: float | None = None
+    """`LanguageVerdict.share` of the thought."""
     final_language: str | None = None
+    """`LanguageVerdict.language` of the final message."""
 
 
 def questions(
@@ -72,8 +80,8 @@ def questions(
 ) -> list[Question]:
     """Cut each conversation before its last step and render what stands before it, with headers in this order.
 
-    The keys `reasoning_language` (or the line "reasoning language: ..." in the instructions), `answer`, `language` and
-    `kind` of a row become what is measured and the groups of the report.
+    A row's keys `reasoning_language`, `answer`, `language` and `kind` set the measures that apply and the groups of the
+    report. Instead of `reasoning_language`, the instructions may have a line "reasoning language: ...".
     """
     made = []
     for number, conversation in enumerate(conversations, start=1):
@@ -99,13 +107,23 @@ def questions(
 
 
 def named_languages(asked: Iterable[Question]) -> tuple[str, ...]:
-    """The languages to judge among: all that the questions name, and English, into which thoughts fall back."""
+    """Return the candidate languages: all that the questions name, and English, to which thoughts tend to revert.
+
+    Empty if no question names a language.
+    """
     named = {name for question in asked for name in (question.requested, question.language) if name}
     return tuple(sorted(named | {"English"})) if named else ()
 
 
 def grade(question: Question, completion: Completion, vocabulary: Vocabulary, among: Sequence[str]) -> GradedAnswer:
-    """Parse a completion and apply every measure that the question allows. `among`: see `named_languages`."""
+    """Return the completion, parsed and judged by every measure that applies to the question.
+
+    Args:
+        among: the candidate languages, from `named_languages`.
+
+    Raises:
+        UserError: a language cannot be judged.
+    """
     messages = parse(completion.ids, vocabulary)
     thought, final = channel_text(messages, "analysis"), channel_text(messages, "final")
     verdicts: dict[str, bool] = {}
@@ -117,7 +135,7 @@ def grade(question: Question, completion: Completion, vocabulary: Vocabulary, am
         verdicts["answer"] = contains(final, question.answer)
     if question.language is not None:
         final_verdict = judge(final, question.language, among)
-        # A bare "84." is in no language, and right in any.
+        # A text without words, such as "84.", has no language and is correct in any.
         verdicts["answer language"] = final_verdict.ok or (bool(final.strip()) and final_verdict.language is None)
     expected_final = next((message.content for message in question.expected if message.channel == "final"), None)
     expected_call = next((message for message in question.expected if message.recipient is not None), None)
@@ -138,12 +156,16 @@ def grade(question: Question, completion: Completion, vocabulary: Vocabulary, am
 
 
 def channel_text(messages: Iterable[ParsedMessage], channel: str) -> str:
-    """What the assistant wrote on a channel."""
+    """Return the assistant's text on a channel, without tool calls. Messages are joined by newlines."""
     return "\n".join(m.content for m in messages if m.channel == channel and m.role == "assistant" and not m.recipient)
 
 
 def is_well_formed(messages: Sequence[ParsedMessage], *, calls: bool = False) -> bool:
-    """Whether a completion is Harmony as trained. `calls`: a tool call may end it as well."""
+    """Return whether a completion has the Harmony format of the training data.
+
+    Args:
+        calls: whether a tool call may end the completion.
+    """
     if not messages or any(m.repairs or not m.complete or m.role != "assistant" for m in messages):
         return False
     *before, last = messages
@@ -155,9 +177,10 @@ def is_well_formed(messages: Sequence[ParsedMessage], *, calls: bool = False) ->
 
 
 def contains(text: str, answer: str) -> bool:
-    """Whether `answer` occurs in `text` as a whole token: 84 does in "84 Äpfel.", not in "184", "84.5" or "-84".
+    """Return whether `answer` occurs in `text` as a whole token.
 
-    Numbers may group their thousands: 1084 is found in "1,084".
+    84 occurs in "84 Äpfel.", but not in "184", "84.5" or "-84". Numbers may have separators of thousands, so 1084
+    occurs in "1,084".
     """
     wanted = normalise(answer)
     if _NUMBER.fullmatch(wanted):
@@ -166,7 +189,7 @@ def contains(text: str, answer: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """Compatibility forms unified (NFKC), case folded, runs of white space made one space."""
+    """Return the text in Unicode form NFKC and case-folded, with single spaces for runs of white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

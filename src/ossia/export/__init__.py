@@ -1,16 +1,16 @@
-"""Stage 5: a tuned model that other programs load, and a report of what the writing did to it.
+"""Stage 5: writes a tuned model in the formats of other programs, verifies it and reports the effects of rounding.
 
-job         an export from beginning to end
-source      what is exported: a run's checkpoint, or an adapter folder with its base
-targets/    what can be made of it, a file each
-merged      base + adapter as an iterator over tensors, for every writer
-rounding    how merged weights are rounded, what is left of the update, the experts' format
-writers/    what merged tensors are written as, a file each
-verify      whether the written bytes and the merged model are the intended ones
-card        README.md of an export
-folder      where an export may go, and that it appears there complete
+    job         an export from beginning to end
+    source      the source of an export: a run's checkpoint, or an adapter folder with its base
+    targets/    the formats that can be written, one module each
+    merged      base + adapter as an iterator over tensors, for every writer
+    rounding    rounding of merged weights, its effect on the update, and the experts' format
+    writers/    file formats of merged tensors, one module each
+    verify      checks of the written bytes and of the merged model's predictions
+    card        the model card: README.md of an export
+    folder      the folder of an export, which appears only when it is complete
 
-No torch is imported here, so that asking for help costs nothing.
+Importing this package does not import torch, so `ossia export --help` is fast.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 ExpertsFormat = Literal["auto", "bf16", "mxfp4"]
-"""How the experts of a merged model are stored. auto: in four bits where they hold the fine-tune, else in bfloat16."""
+"""The format of a merged model's experts. auto: four bits if they keep the fine-tune, else bfloat16."""
 UnitsDone = Callable[[int], None]
-"""Told how many bytes, or other units, were done since the last call."""
+"""A function that is called with the number of bytes, or other units, done since its last call."""
 ProgressFactory = Callable[[str, int], AbstractContextManager[UnitsDone]]
-"""Called with a title and a total, gives a context whose value is told the units done."""
+"""A function that takes a title and a total, and returns a context manager whose value is a `UnitsDone`."""

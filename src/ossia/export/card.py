@@ -1,4 +1,4 @@
-"""README.md of an export: what it was made from and how, how it was measured, and how others load it."""
+"""The model card, README.md of an export: base, data, settings, evaluation, and code that loads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
 ```
 
-Or talk to it in a terminal: `ossia chat {name}`."""
+Or chat with it in a terminal: `ossia chat {name}`."""
 
 _LOAD_ADAPTER = """```python
 from peft import PeftModel
@@ -32,11 +32,17 @@ base = AutoModelForCausalLM.from_pretrained(
 model = PeftModel.from_pretrained(base, "{name}")
 ```
 
-PEFT adapts experts in floating point, 16 bits a weight; Ossia puts the adapter on the four-bit weights themselves."""
+PEFT needs the experts in floating point, with 16 bits per weight. Ossia applies the adapter to the four-bit weights."""
 
 
 def model_card(source: ExportSource, name: str, *, merged: bool, experts: str = "") -> str:
-    """Return the card's text. `name` is the export's folder name; `experts` says what became of the experts."""
+    """Return the card in Markdown, with the hub's metadata.
+
+    Args:
+        name: the name of the export's folder.
+        merged: whether the adapter is merged into its base.
+        experts: the format of the experts and the reason for it, in words.
+    """
     lines = [*_front_matter(source, merged), "", f"# {name}", ""]
     kind = "merged into its base" if merged else "as a LoRA adapter in PEFT's layout"
     lines += [f"A fine-tune of {_shown(source.base)} made with Ossia, {kind}."]
@@ -55,7 +61,7 @@ def model_card(source: ExportSource, name: str, *, merged: bool, experts: str = 
 
 
 def _front_matter(source: ExportSource, merged: bool) -> list[str]:
-    """The hub's metadata (huggingface.co/docs/hub/model-cards). A local base has no address and is left out."""
+    """Return the hub's metadata (huggingface.co/docs/hub/model-cards). A local base has no hub id and is left out."""
     lines = ["---", f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
     if _is_hub_id(source.base):
         lines.append(f"base_model: {source.base}")
@@ -87,7 +93,7 @@ def _rendering(source: ExportSource, merged: bool) -> list[str]:
 def _training(recipe: Recipe, checkpoint: str) -> list[str]:
     train = recipe.train
     rows = [
-        ("data", ", ".join(Path(source.path).name for source in sources_of(recipe.data.train)) or "none named"),
+        ("data", ", ".join(Path(source.path).name for source in sources_of(recipe.data.train)) or "not given"),
         ("checkpoint", checkpoint),
         *_adapted(recipe.lora),
         ("examples per step", train.examples_per_step),
@@ -99,7 +105,7 @@ def _training(recipe: Recipe, checkpoint: str) -> list[str]:
 
 def _adapted(lora: LoraSection) -> list[tuple[str, str]]:
     if lora.start_from:
-        return [("adapted", f"what {Path(lora.start_from).name} had adapted, continued from there")]
+        return [("adapted", f"the targets of {Path(lora.start_from).name}, from which training continued")]
     ranks = lora.ranks_and_alphas().items()
     single = ", ".join(f"{name} {rank}" for name, rank in lora.attention_ranks.items())
     return [
@@ -114,7 +120,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The numbers and short texts of a nested summary, with dotted keys."""
+    """Yield the numbers and texts of a nested summary, with dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -129,5 +135,5 @@ def _is_hub_id(base: str) -> bool:
 
 
 def _shown(base: str) -> str:
-    """A hub id as it is, a folder by its last name: the rest of the path is nobody's business."""
+    """Return a hub id unchanged, and only the last name of a folder. The rest of the path is private."""
     return base if _is_hub_id(base) else Path(base).name

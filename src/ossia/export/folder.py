@@ -1,7 +1,7 @@
-"""The export's folder: it appears when everything in it is written and verified, and not before.
+"""The folder of an export, which appears only when everything in it is written and verified.
 
-An export is written beside its destination under a hidden name and renamed at the end. A killed process leaves only
-such a hidden folder, which the next export to the same place removes.
+An export is written beside its destination under a hidden name, and renamed at the end. A killed process leaves only
+the hidden folder. The next export to the same place removes it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,21 @@ _LARGE = 100 * 10**6
 
 
 def check_destination(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) -> None:
-    """Raise UserError unless `out` may become an export: it is new, empty, or an earlier export to be replaced."""
+    """Check that an export may be written to `out`: it is new, empty, or an earlier export that may be replaced.
+
+    Args:
+        overwrite: whether an earlier export may be replaced.
+        sources: folders that the export reads. None of them may be in `out`.
+
+    Raises:
+        UserError: `out` may not become an export.
+    """
     here = out.resolve()
     for source in sources:
         if source.resolve() == here or source.resolve().is_relative_to(here):
-            raise UserError("the export would replace what it is made from", where=str(out), do="choose another --out")
+            raise UserError(
+                "the export would replace the folder that it is made from", where=str(out), do="choose another --out"
+            )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
@@ -77,7 +87,7 @@ def _foreign(out: Path) -> str:
 
 @contextmanager
 def export_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `out` when the block ends well, and is removed when it does not.
+    """Yield an empty folder that replaces `out` when the block ends without an exception. Else it is removed.
 
     Raises:
         OssiaError: the disk is full or not writable.

@@ -1,4 +1,4 @@
-"""An export from beginning to end: base and adapter, the folder, a target, the report, a note in the run."""
+"""An export from beginning to end: reading, writing, verification, report and an event in the run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from ossia.runs import Run, ossia_version
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export.
-
-    `report` is what report.json holds; `warnings` are for a person to read; `run` is the exported run, if it is one.
-    """
+    """A finished export."""
 
     path: Path
+    """The folder of the export."""
     report: dict[str, Any]
+    """The content of report.json, without the warnings."""
     warnings: list[str] = field(default_factory=list)
+    """Sentences for users."""
     run: Run | None = None
+    """The exported run. None: the source was an adapter folder."""
 
 
 def write_export(
@@ -43,22 +44,22 @@ def write_export(
     on_event: OnEvent = ignore,
     progress: ProgressFactory | None = None,
 ) -> Export:
-    """Write an export, verify it, and note it in the run.
+    """Write and verify an export, log it in the run, and return it.
 
     Args:
-        source: from `ossia.export.source.find_source`.
-        to: name of a target in `ossia.export.targets`.
-        out: new or empty folder; by default one in the run's `exports`.
-        experts: format of the experts in a merged model. auto: four bits where that loses nothing that matters, else
-            bfloat16.
+        source: the result of `ossia.export.source.find_source`.
+        to: the name of a target in `ossia.export.targets`.
+        out: a new or empty folder. By default it is a folder in the run's `exports`.
+        experts: the format of the experts in a merged model. auto: four bits if they keep the fine-tune, else bfloat16.
         overwrite: replace an earlier export.
         accept_changed_base, on_event: as in `ossia.generate.subject.Subject.check`.
         progress: called with a title and a total, gives a context whose value is told the units done.
 
     Raises:
-        UserError: no such target, the adapter does not fit the model, or the folder is taken.
+        UserError: there is no such target, a package for it is missing, the adapter does not fit the model, or the
+            folder is not empty.
         DoesNotFitError: the disk is too small.
-        OssiaError: writing failed, or the written bytes are not the intended ones.
+        OssiaError: writing failed, or the bytes read back differ from the bytes written.
     """
     target = find_target(to)
     target.require_packages()

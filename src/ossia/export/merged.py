@@ -1,8 +1,8 @@
-"""W + scale * B A: base and adapter as an iterator over the tensors of the merged model, in bounded memory.
+"""The merged model W + scale * B A (base and adapter) as an iterator over tensors, in bounded memory.
 
-What the adapter does not touch is the source's own bytes. The rest is added up in float32, some thousand rows or one
-expert at a time, and rounded once (`ossia.export.rounding`). Nothing here knows of files: a writer
-(`ossia.export.writers`) takes the parts as they come.
+Tensors that the adapter does not change are the source's bytes. The others are added up in float32 and rounded once
+(`ossia.export.rounding`). That is done for some thousand rows or for one expert at a time. This module does not write
+files. A writer (`ossia.export.writers`) takes the parts one by one.
 """
 
 from __future__ import annotations
@@ -21,56 +21,60 @@ from ossia.checkpoint.reader import CheckpointReader
 from ossia.export.rounding import Survival, requantised, rounded
 from ossia.kernels.reference import mxfp4
 
-#: Weights of a matrix that are merged at a time; embeddings and head have 579 million.
+#: Largest number of weights of a matrix that are merged at once. Embeddings and head have 579 million each.
 _AT_A_TIME = 1 << 24
 
 
 class TensorPart(NamedTuple):
-    """Consecutive rows or experts: `values[i]` belong at index `first` of the first axis of the tensor `specs[i]`."""
+    """Consecutive rows or experts of a `MergedTensor`."""
 
     first: int
+    """Index of the first row or expert on the first axis of the tensor."""
     values: tuple[Tensor, ...]
+    """One tensor for each of `MergedTensor.specs`."""
 
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor of the merged model, or the two of packed experts.
-
-    specs: what it is; for packed experts blocks and scales, whose parts come together.
-    parts: its values, from the first row or expert to the last; to be taken once.
-    copied: whether they are the source's own bytes.
-    survival: of an update, complete when the parts were taken; None where there was none.
-    """
+    """One tensor of the merged model, or the two tensors of packed experts."""
 
     specs: tuple[TensorSpec, ...]
+    """The tensor's name, shape and dtype. Packed experts have two specs, blocks and scales, with parts in common."""
     parts: Iterator[TensorPart]
+    """The values, from the first row or expert to the last. They can be iterated over once."""
     copied: bool = False
+    """Whether the values are the source's bytes."""
     survival: Survival | None = None
+    """The measured effect of rounding on the update, complete after `parts`. None: there is no update."""
 
 
 @dataclass(frozen=True)
 class MergedModel:
-    """The tensors of base + adapter in the layout's order. They are computed when they are asked for, and every time.
+    """The tensors of base + adapter as an iterable, in the layout's order.
 
-    packed: experts as MXFP4, U8 `*_blocks` [E, outputs, G, 16] and `*_scales` [E, outputs, G]. Otherwise as
-        transformers names the dequantised ones, [E, inputs, outputs].
-    dtype: of what the adapter changes and is not packed: bfloat16, or float32 for a writer that rounds it further.
+    Each iteration computes the tensors again, one by one.
 
-    Iterating raises UserError when the update is not finite.
+    Raises:
+        UserError: the update is not finite. Iterating raises it.
     """
 
     source: CheckpointReader
+    """The base."""
     adapter: Adapter
     packed: bool
+    """Whether experts are MXFP4: uint8 `*_blocks` [E, outputs, G, 16] and `*_scales` [E, outputs, G]. Else they are
+    floats [E, inputs, outputs] with the names of transformers' dequantised experts."""
     device: str = "cpu"
+    """The device to compute on."""
     dtype: torch.dtype = torch.bfloat16
+    """The dtype of changed tensors that are not packed: bfloat16, or float32 for a writer that rounds them itself."""
 
     def __post_init__(self) -> None:
         assert self.source.is_mxfp4 or not self.packed, "float experts have no published scales to start from"
 
     @property
     def specs(self) -> list[TensorSpec]:
-        """The layout of what comes, if `dtype` is bfloat16."""
+        """The names, shapes and dtypes of the tensors in order, if `dtype` is bfloat16."""
         return list(tensors(self.source.shape(), self.packed))
 
     def __iter__(self) -> Iterator[MergedTensor]:
@@ -115,7 +119,7 @@ class MergedModel:
             yield TensorPart(expert, (blocks[None], scales[None]))
 
     def _floats(self, name: str, delta: LoraDelta | None, survival: Survival) -> Iterator[TensorPart]:
-        """[1, inputs, outputs] of each expert, as transformers has it."""
+        """Yield the weights of each expert in transformers' layout, [1, inputs, outputs]."""
         for expert in range(self.source.shape().experts):
             base = self._expert(name, expert)
             if delta is None or delta.is_zero(expert):
@@ -126,7 +130,7 @@ class MergedModel:
             yield TensorPart(expert, (result.T[None],))
 
     def _expert(self, name: str, expert: int) -> Tensor:
-        """float32 [outputs, inputs] of one expert; exact, since both layouts' values fit in float32."""
+        """Return the weights of one expert, float32 [outputs, inputs]. The conversion to float32 is exact."""
         if not self.source.is_mxfp4:
             return self.source.get(name)[expert].to(self.device, torch.float32).T
         blocks, scales = self.source.get(f"{name}_blocks")[expert], self.source.get(f"{name}_scales")[expert]
@@ -134,6 +138,6 @@ class MergedModel:
 
 
 def _slices(shape: Sequence[int]) -> Iterator[slice]:
-    """The first axis in runs of at most `_AT_A_TIME` weights, but of one index at least."""
+    """Return slices of the first axis. Each has at most `_AT_A_TIME` weights, but at least one index."""
     step = max(1, _AT_A_TIME // prod(shape[1:]))
     return (slice(first, first + step) for first in range(0, shape[0], step))

@@ -1,16 +1,16 @@
-"""How merged weights are rounded, how much of an update is left then, and which format the experts get.
+"""Rounding of merged weights, its measured effect on the update, and the choice of the experts' format.
 
-Published weights lie exactly on the lattice of their format. An update smaller than half a step of it rounds back to
-nothing, and one near half a step turns into noise; neither shows in the files. So each merge is measured, with Q the
+Published weights lie exactly on the lattice of their format. An update smaller than half a step of the lattice is
+rounded away. An update near half a step turns into noise. The files show neither, so each merge is measured. With Q the
 rounding, W the base and D the update, over all weights of a tensor:
 
     rho   = |D| / |W|                             size of the update
-    keep  = <Q(W + D) - W, D> / <D, D>            1: all of it arrived, 0: none
+    keep  = <Q(W + D) - W, D> / <D, D>            share of the update that is kept: 1 is all, 0 is none
     error = |Q(W + D) - (W + D)| / |D|            rounding noise in units of the update
 
-What is added up in float32 is rounded once: to bfloat16, or for experts that stay in four bits to MXFP4, where each
-group tries its published scale, the floor rule's and the two beside that, and takes the one with the least squared
-error (`mxfp4.quantise`).
+The sum W + D is computed in float32 and rounded once, to bfloat16 or to MXFP4. For MXFP4, each group tries four scales
+and takes the one with the least squared error (`mxfp4.quantise`). They are the published scale, the scale of the
+"floor" rule, and the two beside the latter.
 """
 
 from __future__ import annotations
@@ -31,34 +31,42 @@ from ossia.errors import UserError
 from ossia.export import ExpertsFormat, ProgressFactory, UnitsDone
 from ossia.kernels.reference import mxfp4
 
-#: A format is good enough when it keeps this share of the update and adds at most this much noise (half the update's
-#: size is a signal-to-noise ratio of 2 in the weights). For normally distributed weights and a rank of 16:
-#:
-#:     rho                      0.1 %  0.3 %    1 %    3 %   10 %   20 %   30 %
-#:     MXFP4        keep         0.00   0.00   0.00   0.03   0.69   0.92   0.97
-#:                  error        1.00   1.00   1.00   1.00   0.76   0.51   0.37
-#:     bfloat16     keep         0.53   0.93   1.00   1.00   1.00   1.00   1.00
-#:                  error        0.79   0.48   0.17   0.06   0.02   0.01   0.01
 KEEP_BETWEEN = (0.9, 1.1)
+"""Bounds of `keep` in a format that is good enough. For normally distributed weights and a rank of 16:
+
+    rho                      0.1 %  0.3 %    1 %    3 %   10 %   20 %   30 %
+    MXFP4        keep         0.00   0.00   0.00   0.03   0.69   0.92   0.97
+                 error        1.00   1.00   1.00   1.00   0.76   0.51   0.37
+    bfloat16     keep         0.53   0.93   1.00   1.00   1.00   1.00   1.00
+                 error        0.79   0.48   0.17   0.06   0.02   0.01   0.01
+"""
 MOST_ERROR = 0.5
-#: Experts of each tensor that `auto` measures before it decides.
+"""Largest `error` of a format that is good enough. 0.5 is a signal-to-noise ratio of 2 in the weights."""
 _SAMPLED = 2
+"""Number of experts of each tensor that are measured for the choice of `auto`."""
 
 
 @dataclass
 class Survival:
-    """Sums over the weights of one tensor, or of several."""
+    """The measured effect of rounding on an update, as sums over the weights of one or several tensors."""
 
     name: str = ""
+    """The tensor, or one of `PARTS`."""
     base_squared: float = 0.0
+    """<W, W>"""
     delta_squared: float = 0.0
+    """<D, D>"""
     kept: float = 0.0
+    """<Q(W + D) - W, D>"""
     error_squared: float = 0.0
+    """Squared length of Q(W + D) - (W + D)."""
     weights: int = 0
+    """Number of weights."""
     changed: int = 0
+    """Number of weights whose stored value differs from the base's."""
 
     def add(self, base: Tensor, delta: Tensor, stored: Tensor) -> None:
-        """Count one matrix: float32 W, D and Q(W + D), all of one shape."""
+        """Add one matrix to the sums. W, D and Q(W + D) are float32 and have the same shape."""
         moved = stored - base
         self.base_squared += _dot(base, base)
         self.delta_squared += _dot(delta, delta)
@@ -69,7 +77,7 @@ class Survival:
         self.error_squared += _dot(moved, moved)
 
     def add_unchanged(self, base: Tensor) -> None:
-        """Count a matrix without an update, as of an expert that was never chosen."""
+        """Add a matrix without an update to the sums, such as that of an expert that was never chosen."""
         self.base_squared += _dot(base, base)
         self.weights += base.numel()
 
@@ -80,34 +88,39 @@ class Survival:
 
     @property
     def rho(self) -> float:
+        """|D| / |W|, the size of the update; 0.0 without weights."""
         return math.sqrt(self.delta_squared / self.base_squared) if self.base_squared else 0.0
 
     @property
     def keep(self) -> float:
+        """The share of the update that is kept; 1.0 without an update."""
         return self.kept / self.delta_squared if self.delta_squared else 1.0
 
     @property
     def error(self) -> float:
+        """The rounding noise in units of the update; 0.0 without an update."""
         return math.sqrt(self.error_squared / self.delta_squared) if self.delta_squared else 0.0
 
     @property
     def is_good(self) -> bool:
+        """Whether `keep` is within KEEP_BETWEEN and `error` is at most MOST_ERROR."""
         return KEEP_BETWEEN[0] <= self.keep <= KEEP_BETWEEN[1] and self.error <= MOST_ERROR
 
     def describe(self) -> str:
+        """Return the figures in words."""
         return (
             f"the update is {self.rho:.2%} of the weights, {self.keep:.0%} of it is kept, "
             f"rounding noise is {self.error:.2f} times the update"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of the report; `changed` is the share of weights whose stored value is not the base's."""
+        """Return the figures for the report. `changed` is a share of the weights here."""
         share = self.changed / self.weights if self.weights else 0.0
         return {"rho": self.rho, "keep": self.keep, "error": self.error, "changed": share}
 
 
 def total(part: LoraTarget, survivals: Sequence[Survival]) -> Survival:
-    """The sums of all tensors of one of `PARTS`."""
+    """Return the sums over all tensors of one of `PARTS`."""
     result = Survival(part)
     for survival in survivals:
         if PARTS[part] in survival.name:
@@ -116,7 +129,7 @@ def total(part: LoraTarget, survivals: Sequence[Survival]) -> Survival:
 
 
 def update_report(survivals: Sequence[Survival]) -> dict[str, Any]:
-    """What the report says about the update: the figures of each of `PARTS` and of each tensor."""
+    """Return the report's section on the update: the figures of each of `PARTS` and of each tensor."""
     return {
         **{part: total(part, survivals).to_json() for part in PARTS},
         "tensors": [{"name": survival.name, **survival.to_json()} for survival in survivals],
@@ -125,28 +138,35 @@ def update_report(survivals: Sequence[Survival]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How the experts are written, in four bits (`packed`) or in bfloat16, and why. `asked`: what the user wanted."""
+    """The choice of the experts' format, with its reason in words."""
 
     asked: ExpertsFormat
+    """The format that the user asked for."""
     packed: bool
+    """Whether the experts are written in four bits. Else they are written in bfloat16."""
     reason: str
 
     @property
     def layout(self) -> str:
+        """The name of the format: mxfp4 or bf16."""
         return "mxfp4" if self.packed else "bf16"
 
     def to_json(self) -> dict[str, str]:
+        """Return the choice for the report."""
         return {"asked": self.asked, "layout": self.layout, "reason": self.reason}
 
     def revised(self, survivals: Sequence[Survival]) -> Rounding:
-        """The rounding after all tensors were measured: bfloat16 where a sample was too kind to four bits."""
+        """Return the choice after all tensors were measured.
+
+        It is bfloat16 if `auto` chose four bits because of a sample, and all tensors together are worse than allowed.
+        """
         whole = total("experts", survivals)
         if not self.packed or self.asked != "auto" or whole.is_good:
             return self
         return Rounding(self.asked, False, f"four bits would lose the update: {whole.describe()}")
 
     def warnings(self, survivals: Sequence[Survival]) -> list[str]:
-        """A sentence for each of `PARTS` whose update the rounding damages."""
+        """Return a sentence for each of `PARTS` whose update is damaged by rounding."""
         found = []
         low, high = KEEP_BETWEEN
         for name in PARTS:
@@ -165,10 +185,16 @@ class Rounding:
 def choose_rounding(
     source: CheckpointReader, adapter: Adapter, asked: ExpertsFormat, *, device: str, progress: ProgressFactory
 ) -> Rounding:
-    """Decide the experts' format. `auto`: four bits only where they hold the update (`Survival.is_good`).
+    """Return the choice of the experts' format.
+
+    Args:
+        asked: the format that the user asked for. auto: four bits only if they keep the update (`Survival.is_good`).
+        device: the device to measure on.
+        progress: called for the measurement of `auto`, whose units are tensors.
 
     Raises:
-        UserError: four bits are asked for, and the base's experts have no published scales to start from.
+        UserError: four bits are asked for, but the base's experts have no published scales. Also if the update is not
+            finite.
     """
     if not source.is_mxfp4:
         if asked == "mxfp4":
@@ -177,24 +203,29 @@ def choose_rounding(
                 where=str(source.folder),
                 do="use --experts bf16, or the published model as the base",
             )
-        return Rounding(asked, False, "as the base model has them")
+        return Rounding(asked, False, "as in the base model")
     if asked != "auto":
         return Rounding(asked, asked == "mxfp4", "as asked for")
     count = sum(PARTS["experts"] in name for name in adapter.deltas)
     if not count:
         return Rounding(asked, True, "the adapter does not change the experts, so their published bytes are kept")
-    with progress("measuring what four bits keep", count) as advance:
+    with progress("measuring the update in four bits", count) as advance:
         whole = total("experts", sample(source, adapter, device=device, experts=_SAMPLED, advance=advance))
-    verdict = "hold" if whole.is_good else "would lose"
+    verdict = "keep" if whole.is_good else "would lose"
     return Rounding(asked, whole.is_good, f"four bits {verdict} the update: {whole.describe()}")
 
 
 def sample(
     source: CheckpointReader, adapter: Adapter, *, device: str, experts: int, advance: UnitsDone
 ) -> list[Survival]:
-    """Measure what four bits would keep, on a few experts of each tensor that the adapter changes, spread evenly.
+    """Return the effect of four bits on a few experts of each expert tensor that the adapter changes.
 
-    `advance` is told the tensors done.
+    Args:
+        experts: how many experts of each tensor are measured. They are spread evenly over the changed experts.
+        advance: called with 1 after each tensor.
+
+    Raises:
+        UserError: the update is not finite.
     """
     found = []
     for name, delta in adapter.deltas.items():
@@ -213,7 +244,13 @@ def sample(
 def requantised(
     source: CheckpointReader, delta: LoraDelta, expert: int, device: str, survival: Survival
 ) -> tuple[Tensor, Tensor]:
-    """Blocks and scales of one merged expert. One without an update keeps its bytes, the signs of zeros included."""
+    """Return the blocks [outputs, G, 16] and the scales [outputs, G] of one merged expert, both uint8.
+
+    An expert without an update keeps its bytes, the signs of zeros included. The sums of `survival` are increased.
+
+    Raises:
+        UserError: the merged weights are not finite.
+    """
     blocks, scales = source.get(f"{delta.name}_blocks")[expert], source.get(f"{delta.name}_scales")[expert]
     base = mxfp4.dequantise(blocks.to(device), scales.to(device), torch.float32)
     if delta.is_zero(expert):
@@ -231,7 +268,7 @@ def requantised(
 
 
 def rounded(base: Tensor, update: Tensor, dtype: torch.dtype, survival: Survival) -> Tensor:
-    """W + D of float32 matrices in `dtype`."""
+    """Return W + D of float32 matrices, rounded to `dtype`. The sums of `survival` are increased."""
     result = (base + update).to(dtype)
     survival.add(base, update, result.float())
     return result

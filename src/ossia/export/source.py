@@ -1,4 +1,4 @@
-"""What is exported: a run's checkpoint, or an adapter folder with the model it belongs to."""
+"""The source of an export: a run's checkpoint, or an adapter folder with its base model."""
 
 from __future__ import annotations
 
@@ -16,41 +16,52 @@ from ossia.generate.subject import Subject, open_subject
 
 @dataclass(frozen=True)
 class ExportSource:
-    """adapter: folder in PEFT's layout. base: folder or hub id of the model it was trained on."""
+    """An adapter with its base model and, if there is one, its run."""
 
     subject: Subject
     adapter: Path
+    """A folder in PEFT's layout."""
     base: str
+    """Folder or hub id of the model that the adapter was trained on."""
     run: runs.Run | None = None
+    """None for an adapter folder that does not belong to a run."""
 
     @property
     def name(self) -> str:
+        """A name for display: the run's id with the checkpoint, or the name of the adapter's folder."""
         return f"{self.run.id}-{self.adapter.name}" if self.run else self.adapter.resolve().name
 
     def recipe(self) -> Recipe | None:
+        """Return the recipe of the run, or None without a run."""
         return self.run.recipe() if self.run else None
 
     def evaluation(self) -> dict[str, Any] | None:
-        """Summary of the run's last evaluation, if there was one."""
+        """Return the summary of the run's last evaluation, or None if there is none."""
         history = events.read(self.run.path) if self.run else []
         return next((event.summary for event in reversed(history) if isinstance(event, events.Evaluated)), None)
 
     def default_out(self, target: str) -> Path:
-        """Where an export goes when nothing else is said: runs/RUN/exports/step-000200-hf."""
+        """Return the default folder of an export, such as runs/RUN/exports/step-000200-hf.
+
+        Raises:
+            UserError: the adapter does not belong to a run.
+        """
         if self.run is None:
-            raise UserError("an adapter folder has no place for exports of its own", do="add --out FOLDER")
+            raise UserError("an adapter folder has no default place for exports", do="add --out FOLDER")
         return self.run.path / "exports" / f"{self.adapter.name}-{target}"
 
 
 def find_source(reference: str, model: str | None = None, step: int | None = None) -> ExportSource:
-    """Return what a reference stands for, see `ossia.generate.subject.open_subject`, if it has an adapter.
+    """Return the adapter that a reference stands for, with its base model.
 
     Args:
-        model: the base model, in place of the one that the run or the adapter names.
-        step: of a run's checkpoint; by default its best one.
+        reference: a run, a checkpoint or an adapter folder, as in `ossia.generate.subject.open_subject`.
+        model: the base model, in place of the one in the run's recipe or the adapter's configuration.
+        step: the step of a run's checkpoint. By default it is the run's best checkpoint.
 
     Raises:
-        UserError: no such run, checkpoint or adapter, or an adapter whose base model is not known.
+        UserError: there is no such run, checkpoint or adapter. Also if the reference is a model without an adapter, or
+            if the adapter does not name its base model.
     """
     subject = open_subject(
         reference,

@@ -1,9 +1,9 @@
-"""Whether what lies on disk is what was meant: the bytes, and what the merged model says.
+"""Verification of a merged model: its bytes on disk, and its predictions.
 
-Bytes: the written folder is opened again, its tensors are compared with the layout, and each tensor's hash with the
-one taken while it was made; for tensors that were copied, that is the hash of the source's bytes.
-Words: the next-token distributions of the merged model against those of the base with the adapter on it, both computed
-in float32 by the model code that trains and serves.
+* Bytes: the written folder is opened again and its tensors are compared with the layout. Each tensor's hash is compared
+  with the hash that was taken while the tensor was made. For copied tensors that is the hash of the source's bytes.
+* Predictions: the next-token distributions of the merged model are compared with those of the base with the adapter.
+  Both are computed in float32 with the model code of training and serving.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ _QUESTIONS = (
 _PROMPT = "<|start|>user<|message|>{}<|end|><|start|>assistant<|channel|>analysis<|message|>"
 #: Share of the memory that the comparison of logits may take.
 _MEMORY_SHARE = 0.7
-#: The merged model says something else when its distance to the tuned one is more than this share of what the tuning
-#: changed, and more than rounding to bfloat16 does to a model.
+#: Bounds of the distance between the merged and the tuned model. The first is a share of the distance between the tuned
+#: model and its base. The second is the effect of rounding a model to bfloat16, in nats. Exceeding both is a warning.
 _SHARE_LOST, _ROUNDING_KL = 0.1, 1e-3
 
 
 def check_bytes(folder: Path, written: WrittenTensors, *, packed: bool, advance: UnitsDone) -> dict[str, Any]:
-    """Open the export again and compare every tensor's bytes.
+    """Compare every tensor of an export with the bytes that were written, and return the counts for the report.
+
+    Args:
+        packed: whether the experts are in four bits.
+        advance: called with the bytes of each tensor.
 
     Raises:
-        OssiaError: a tensor is missing, misshapen, or other bytes than those that were written.
+        OssiaError: a tensor is missing, or its shape or bytes differ from those that were written.
     """
     reader = CheckpointReader(folder)
     reader.check(mxfp4=packed)
@@ -59,12 +63,22 @@ def check_bytes(folder: Path, written: WrittenTensors, *, packed: bool, advance:
 
 
 def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
-    """Compare the merged model with base + adapter on a few prompts; `skipped` gives the reason when that cannot be.
+    """Compare the predictions of the merged model with those of base + adapter on a few prompts.
+
+    Args:
+        base: folder of the base model.
+        adapter: folder of the adapter.
+        folder: folder of the merged model.
 
     Returns:
-        tokens; effect_kl: mean KL(tuned || base) in nats, how much the tuning changed; mean_kl, max_kl: KL(tuned ||
-        merged) per token, how much of that the export lost; top1: share of tokens whose likeliest successor is the
-        same.
+        These keys:
+
+        * tokens: number of tokens of the prompts.
+        * effect_kl: mean KL(tuned || base) per token in nats, the effect of tuning.
+        * mean_kl, max_kl: KL(tuned || merged) per token in nats, the loss by the export.
+        * top1: share of tokens with the same likeliest successor in both models.
+
+        Or only `skipped` with the reason, if the comparison is not possible.
     """
     device = hardware.device().value
     reason = _too_large(base, folder, device)
@@ -74,7 +88,7 @@ def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
     try:
         tuned, untuned = _tuned_and_base(base, adapter, prompts, device)
     except UserError as error:
-        return {"skipped": f"the adapter cannot be put on the base model here: {error.what}"}
+        return {"skipped": f"the adapter cannot be loaded on the base model here: {error.what}"}
     from ossia.model.load import load_model
 
     model = load_model(folder, dtype="float32", device=device)
@@ -90,13 +104,17 @@ def compare_logits(base: Path, adapter: Path, folder: Path) -> dict[str, Any]:
 
 
 def warnings(logits: dict[str, Any]) -> list[str]:
-    """A sentence if the merged model says something else than the tuned one. `logits`: from `compare_logits`."""
+    """Return a sentence if the merged model predicts other tokens than the tuned one.
+
+    Args:
+        logits: the result of `compare_logits`.
+    """
     lost = logits.get("mean_kl", 0.0)
     if lost <= max(_ROUNDING_KL, _SHARE_LOST * logits.get("effect_kl", 0.0)):
         return []
     return [
-        f"the merged model differs from the tuned one by {lost:.2g} nats per token; the tuning itself changed "
-        f"{logits['effect_kl']:.2g}"
+        f"the merged model differs from the tuned one by {lost:.2g} nats per token. The tuning itself changed "
+        f"the base by {logits['effect_kl']:.2g}"
     ]
 
 
@@ -114,10 +132,10 @@ def _tuned_and_base(base: Path, adapter: Path, prompts: list[Tensor], device: st
 
 
 def _log_probabilities(model: Any, prompts: list[Tensor], device: str) -> Tensor:
-    """float32 [tokens of all prompts, vocabulary] on the CPU.
+    """Return the log-probabilities of the next token, float32 [tokens of all prompts, vocabulary] on the CPU.
 
-    One pass for all prompts, since it dequantises every expert once. They are padded on the right, where a causal model
-    does not look.
+    All prompts are in one pass, because each pass dequantises every expert. They are padded on the right, which does
+    not affect a causal model.
     """
     ids_BT = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)
     with torch.no_grad():
@@ -127,12 +145,12 @@ def _log_probabilities(model: Any, prompts: list[Tensor], device: str) -> Tensor
 
 
 def _kl(left: Tensor, right: Tensor) -> Tensor:
-    """KL(left || right) per row of log-probabilities. Not below zero, where rounding would take it."""
+    """Return KL(left || right) of each row of log-probabilities. Rounding errors below zero are set to zero."""
     return (left.exp() * (left - right)).sum(-1).clamp(min=0)
 
 
 def _prompts(folder: Path, vocabulary: int) -> list[Tensor]:
-    """int64 [T] each: questions in Harmony, or fixed random ids for a model without a tokenizer."""
+    """Return prompts, int64 [T] each: questions in Harmony, or fixed random ids if the model has no tokenizer."""
     file = folder / "tokenizer.json"
     if file.is_file():
         from tokenizers import Tokenizer
@@ -144,13 +162,13 @@ def _prompts(folder: Path, vocabulary: int) -> list[Tensor]:
 
 
 def _too_large(base: Path, folder: Path, device: str) -> str | None:
-    """Why the larger of the two models does not fit into memory in float32, or None if it does."""
+    """Return the reason why the larger of the two models does not fit into memory in float32, or None if it fits."""
     needed = max(_float32_bytes(CheckpointReader(place)) for place in (base, folder))
     gpus = hardware.gpus().value if device == "cuda" else []
     there = gpus[0].memory if gpus else hardware.memory().value
     if needed <= _MEMORY_SHARE * there:
         return None
-    return f"a model needs {needed / 1e9:.1f} GB in float32, of {there / 1e9:.1f} GB of memory"
+    return f"a model needs {needed / 1e9:.1f} GB in float32, and there are {there / 1e9:.1f} GB of memory"
 
 
 def _float32_bytes(reader: CheckpointReader) -> int:

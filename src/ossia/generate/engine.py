@@ -1,9 +1,9 @@
-"""The protocol of engines: token ids in, token ids out, whatever computes behind it.
+"""The protocol of engines, which take token ids and return token ids.
 
-An engine knows nothing about Harmony. Prompts are rendered by `ossia.harmony.render`, completions are read by its
-parser. So evaluation, chat, samples during training and a server get the same tokens from every engine.
+Engines do not handle Harmony. `ossia.harmony.render` renders the prompts, and `ossia.harmony.parse` reads the
+completions. So evaluation, chat, samples during training and a server get the same tokens from every engine.
 
-A `Request` says everything about one completion. `Engine.submit` returns its tokens one by one as a `TokenStream`,
+A `Request` holds all settings of one completion. `Engine.submit` returns its tokens one by one as a `TokenStream`,
 which can be cancelled. `Engine.complete` answers many requests and returns whole completions. Both give the same ids.
 """
 
@@ -16,18 +16,22 @@ from typing import Any, Literal, NamedTuple, Protocol
 from ossia.harmony.tokenizer.vocabulary import STOP_TOKENS
 
 Finish = Literal["stop", "length", "cancelled"]
-"""Why a completion ended: a stop token, `Request.max_new_tokens`, or `TokenStream.cancel`."""
+"""The reason a completion ended: a stop token, `Request.max_new_tokens` or `TokenStream.cancel`."""
 
 BASE_WEIGHTS = "base"
-"""`Request.adapter` of an answer by the base weights, with every adapter switched off."""
+"""The value of `Request.adapter` for answers of the base weights, with every adapter switched off."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The filters apply in the order of the fields, as in transformers."""
+    """Settings of how the next token is drawn. The filters apply in the order of the fields, as in transformers.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
 
     temperature: float = 0.0
-    """0 takes the most likely token; else the logits are divided by it."""
+    """Divisor of the logits. 0 takes the most likely token."""
 
     top_k: int = 0
     """Sample among this many most likely tokens (Fan et al. 2018). 0: no limit."""
@@ -45,23 +49,29 @@ class Sampling:
 
 
 class TokenConstraint(Protocol):
-    """Which tokens may come next, for the completion of one request. An engine calls the two methods in turns."""
+    """A limit on the tokens of one completion. For each token an engine calls `allowed` and then `accept`."""
 
     def allowed(self) -> Any:
-        """Return a bool tensor [vocabulary], True for tokens that may come next. At least one must be True."""
+        """Return a bool tensor [vocabulary], True for tokens that may come next. At least one is True."""
         ...
 
     def accept(self, token: int) -> None:
-        """Take note of the token that was chosen."""
+        """Record the token that was chosen."""
         ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """One completion. The same request gives the same ids on the same engine and machine, whatever else it answers."""
+    """The settings of one completion.
+
+    The same request gives the same ids on the same engine and machine, whatever other requests the engine answers.
+
+    Raises:
+        ValueError: `max_new_tokens` or `logprobs` is out of its range.
+    """
 
     prompt: tuple[int, ...] = ()
-    """Token ids, at least one when the request is given to an engine."""
+    """Token ids. An engine needs at least one."""
 
     sampling: Sampling = Sampling()
 
@@ -69,23 +79,24 @@ class Request:
     """Longest completion, the stop token included."""
 
     stop: frozenset[int] = STOP_TOKENS
-    """A completion ends with the first of these ids, which belongs to it."""
+    """Stop tokens. A completion ends with the first of them and includes it."""
 
     seed: int = 0
     number: int = 0
-    """Random numbers come from a stream of their own for each pair of seed and number."""
+    """Each pair of `seed` and `number` has its own stream of random numbers."""
 
     logprobs: int | None = None
-    """0: also the log-probability of each token; n: and the n most likely tokens with theirs. None: neither.
+    """Number of most likely tokens to return at each place, with their log-probabilities.
 
-    Log-probabilities are those of the model, before temperature, filters and constraint.
+    0 returns the log-probability of the chosen token only. None returns no log-probabilities. The values are
+    those of the model, before temperature, filters and constraint.
     """
 
     constraint: Callable[[], TokenConstraint] | None = None
-    """Makes the constraint of this completion. None: every token is allowed."""
+    """Function that returns a new constraint for this completion. None: every token is allowed."""
 
     adapter: str | None = None
-    """Name of the adapter that answers; `BASE_WEIGHTS` for none. None: as the engine was opened."""
+    """Name of the adapter that answers, or `BASE_WEIGHTS`. None: the adapter that the engine was opened with."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or (self.logprobs is not None and self.logprobs < 0):
@@ -97,16 +108,17 @@ class Token(NamedTuple):
 
     id: int
     logprob: float | None = None
-    """Natural logarithm of its probability. None: not asked for."""
+    """Natural logarithm of the token's probability. None: the request did not ask for it."""
     most_likely: tuple[tuple[int, float], ...] = ()
     """The `Request.logprobs` most likely tokens at this place, each with its log-probability, best first."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote: `ids` with the stop token, if it came to one, and why it ended.
+    """The output of the model for one request, and the reason it ended.
 
-    `tokens` repeats the ids with their log-probabilities where the request asked for them, else it is empty.
+    `ids` includes the stop token if there is one. `tokens` has the same ids with their log-probabilities if the
+    request asked for them, otherwise it is empty.
     """
 
     ids: tuple[int, ...]
@@ -115,50 +127,50 @@ class Completion:
 
 
 class TokenStream(Protocol):
-    """The tokens of one completion as they are made, the stop token included."""
+    """The tokens of one completion as they are computed, the stop token included."""
 
     @property
     def finish(self) -> Finish | None:
-        """Why the completion ended; None while it has not."""
+        """The reason the completion ended, or None before its end."""
         ...
 
     def __iter__(self) -> Iterator[Token]: ...
 
     def cancel(self) -> None:
-        """End the completion. Iteration stops after the tokens that are already made."""
+        """End the completion. Iteration stops after the tokens that are already computed."""
         ...
 
 
 OnCompletion = Callable[[int, Completion], None]
-"""Called with the index of a request and its completion as soon as it is there, in any order."""
+"""Called with the index of a request and its completion as soon as it is complete, in any order."""
 
 
 class Engine(Protocol):
-    """Answers requests."""
+    """A generator of completions for requests."""
 
     def submit(self, request: Request) -> TokenStream:
         """Return the stream of one completion. Its ids equal `complete([request])[0].ids`.
 
         Raises:
-            ValueError: the prompt is empty, or no adapter has the request's name.
+            ValueError: the prompt is empty, or there is no adapter of the requested name.
         """
         ...
 
     def description(self) -> dict[str, Any]:
-        """Return what a record of answers says of the engine: dtype and device among it."""
+        """Return facts about the engine for a record of its answers, among them `dtype` and `device`."""
         ...
 
     def complete(self, requests: Sequence[Request], on_completion: OnCompletion | None = None) -> list[Completion]:
-        """Answer many requests and return the completions in their order.
+        """Return the completions of many requests, in the order of the requests.
 
         Raises:
-            ValueError: as `submit`.
+            ValueError: as in `submit`.
         """
         ...
 
 
 def completion(ids: Sequence[int], stop: frozenset[int], tokens: Sequence[Token] = ()) -> Completion:
-    """Return the ids up to the first stop token; without one the completion ended for its length."""
+    """Return a completion of the ids up to the first stop token. Without a stop token, `finish` is "length"."""
     for count, token in enumerate(ids, start=1):
         if token in stop:
             return Completion(tuple(ids[:count]), "stop", tuple(tokens[:count]))

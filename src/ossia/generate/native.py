@@ -1,8 +1,9 @@
-"""The engine in this process: an Ossia model, with or without its adapter, one request or one batch after the other.
+"""The engine in this process, which generates with an Ossia model and its adapter, if there is one.
 
-Whole completions go through transformers' `generate` in batches of similar length, padded on the left. A stream is its
-own short loop of a prefill and single steps, so that nothing runs on in a thread when the reader stops reading. Both
-ask only for the logits of the last position: [B, 201088] and never [B, T, 201088].
+It computes one request or one batch at a time. Whole completions go through transformers' `generate`, in batches of
+prompts of similar length, padded on the left. A stream has its own short loop, a prefill and then single steps. It
+needs no thread, so no work continues when the reader stops reading. Both compute the logits of the last position
+only: [B, 201088] and never [B, T, 201088].
 """
 
 from __future__ import annotations
@@ -24,31 +25,34 @@ from ossia.harmony.tokenizer.vocabulary import ENDOFTEXT
 
 
 class SerialEngine:
-    """Generates with a model in memory. A model in training mode is put back into it after each call."""
+    """An engine on a model in memory. A model in training mode returns to training mode after each call."""
 
     def __init__(self, model: Any, *, batch_size: int = 16) -> None:
         """
         Args:
-            model: an `OssiaForCausalLM` or a `PeftModel` around it. Requests for `BASE_WEIGHTS` are answered with the
-                adapter switched off for the time of each call: before and after compare on the same bytes.
-            batch_size: most requests answered together by `complete`.
+            model: an `OssiaForCausalLM` or a `PeftModel` around it. Calls for `BASE_WEIGHTS` switch the adapter off. So
+                tuned and base model are compared on the same base weights.
+            batch_size: most requests that `complete` answers together.
         """
         self.model, self.batch_size = model, batch_size
 
     def submit(self, request: Request) -> NativeStream:
-        """Return the stream of one completion; each token is computed when it is asked for.
+        """Return the stream of one completion. Each token is computed when the reader requests it.
 
         Raises:
-            ValueError: the prompt is empty, or no adapter has the request's name.
+            ValueError: the prompt is empty, or there is no adapter of the requested name.
         """
         self._check(request)
         return NativeStream(self, request)
 
     def complete(self, requests: Sequence[Request], on_completion: OnCompletion | None = None) -> list[Completion]:
-        """Answer many requests; `on_completion` is called for each batch of up to `batch_size` when it is done.
+        """Return the completions of many requests, in the order of the requests.
+
+        `on_completion` is called for the requests of each batch (up to `batch_size`) when the batch is complete.
 
         Raises:
-            ValueError: a prompt is empty, or no adapter has a request's name.
+            ValueError: a prompt is empty, or there is no adapter of a requested name.
+            DoesNotFitError: the GPU does not have enough memory.
         """
         for request in requests:
             self._check(request)
@@ -61,7 +65,7 @@ class SerialEngine:
         return [done[index] for index in range(len(requests))]
 
     def description(self) -> dict[str, Any]:
-        """Return the dtype of what is not packed, and the device."""
+        """Return the dtype of the weights that are not packed, and the device."""
         return {"dtype": str(self.model.dtype).removeprefix("torch."), "device": str(self.model.device)}
 
     def _check(self, request: Request) -> None:
@@ -73,7 +77,7 @@ class SerialEngine:
             raise ValueError(f"there is no adapter {request.adapter!r}; there are: {names}")
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Indices of requests that `generate` can answer together, similar lengths together."""
+        """Yield batches of indices of requests that `generate` can answer together, similar lengths together."""
 
         def settings(index: int) -> tuple[Any, ...]:
             request = requests[index]
@@ -93,7 +97,7 @@ class SerialEngine:
             ids_BT[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
             mask_BT[row, longest - len(request.prompt) :] = 1
         config = GenerationConfig(
-            do_sample=False,  # the logits processor has chosen; greedy search takes what it left
+            do_sample=False,  # greedy search takes the one token that the logits processor has left
             max_new_tokens=first.max_new_tokens,
             eos_token_id=sorted(first.stop),
             pad_token_id=pad,
@@ -111,16 +115,20 @@ class SerialEngine:
         return [completion(row, first.stop, tokens) for row, tokens in rows]
 
     def _padding(self) -> int:
-        # Only its embedding is looked up; masks keep it out. Reduced vocabularies do not have the published id.
+        # Only the embedding of this id is read, and masks exclude it. Reduced vocabularies lack the published id.
         return ENDOFTEXT if self.model.config.vocab_size > ENDOFTEXT else 0
 
     @contextlib.contextmanager
     def ready(self, adapter: str | None) -> Iterator[None]:
-        """Evaluation mode, the adapter of a request active, and a readable error when the GPU is full."""
+        """Put the model into evaluation mode with the adapter of a request inside the block, and restore it afterwards.
+
+        Raises:
+            DoesNotFitError: the GPU does not have enough memory.
+        """
         training, tuned = self.model.training, isinstance(self.model, PeftModel)
         before = self.model.active_adapter if tuned else None
         off, other = tuned and adapter == BASE_WEIGHTS, tuned and adapter not in (None, BASE_WEIGHTS, before)
-        # PEFT makes adapters trainable when it switches them on again; what was frozen before is frozen afterwards.
+        # PEFT makes adapters trainable when it switches them on again. So parameters that were frozen are frozen again.
         changed = list(self.model.parameters()) if off or other else []
         frozen = [parameter for parameter in changed if not parameter.requires_grad]
         if training:
@@ -132,7 +140,7 @@ class SerialEngine:
                 yield
         except torch.OutOfMemoryError:
             raise DoesNotFitError(
-                "the GPU has not enough memory to generate", do="--set eval.batch_size=1, or fewer new tokens"
+                "the GPU does not have enough memory to generate", do="--set eval.batch_size=1, or fewer new tokens"
             ) from None
         finally:
             if other:
@@ -148,7 +156,7 @@ class NativeStream:
 
     def __init__(self, engine: SerialEngine, request: Request) -> None:
         self.finish: Finish | None = None
-        """Why the completion ended; None while it has not."""
+        """The reason the completion ended, or None before its end."""
         self._engine, self._request = engine, request
         self._tokens = self._made()
 
@@ -156,7 +164,7 @@ class NativeStream:
         return self._tokens
 
     def cancel(self) -> None:
-        """End the completion: no further token is computed. May be called from another thread."""
+        """End the completion. No further token is computed. Another thread may call this."""
         self.finish = self.finish or "cancelled"
 
     def _made(self) -> Iterator[Token]:
@@ -166,7 +174,7 @@ class NativeStream:
         for count in range(1, request.max_new_tokens + 1):
             if self.finish is not None:
                 return
-            # The contexts are entered for each step: around a `yield` they would leak into whoever reads the stream.
+            # The contexts are entered for each step. Around the `yield` they would also apply to the reader's code.
             with torch.no_grad(), self._engine.ready(request.adapter):
                 input_ids = torch.tensor([ids], device=model.device)
                 out = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -180,7 +188,7 @@ class NativeStream:
 
 
 class _Choose(LogitsProcessor):
-    """Lets the sampler choose and leaves only its choice to greedy search."""
+    """A logits processor that masks all tokens but the sampler's choice, which greedy search then takes."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler

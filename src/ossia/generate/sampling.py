@@ -1,7 +1,8 @@
-"""Choosing the next token of each row of a batch, with a random stream of its own for each row.
+"""The choice of the next token in each row of a batch. Each row has its own stream of random numbers.
 
-A row's choice depends on its own logits, request and stream only. So neither the composition of a batch nor the device
-changes which numbers it draws. One uniform number per token is drawn and inverted through the cumulative distribution.
+A row's choice depends only on its logits, its request and its stream. So neither the composition of a batch nor the
+device changes the random numbers of a row. Each token takes one uniform number, by inversion of the cumulative
+distribution.
 
 Shapes: B rows, V vocabulary.
 """
@@ -18,10 +19,16 @@ from ossia.generate.engine import Request, Sampling, Token
 
 
 class Sampler:
-    """Chooses one token per row; keeps the random streams, constraints and log-probabilities of its rows."""
+    """A function that chooses one token per row from logits [B, V]. It is called once per position of the batch.
+
+    It keeps the random streams, constraints and log-probabilities of the rows.
+    """
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        """`requests`: one per row, all with the same `sampling`."""
+        """
+        Args:
+            requests: one per row, all with the same `sampling`.
+        """
         self.sampling = requests[0].sampling if requests else Sampling()
         assert all(request.sampling == self.sampling for request in requests), "rows of a batch share their sampling"
         self._wanted = [request.logprobs for request in requests]
@@ -29,11 +36,11 @@ class Sampler:
         self._constraints = [request.constraint and request.constraint() for request in requests]
         self._stops = [request.stop for request in requests]
         self.tokens: list[list[Token]] = [[] for _ in requests]
-        """Per row, the tokens that were chosen, where the request wants log-probabilities."""
+        """Per row, the chosen tokens up to the first stop token. Empty where the request has no `logprobs`."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether each choice is the most likely token and nothing else is asked for."""
+        """Whether each choice is the most likely token, without constraints and log-probabilities."""
         return (
             self.sampling.temperature == 0
             and not any(self._constraints)
@@ -62,12 +69,13 @@ class Sampler:
         cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
         drawn = [stream.random() for stream in self._streams]
         drawn_B1 = torch.tensor(drawn, dtype=torch.float64).to(logits_BV.device)[:, None] * cumulative_BV[:, -1:]
-        # right=True: the first place whose cumulative probability exceeds the number, never one of probability zero.
+        # right=True finds the first place whose cumulative probability exceeds the number. So a token of probability
+        # zero is never chosen.
         chosen_B1 = torch.searchsorted(cumulative_BV, drawn_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
         return (chosen_B1 if order_BV is None else order_BV.gather(-1, chosen_B1))[:, 0]
 
     def _filtered(self, probabilities_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Set the probability of filtered tokens to 0. With a filter the rows are sorted; the order comes with them."""
+        """Return the probabilities, 0 for filtered tokens, and the order of the tokens if a filter has sorted them."""
         top_k, top_p, min_p = self.sampling.top_k, self.sampling.top_p, self.sampling.min_p
         if not top_k and top_p >= 1 and not min_p:
             return probabilities_BV, None
@@ -75,7 +83,7 @@ class Sampler:
         if top_k:
             probabilities_BV[:, top_k:] = 0
         if top_p < 1:
-            # A token stays while those before it hold less than top_p, so that the first one always stays.
+            # A token stays if the tokens before it hold less than top_p. So the first token always stays.
             share_BV = probabilities_BV / probabilities_BV.sum(-1, keepdim=True) if top_k else probabilities_BV
             before_BV = share_BV.cumsum(-1) - share_BV
             probabilities_BV = probabilities_BV.masked_fill(before_BV >= top_p, 0)
@@ -84,7 +92,7 @@ class Sampler:
         return probabilities_BV, order_BV
 
     def _note(self, logits_BV: Tensor, chosen_B: Tensor) -> None:
-        """Tell the constraints what was chosen, and keep log-probabilities where they are wanted."""
+        """Pass the chosen tokens to the constraints, and keep log-probabilities for the requests that want them."""
         if not any(self._constraints) and all(wanted is None for wanted in self._wanted):
             return
         for row, (token, wanted) in enumerate(zip(chosen_B.tolist(), self._wanted, strict=True)):
@@ -93,7 +101,7 @@ class Sampler:
                 constraint.accept(token)
             if wanted is not None:
                 self.tokens[row].append(_token(logits_BV[row], token, wanted))
-            if token in self._stops[row]:  # a batch goes on with rows that have ended; what they choose is not read
+            if token in self._stops[row]:  # a batch continues with ended rows, and their further tokens are not used
                 self._constraints[row] = self._wanted[row] = None
 
 

@@ -1,7 +1,7 @@
-"""A conversation with an engine: what the person says goes in, what the model says comes out piece by piece.
+"""A conversation between a person and an engine, with the model's text in pieces as it arrives.
 
-The history is kept as Harmony messages and rendered anew for each turn by the renderer of the training data, which
-drops the thoughts of finished turns. Text is told apart by channel as it arrives, with the same parser as everywhere.
+The history is a list of Harmony messages. For each turn the renderer of the training data renders it again and drops
+the thoughts of finished turns. The parser of `ossia.harmony.parse` assigns the arriving text to channels.
 """
 
 from __future__ import annotations
@@ -22,22 +22,27 @@ PieceKind = Literal["thought", "preamble", "call", "answer"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of text as it arrives. `recipient`: of a call. `first`: a new message begins with it."""
+    """A piece of text as it arrives."""
 
     kind: PieceKind
     text: str
     first: bool
+    """Whether a new message begins with this piece."""
     recipient: str | None = None
+    """The recipient of a tool call. None for other messages."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """How a turn went. `finish` is None when it was interrupted; `kept`: it joined the history."""
+    """The result of one turn of the model."""
 
     messages: tuple[ParsedMessage, ...]
     tokens: int
+    """Number of tokens that the model generated."""
     finish: Finish | None
+    """The reason the turn ended. None: the reader stopped early."""
     kept: bool
+    """Whether the turn was added to the history."""
 
 
 class Session:
@@ -61,33 +66,38 @@ class Session:
         self._order = order
         self.conversation = Conversation((), system or SystemSettings(), instructions)
         self.reply: Reply | None = None
-        """The last turn."""
+        """The result of the last turn, or None before the first."""
         self._engine, self._vocabulary, self._adapter, self._turn = engine, vocabulary, adapter, 0
 
     def restart(self) -> None:
-        """Forget what was said; the system message and the instructions stay."""
+        """Remove all messages from the history. The system message and the instructions stay."""
         self.conversation = replace(self.conversation, messages=())
 
     def set_effort(self, effort: Effort) -> None:
+        """Set the reasoning effort in the system message of the following turns."""
         assert self.conversation.system is not None
         self.conversation = replace(self.conversation, system=replace(self.conversation.system, effort=effort))
 
     def set_instructions(self, text: str | None) -> None:
-        """Set the developer message, which stands before everything that was said. None: no such message."""
+        """Set the developer message, which precedes the history. None: no such message."""
         self.conversation = replace(self.conversation, instructions=text)
 
     def say(self, text: str, like: Request) -> Generator[Piece, None, None]:
-        """Yield the model's turn as it is made. `like`: the request of a turn, without its prompt.
+        """Yield the model's turn in pieces as it is generated. `self.reply` then holds the result.
 
-        A turn that came to an answer or to a call joins the history, also when the reader stops early (closes the
-        iterator) in the middle of the answer; so does a turn that ended with a preamble, which is how the parser reads
-        text without a header. A turn without any of these is forgotten together with the question.
+        A turn with an answer or a call is added to the history, even if the reader closes the iterator early. A turn
+        with a preamble only is added if it ended with a stop token. The reason is that the parser reads text without a
+        header as a preamble. Any other turn is dropped together with the question.
+
+        Args:
+            text: the message of the person.
+            like: the request of the turn without its prompt. Each turn adds its number to the seed.
         """
         asked = (*self.conversation.messages, user(text))
         prompt = render_prompt(replace(self.conversation, messages=asked), self._vocabulary, self._order)
         parser, tokens = Parser(self._vocabulary), 0
         finish: Finish | None = None
-        # The seed moves on, so that the same words may get another answer next time.
+        # Each turn has its own seed, so that the same words may get another answer next time.
         request = replace(like, prompt=tuple(prompt), seed=like.seed + self._turn, adapter=self._adapter)
         self._turn += 1
         begun: set[int] = set()
@@ -101,7 +111,7 @@ class Session:
         finally:
             stream.cancel()
             parser.finish()
-            # Only what the reader has seen: finishing may have made a message of half a header.
+            # Only messages that the reader has seen. `finish` may have made a message of an incomplete header.
             seen = (parser.messages[index] for index in sorted(begun))
             said = tuple(m.to_message() for m in seen if m.role == "assistant" and m.content)
             kinds = {piece_kind(message) for message in said}
@@ -112,7 +122,7 @@ class Session:
 
 
 def piece_kind(message: ParsedMessage | Message) -> PieceKind:
-    """What a message of the model is to a reader."""
+    """Return the kind of a message of the model, as a reader sees it."""
     if message.recipient is not None:
         return "call"
     if message.channel == "analysis":

@@ -1,4 +1,4 @@
-"""Who answers: a run's checkpoint, an adapter on its base, or a model as it is, opened by one reference.
+"""The subject of a chat, an evaluation or an export: a run's checkpoint, an adapter on its base, or a model.
 
 The recipe of the run gives the base weights, the compute dtype and the system message, so that questions are rendered
 exactly as in training. Exports say how their model was trained. Other adapters and models get the defaults.
@@ -35,19 +35,18 @@ RENDERING_FILES = ("report.json", IDENTITY_FILE)
 
 @dataclass(frozen=True)
 class Subject:
-    """What a reference stands for. Nothing is loaded until `engine` or `model` is called.
-
-    `adapter` is the folder of the adapter on the base `recipe.model`; None for a model as it is. `run` is the run that
-    the adapter belongs to; None for an adapter folder and for a model.
-    """
+    """The model that a reference stands for. `engine` and `model` load it."""
 
     recipe: Recipe
+    """Its section `model` names the base model."""
     run: runs.Run | None = None
+    """The run that the adapter belongs to. None for an adapter folder and for a model."""
     adapter: Path | None = None
+    """Folder of the adapter on the base model. None for a model without an adapter."""
 
     @property
     def name(self) -> str:
-        """For people: the run and its checkpoint, the adapter's folder, or the model."""
+        """A name for display: the run and its checkpoint, the adapter's folder, or the model."""
         if self.adapter is None:
             return self.recipe.model.path
         return f"{self.run.id} {self.adapter.name}" if self.run is not None else str(self.adapter)
@@ -68,7 +67,7 @@ class Subject:
         """Return the model (a `PeftModel` if there is an adapter) in evaluation mode.
 
         Raises:
-            UserError: no such model, or an incomplete one; not an adapter of this model.
+            UserError: the model is missing or incomplete, or the adapter does not belong to this model.
         """
         from ossia.model import load
 
@@ -97,10 +96,13 @@ class Subject:
         return trust.check_unchanged(self.adapter, base, self.run, accept_changed_base=accept_changed_base)
 
     def engine(self, *, batch_size: int = 16) -> Engine:
-        """Load the model and return the engine that answers with it; `batch_size`: most requests answered together.
+        """Load the model and return an engine on it.
+
+        Args:
+            batch_size: most requests that are answered together.
 
         Raises:
-            UserError: as `model`.
+            UserError: as in `model`.
         """
         from ossia.generate.native import SerialEngine
 
@@ -119,22 +121,27 @@ def rendering_of(data: DataSection) -> dict[str, Any]:
 
 
 def request_of(section: SamplingSection, seed: int) -> Request:
-    """Return the request that a recipe's section describes, without a prompt."""
+    """Return a request with the settings of a recipe's section and without a prompt."""
     sampling = Sampling(section.temperature, section.top_k, section.top_p, section.min_p)
     return Request(sampling=sampling, max_new_tokens=section.max_new_tokens, seed=seed)
 
 
 def open_subject(reference: str, *, checkpoint: int | None = None, overrides: Iterable[str] = ()) -> Subject:
-    """Find what a reference stands for: a run, a checkpoint, an adapter or a model.
+    """Return the run, checkpoint, adapter or model that a reference stands for.
 
     Args:
-        reference: a run (folder, id, part of an id, `last`), the folder of a checkpoint in a run, the folder of an
-            adapter in PEFT's layout, a model's folder, the name of a fetched model, or `example:...`.
-        checkpoint: the step; by default the run's best checkpoint. Only for runs.
-        overrides: `section.key=value`, on top of the run's recipe or of the defaults.
+        reference: the name or folder of one of these:
+
+            * a run: its folder, its id, a part of its id, or `last`
+            * a checkpoint: its folder in a run
+            * an adapter: its folder, in PEFT's layout
+            * a model: its folder, the name of a fetched model, or `example:...`
+        checkpoint: the step of a run's checkpoint. None: the run's best checkpoint.
+        overrides: `section.key=value`, applied to the run's recipe or to the defaults.
 
     Raises:
-        UserError: nothing matches, or the run has no such checkpoint.
+        UserError: nothing matches the reference, the run does not have the checkpoint, or `checkpoint` is given for an
+            adapter or a model. Also if an adapter does not name its base model.
     """
     if _is_model(reference):
         _refuse_step(checkpoint, "a model folder", reference)
@@ -151,7 +158,7 @@ def open_subject(reference: str, *, checkpoint: int | None = None, overrides: It
     try:
         run = runs.find_run(reference)
     except UserError as error:
-        why = f"not a folder with a config.json either; runs: {error.what}{f' ({error.why})' if error.why else ''}"
+        why = f"it is not a folder with a config.json; runs: {error.what}{f' ({error.why})' if error.why else ''}"
         raise UserError(f"there is no run and no model {reference!r}", why=why, do="ossia runs ls") from None
     recipe = recipes.load_recipe(str(run.path / "recipe.yaml"), overrides)
     if checkpoint is None:
@@ -189,7 +196,7 @@ def _rendering_in(file: Path) -> dict[str, Any] | None:
 
 
 def _base_of(adapter: Path) -> str:
-    """The model that an adapter says it was trained on."""
+    """Return the base model that an adapter's configuration names."""
     base = read_config(adapter).base_model
     if not base:
         raise UserError(

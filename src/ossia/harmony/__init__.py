@@ -1,21 +1,19 @@
 """Harmony, the message format of gpt-oss: one renderer and one parser for data, training, chat, serving and export.
 
-    conversation    what a conversation is: messages, and the settings of what stands before them
+    conversation    the data classes of a conversation: messages, system settings, tools, response formats
     from_openai     OpenAI's JSON messages -> conversation
-    request         what stands beside these: tools, response formats, effort in a text
+    request         the other parts of a chat request: tools, response formats, effort in a text
     builtin         the built-in tools, browser and python
     to_openai       conversation -> OpenAI's JSON messages
-    render          conversation -> ids
-    typescript      tools as the model reads them
-    parse           ids -> messages, total
-    header          what stands between <|start|> and <|message|>
-    preview         ids for the eye
-    template        where another chat template renders other ids
-    tokenizer       text <-> ids
+    render          conversation -> token ids
+    typescript      tool schemas in the TypeScript notation of the prompt
+    parse           token ids -> messages, for any sequence of ids
+    header          the header of a message, between <|start|> and <|message|>
+    preview         token ids as coloured text for a terminal
+    template        comparison of a chat template's tokens with the renderer's
+    tokenizer/      text <-> token ids
 
-chat_template.jinja is the same rendering for other programs.
-
-No torch in here.
+chat_template.jinja implements the same rendering for other programs. This package does not import torch.
 """
 
 from __future__ import annotations
@@ -79,8 +77,8 @@ def chat_template(system: SystemSettings | None = None, order: HeaderOrder = "ch
     Raises:
         UserError: `system` has tools that a template does not know.
 
-    It renders what `render_prompt` renders, except that control tokens spelt out in a text become control tokens: the
-    programs that use templates cannot tell the two apart.
+    The template gives the same tokens as `render_prompt`, with one exception: a control token that is spelt out in a
+    text becomes a control token. Programs that use templates cannot distinguish the two.
     """
     text = files(__name__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
     settings = system or SystemSettings()

@@ -1,7 +1,7 @@
-"""The built-in tools that gpt-oss was trained with, `browser` and `python`, as the system message announces them.
+"""The built-in tools that gpt-oss was trained with, `browser` and `python`, in the form that the system message has.
 
-The texts are those of OpenAI's docs/format.md ("Built-in tools") in the wording of openai-harmony 0.0.8, which
-tests/harmony/test_render.py compares. The model calls them within its chain of thought:
+The source of the texts is OpenAI's docs/format.md ("Built-in tools"), in the wording of openai-harmony 0.0.8.
+tests/harmony/test_render.py compares them with that library. The model calls these tools within its chain of thought:
 
     <|start|>assistant<|channel|>analysis to=browser.search code<|message|>{"query": "…"}<|call|>
     <|start|>assistant<|channel|>analysis to=python code<|message|>print(1)<|call|>
@@ -86,10 +86,10 @@ BUILTIN_TOOLS = {namespace.name: namespace for namespace in (BROWSER, PYTHON)}
 
 
 def builtin_namespaces(names: Iterable[str]) -> tuple[ToolNamespace, ...]:
-    """The namespaces with these names, each once.
+    """Return the namespaces with these names, without repetitions.
 
     Raises:
-        UserError: a name that is no built-in tool.
+        UserError: a name is not that of a built-in tool.
     """
     for name in (names := tuple(dict.fromkeys(names))):
         if name not in BUILTIN_TOOLS:

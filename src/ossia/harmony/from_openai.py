@@ -1,4 +1,4 @@
-"""Chat messages in OpenAI's JSON format, made into a conversation. Used by data sets and by the server alike.
+"""Conversion of chat messages in OpenAI's JSON format to a conversation, for data sets and for the server.
 
     role system, developer   at the start: instructions (joined); later: a developer message in its place
     role user                a user message
@@ -7,12 +7,12 @@
                              with `tool_calls` or `function_call`: `content` -> preamble, each call -> call
     role tool, function      the result of the call with that id (or name)
 
-Parallel calls are put in sequence, call, result, call, result: after `<|call|>` the model always stops. Calls of an
-announced built-in tool (`python`, `browser.search`) are made in the chain of thought. Messages that carry Harmony's
-`channel`, `recipient` or `content_type` are taken over as they are, their `name` included.
+Parallel calls are put in sequence (call, result, call, result), because the model always stops after `<|call|>`. Calls
+of an announced built-in tool (`python`, `browser.search`) become part of the chain of thought. Messages that have
+Harmony's `channel`, `recipient` or `content_type` keep these fields and their `name` unchanged.
 
-Effort: what the request itself says goes before a line `Reasoning: high` in the texts at the start, and that before
-the default of the recipe or the server.
+The effort has three sources. A value in the request itself has precedence over a line `Reasoning: high` in the texts
+at the start. Such a line has precedence over the default of the recipe or the server.
 """
 
 from __future__ import annotations
@@ -67,19 +67,22 @@ def conversation_from_chat(
     path: str = "messages",
     paths: Sequence[str] = (),
 ) -> Conversation:
-    """Make a conversation of chat messages.
+    """Return the conversation that chat messages describe.
 
     Args:
         messages: the list `messages` of a chat request or of a training row.
         tools: the list `tools` (or legacy `functions`), or the same as a JSON text.
-        system: the system message, of which texts and the arguments below can change a part. None: no such message.
-        effort: the effort that the row or request states itself; goes before a line in a text.
-        builtin_tools: names of built-in tools to announce, beside those of `system`.
+        system: the system message. Texts and the arguments below can change parts of it. None: no such message.
+        effort: the effort that the row or request states itself. It has precedence over a line in a text.
+        builtin_tools: names of built-in tools to announce, in addition to those of `system`.
         response_format: as `response_format` of Chat Completions or `text.format` of Responses, or a list of such.
-        report: gets every problem, with its place under `path`. By default errors raise UserError. With another
-            report, a faulty part is left out and the rest converted.
-        path: where the list stands in the row, for problems.
-        paths: the place of each message, where the row's own form is not a list of chat messages.
+        report: called with every problem and its place under `path`. By default errors raise UserError. With another
+            function, a faulty part is left out and the rest is converted.
+        path: the place of the list in the row, for reports of problems.
+        paths: the place of each message, if the row's own form is not a list of chat messages.
+
+    Raises:
+        UserError: a message, tool or format is faulty and `report` is the default.
     """
     if builtin_tools and system is not None:
         system = _announce(system, builtin_tools, report)
@@ -100,7 +103,7 @@ def conversation_from_chat(
 
 
 def text_of(content: object) -> str | None:
-    """The text of a `content` field: a string, None, or a list of text parts. None if it holds anything else."""
+    """Return the text of a `content` field: a string, None, or a list of text parts. None if it is anything else."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -132,7 +135,7 @@ class _Call:
 
 
 class _Reader:
-    """Collects atomic messages. Calls wait for their results, so that parallel calls come out one after the other."""
+    """Collects atomic messages. Calls wait for their results, so that parallel calls are written one by one."""
 
     def __init__(
         self,
@@ -149,8 +152,8 @@ class _Reader:
         self._namespaces = {namespace.name: namespace for namespace in namespaces}
         self._functions = functions
         self._waiting: list[_Call] = []
-        self._begun = False  # the texts at the start are over
-        self._place = ""  # of the message that is being read
+        self._begun = False  # whether a message after the instructions at the start was read
+        self._place = ""  # of the current message
 
     def read(self, index: int, message: object) -> None:
         self._place = self._paths[index] if self._paths else f"{self._path}[{index}]"
@@ -188,7 +191,7 @@ class _Reader:
             self._read_instructions(text)
 
     def settle_calls(self) -> None:
-        """Write out calls that no result came for. Only the first can stand: the model stops after it."""
+        """Append the first call without a result and report the others, since the model stops after the first."""
         if not self._waiting:
             return
         first, *others = self._waiting
@@ -238,7 +241,7 @@ class _Reader:
     def _read_harmony(
         self, message: Mapping[str, Any], text: str, header: _Header, weight: float | None, has_calls: bool
     ) -> None:
-        """A message that says where it goes. Beside calls it is what stands before them, if it says anything."""
+        """Read a message that has Harmony's header fields. If it has calls, its text precedes them unless empty."""
         channel, recipient, content_type = header
         if channel is None:
             channel = "final" if recipient is None else "commentary"
@@ -274,7 +277,7 @@ class _Reader:
         return calls
 
     def _arguments(self, arguments: object, place: str) -> str:
-        """A JSON text stays as it is; an object becomes one."""
+        """Return the arguments as a JSON text. A text stays unchanged; an object is serialised."""
         text = arguments
         if not isinstance(arguments, str):
             arguments = {} if arguments is None else arguments
@@ -283,7 +286,7 @@ class _Reader:
             text, arguments = "{}", {}
         try:
             value = json.loads(arguments) if isinstance(arguments, str) else arguments
-            wrong = "" if isinstance(value, Mapping) else "are no JSON object"
+            wrong = "" if isinstance(value, Mapping) else "are not a JSON object"
         except (ValueError, RecursionError) as error:
             wrong = f"are not JSON: {error}"
         if wrong:
@@ -310,7 +313,7 @@ class _Reader:
         self.messages.append(self._as_given("tool", text, header, author))
 
     def _call_of(self, id: object, name: str | None) -> _Call | None:
-        """The waiting call of a result: by its id; for legacy functions and rows without ids by name, else in order."""
+        """Return the waiting call of a result: by id; for legacy functions and rows without ids by name or order."""
         if id is not None:
             for waiting in self._waiting:
                 if waiting.id == id:
@@ -322,7 +325,7 @@ class _Reader:
         return None
 
     def _header(self, message: Mapping[str, Any]) -> _Header | None:
-        """Channel, recipient and content type as given. A recipient "all" alone says nothing."""
+        """Return channel, recipient and content type, or None for none of them. A recipient "all" alone is ignored."""
         if "channel" not in message and "recipient" not in message and "content_type" not in message:
             return None
         values: list[str | None] = []
@@ -335,7 +338,7 @@ class _Reader:
         if channel is not None and channel not in CHANNELS:
             do = f"channels are {', '.join(CHANNELS)}"
             self._problem("error", "unknown-channel", f"unknown channel {channel!r}", ".channel", do)
-            channel = "analysis"  # what it was for is unknown, and a thought cannot leak into an answer
+            channel = "analysis"  # the purpose of the text is unknown, and a thought is never shown as an answer
         if channel is None and recipient in (None, "all") and content_type is None:
             return None
         return channel, recipient, content_type
@@ -356,7 +359,7 @@ class _Reader:
 
 
 def _arguments_of(function: Mapping[str, Any]) -> object:
-    """The arguments of a call, by whatever name its author gave them."""
+    """Return the arguments of a call, which data sets store under different keys."""
     return next((function[key] for key in ("arguments", "parameters", "input") if function.get(key) is not None), None)
 
 
@@ -366,7 +369,7 @@ def _name(message: Mapping[str, Any]) -> str | None:
 
 
 def _code(arguments: object) -> str:
-    """What is sent to `python`: raw code, given as `{"code": …}` (as an object or as JSON text) or as it is."""
+    """Return the raw code for `python`, given as `{"code": …}` (an object or a JSON text) or as plain code."""
     value = arguments
     if isinstance(arguments, str):
         try:

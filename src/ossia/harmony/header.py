@@ -1,4 +1,4 @@
-"""Message headers, read leniently: what stands between `<|start|>` and `<|message|>`.
+"""Lenient parsing of message headers, the text between `<|start|>` and `<|message|>`.
 
 Well-formed headers, in both orders:
 
@@ -6,9 +6,10 @@ Well-formed headers, in both orders:
     assistant to=functions.f<|channel|>commentary <|constrain|>json
     functions.f to=assistant<|channel|>commentary
 
-Everything else that models have been seen to write is mended, and text that is no header goes to the content. A
-channel is `final` only if the control token `<|channel|>` is followed by exactly that word: in doubt, text that looks
-like an answer becomes `commentary`, which people see too, and everything else `analysis`, which they do not.
+Other headers that models have been observed to write are repaired. Text that is not part of a header moves to the
+content. A channel is `final` only if the control token `<|channel|>` is followed by exactly that word. In doubt, text
+that looks like an answer becomes `commentary`, which users see too. Everything else becomes `analysis`, which they do
+not see.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NAMES = "|".join(CHANNELS)
 _REPEATED_ROLE = re.compile(rf"^(?:\s*assistant(?=assistant|{_NAMES}|to=|\s|\Z))+")
 _GLUED_ROLE = re.compile(rf"assistant(?=(?:{'|'.join(ROLES)}|{_NAMES}|to=))")
 _AUTHOR = re.compile(r"^\s*([^\s<:]+)(?::([^\s<]+))?")
-_CHANNEL = re.compile(  # the name, then perhaps punctuation and more names: `commentary?commentary?`
+_CHANNEL = re.compile(  # the name, optionally followed by punctuation and more names: `commentary?commentary?`
     rf"^(\s*)({_NAMES})(?![a-z0-9_])((?:[^\w\s<]++(?:(?:{_NAMES})(?![a-z0-9_]))?)*+)(?=([\s<]|\Z)?)"
 )
 _RECIPIENT = re.compile(r"^\s*to(?:=([^\s<]*)|\Z)")
@@ -42,7 +43,7 @@ _WORD = re.compile(r"\w")
 
 @dataclass(slots=True)
 class Header:
-    """A header taken apart. `rest` is what was no header, to be put in front of the content."""
+    """The fields of a parsed header."""
 
     role: Role = "assistant"
     name: str | None = None
@@ -50,18 +51,20 @@ class Header:
     recipient: str | None = None
     content_type: str | None = None
     rest: str = ""
+    """Text that is not part of a header and belongs in front of the content."""
     repairs: list[str] = field(default_factory=list)
+    """Deviations from the format that were corrected, in words."""
 
     @property
     def says_nothing(self) -> bool:
-        """Nothing in it but, perhaps, a role."""
+        """Whether the header has no field except, possibly, the role."""
         return not (self.rest or self.channel or self.recipient or self.content_type or self.name)
 
     def inherit(self, before: Header) -> None:
-        """Take what was said under a `<|channel|>` that another one followed in the same header."""
+        """Take recipient and content type from `before`, the part up to an earlier `<|channel|>` of the same header."""
         for field_ in ("recipient", "content_type"):
             old, new = getattr(before, field_), getattr(self, field_)
-            # The assistant does not talk to itself: `to=assistant` is how it begins to make up a tool's result.
+            # The assistant does not address itself. With `to=assistant` it begins to invent a tool's result.
             usable = old is not None and not (self.role == "assistant" and old == "assistant")
             if new is None and usable:
                 setattr(self, field_, old)
@@ -71,41 +74,42 @@ class Header:
 
 @dataclass(slots=True)
 class HeaderDraft:
-    """The tokens of a header that is being read."""
+    """The tokens of an unfinished header."""
 
     begin: int
-    """Where the message's span begins."""
+    """Position in the stream where the message's span begins."""
     start: int
-    """Where the header's span begins."""
+    """Position in the stream where the header's span begins."""
     implied_role: bool
-    """No `<|start|>` before it."""
+    """Whether no `<|start|>` precedes the header."""
     ids: list[int] = field(default_factory=list)
     """All tokens from `start` on."""
     own: int = 0
-    """Up to here, `ids` are of headers before it that led to nothing."""
+    """Index in `ids` where this header begins. Tokens before it belong to earlier headers that made no message."""
     author_stop: int | None = None
-    """The first `<|channel|>` in `ids`."""
+    """Index of this header's first `<|channel|>` in `ids`."""
     channel: int | None = None
-    """The last one."""
+    """Index of this header's last `<|channel|>` in `ids`."""
     before: Header | None = None
-    """What it says up to the last `<|channel|>`, if that is not the first."""
+    """The header up to the last `<|channel|>`, if there are several."""
     header: Header | None = None
-    """What it says, once it has led to nothing."""
+    """The parsed header, if it ended without making a message."""
     has_startoftext: bool = False
+    """Whether a `<|startoftext|>` is among `ids`."""
 
     def has_text(self) -> bool:
-        """Whether any token is text."""
+        """Return whether any token is text."""
         return any(id not in CONTROL_TOKENS for id in self.ids)
 
 
 def parse_header(author: str, channel: str | None, implied_role: bool, closed: bool) -> Header:
-    """Take a header apart. Any text gives a header.
+    """Return the fields of a header. Any text gives a header; nothing is raised.
 
     Args:
         author: the text before `<|channel|>`.
-        channel: the text after it; None without that token.
-        implied_role: no `<|start|>` stands before it, so that the role, assistant, has been said already.
-        closed: `<|message|>` followed. Without it, only explicit fields count and the rest is content.
+        channel: the text after `<|channel|>`; None without that token.
+        implied_role: whether no `<|start|>` precedes the header, so that the role is the assistant's.
+        closed: whether `<|message|>` follows. Otherwise only explicit fields count and the rest is content.
     """
     header, early = Header(), Header()
     is_header = closed or channel is not None
@@ -121,7 +125,7 @@ def parse_header(author: str, channel: str | None, implied_role: bool, closed: b
         if _CONTENT_TYPE.match(remaining):
             remaining = _read_content_type(early, remaining, closed=True)
         elif remaining.strip() and (header.role == "assistant" or header.channel == "final"):
-            # What stood before an answer is no part of it.
+            # Text before an answer's `<|channel|>` is not part of the answer.
             header.repairs.append(f"{remaining.strip()!r} before <|channel|>: left out of the content")
             remaining = ""
         remaining = f"{remaining} {tail}" if remaining.strip() else tail
@@ -129,7 +133,7 @@ def parse_header(author: str, channel: str | None, implied_role: bool, closed: b
         remaining = _read_content_type(header, remaining, closed)
     header.inherit(early)
     if header.role == "tool" and header.recipient is None:
-        header.repairs.append("the tool's message names no recipient")
+        header.repairs.append("the tool's message has no recipient")
     header.rest = remaining.lstrip() if is_header else remaining
     if header.rest and closed:
         moved = bool(_WORD.search(header.rest))
@@ -140,7 +144,10 @@ def parse_header(author: str, channel: str | None, implied_role: bool, closed: b
 
 
 def text_before_channel(author: str, implied_role: bool) -> bool:
-    """Whether text of the assistant stands before `<|channel|>`: what is no author, no recipient, no content type."""
+    """Return whether the assistant's `author`, the part before `<|channel|>`, has text besides header fields.
+
+    Header fields are the author, a recipient, a content type after a recipient, and a channel's bare name.
+    """
     header = Header()
     remaining = _read_recipient(header, _read_author(header, author, implied_role, True))
     if header.role != "assistant" or not _WORD.search(remaining) or remaining.strip() in CHANNELS:
@@ -149,7 +156,7 @@ def text_before_channel(author: str, implied_role: bool) -> bool:
 
 
 def _read_author(header: Header, text: str, implied_role: bool, is_header: bool) -> str:
-    """Set role and name, return what follows them."""
+    """Set role and name, and return the text after them."""
     if implied_role:
         found = _REPEATED_ROLE.match(text)
         if found and (is_header or found.end() == len(text)):
@@ -173,12 +180,12 @@ def _read_author(header: Header, text: str, implied_role: bool, is_header: bool)
         header.role, header.name = "tool", text[: found.end()].strip()
         return remaining
     header.repairs.append(f"unknown role {word[:40]!r}: taken as assistant")
-    # The word stands where the role belongs; whatever more there is, is text.
+    # A word in the role's place is dropped if nothing follows it. Otherwise all of it is text.
     return "" if is_header and _IDENTIFIER.match(word) and not remaining.strip() else text
 
 
 def _read_unmarked_channel(header: Header, text: str, closed: bool) -> str:
-    """A channel's name without `<|channel|>`. It may hide text, but it cannot make an answer of it."""
+    """Set the channel from a name without `<|channel|>`. Such a name may hide text but never makes it an answer."""
     found = _CHANNEL.match(text)
     if found and closed:
         header.repairs.append("<|channel|> is missing")
@@ -194,7 +201,7 @@ def _read_unmarked_channel(header: Header, text: str, closed: bool) -> str:
 
 
 def _read_channel(header: Header, text: str, closed: bool) -> str:
-    """Set the channel from what follows `<|channel|>`, return what follows its name."""
+    """Set the channel from the text after `<|channel|>`, and return the text after the channel's name."""
     found = _CHANNEL.match(text)
     if found:
         space, name, marks, ends = found.groups()
@@ -209,7 +216,7 @@ def _read_channel(header: Header, text: str, closed: bool) -> str:
     if not word or word.startswith(("to=", "<|constrain|>")):
         header.repairs.append("<|channel|> without a name")
         return text
-    # Nobody can tell what an unknown channel is for; as a thought it cannot leak into an answer.
+    # An unknown channel counts as a thought, because a thought is never shown as an answer.
     cut = not closed and not others and "commentary".startswith(word)
     header.channel = "commentary" if cut else "analysis"
     header.repairs.append(f"unknown channel {word[:40]!r}: taken as {header.channel}")
@@ -230,7 +237,7 @@ def _read_recipient(header: Header, text: str) -> str:
 
 
 def _read_content_type(header: Header, text: str, closed: bool) -> str:
-    """Set the content type, and a recipient without `to=`; return the text that is neither."""
+    """Set the content type and a recipient without `to=`, and return the remaining text."""
     before, after = text, ""
     if found := _CONSTRAINT.search(text):
         header.content_type = f"<|constrain|>{found[1]}"
@@ -266,7 +273,7 @@ def _is_content_type(header: Header, words: list[str]) -> bool:
 
 
 def _may_be_recipient(header: Header, word: str) -> bool:
-    """Whether a bare word is a recipient. Harmony allows leaving `to=` out."""
+    """Return whether a bare word can be a recipient. Harmony allows omitting `to=`."""
     if not _IDENTIFIER.match(word) or header.channel == "final":
         return False
     return header.channel == "commentary" or "." in word.strip(".") or word in _BUILT_INS

@@ -1,30 +1,30 @@
-"""Token ids back to messages. Total: any sequence of ids gives messages, and nothing ever raises.
+"""Parsing of token ids to messages. The parser accepts any sequence of ids and raises no errors.
 
-On well-formed streams the messages are those of openai-harmony's strict parser. On all others, what was mended is named
-in `ParsedMessage.repairs`, and two promises hold that can be checked from the ids and the spans alone:
+On well-formed streams the messages are those of openai-harmony's strict parser. On all others,
+`ParsedMessage.repairs` lists the corrections. Two guarantees hold, and the ids and the spans suffice to check them:
 
 * No text is lost. Every token that is not a control token lies in exactly one header span or content span. A message's
-  `header` is the decoded header span, byte for byte; its `content` is the decoded content span without control tokens,
-  behind `moved` characters that stood in the header and were no header.
-* Nothing surfaces that was not meant to. A message is on channel `final` only if the last `<|channel|>` of its header
-  is followed by exactly that word. Text under `<|channel|>analysis` stays on channel analysis until another
-  `<|channel|>` or `<|start|>` comes, whatever else is between.
+  `header` is the decoded header span, byte for byte. Its `content` is `moved` characters of text from the header,
+  followed by the decoded content span without control tokens.
+* No hidden text becomes visible. A message is on channel `final` only if exactly that word follows the last
+  `<|channel|>` of its header. Text after `<|channel|>analysis` stays on channel analysis until the next `<|channel|>`
+  or `<|start|>`, even if other tokens lie between.
 
-Text without a channel continues the message before it if that is a thought; else it is commentary, which people see,
-but which nobody takes for an answer.
+Text without a channel continues the previous message if that is a thought. Otherwise it becomes commentary, which
+users see but which does not count as an answer.
 
-Where the library's strict parser accepts a stream and Ossia reads it otherwise (L the library, O Ossia):
+The library's strict parser accepts some streams that Ossia reads differently (L the library, O Ossia):
 
-    final json, final <|constrain|>json   L: recipient json. O: content type json, for that is structured output.
+    final json, final <|constrain|>json   L: recipient json. O: content type json, as in structured output.
     analysis I think                      L: recipient I, content type think. O: text, moved to the content. A bare word
                                           is a recipient on commentary, or else if it is dotted or a built-in tool.
     commentary?, final.                   L: a channel of that name. O: commentary.
     thinking, FINAL, finale               L: a channel of that name. O: analysis.
-    no <|channel|>                        L: no channel. O: see above; a bare name is no recipient.
+    no <|channel|>                        L: no channel. O: see above; a bare name is not a recipient.
     two <|channel|> in one header         L: the second is the recipient. O: the last one counts.
     foo bar<|message|> after <|start|>    L: a result of tool foo for bar. O: the assistant's text.
     <|channel|> inside a content          L: text. O: the content ends there and a header begins.
-    <|message|>, <|constrain|>, <|startoftext|> there   L: text. O: left out and named in the repairs.
+    <|message|>, <|constrain|>, <|startoftext|> there   L: text. O: left out and listed in the repairs.
     <|endoftext|> there                   L: text. O: it ends the message, as it ends sampling.
     <|endofprompt|> there                 L: <|reserved_200018|>. O: its name.
 """
@@ -57,44 +57,48 @@ _MOST_REPAIRS = 50
 
 
 class TextDelta(NamedTuple):
-    """Text that a token added to the message `messages[message]`."""
+    """Text that a token added to `Parser.messages[message]`."""
 
     message: int
     text: str
 
 
 class Parser:
-    """Reads one token at a time."""
+    """A parser of one stream, which takes one token at a time."""
 
     def __init__(self, vocabulary: Vocabulary | Pieces, start: Start = "assistant-header") -> None:
-        """`start`: the stream begins after `<|start|>assistant`, as sampled tokens do, or with `<|start|>`."""
+        """
+        Args:
+            start: "assistant-header" if the stream begins after `<|start|>assistant`, as sampled tokens do. "message"
+                if it begins with `<|start|>`.
+        """
         self.repairs: list[str] = []
-        """What had to be mended in a stream that has no message to say it."""
+        """Corrections of a stream that gave no message, in words."""
         self._bytes: Callable[[int], bytes] = vocabulary.token_bytes
         self._messages: list[ParsedMessage] = []
-        self._count = 0  # tokens taken
-        self._open = False  # the last message still takes content
-        self._parts: list[str] = []  # its content since it was last put together
-        self._unfinished = b""  # of a character
+        self._count = 0  # tokens read
+        self._open = False  # whether the last message is unfinished
+        self._parts: list[str] = []  # content of the last message that is not in `content` yet
+        self._unfinished = b""  # first bytes of an incomplete character
         self._draft = HeaderDraft(0, 0, True) if start == "assistant-header" else None
-        self._between = start == "message"  # between messages; a draft there is a header that led to nothing
-        self._continuation = "commentary"  # the channel of text that names none
+        self._between = start == "message"  # between messages, where a draft is a header that made no message
+        self._continuation = "commentary"  # channel of text without one
         self._pending: list[str] = []  # repairs for the next message
 
     @property
     def messages(self) -> list[ParsedMessage]:
-        """What has been read so far. The content and the spans of an open message grow whenever this is read."""
+        """The messages read so far. Each access brings content and spans of an open message up to date."""
         if self._open:
             self._settle(self._count)
         return self._messages
 
     @property
     def current(self) -> ParsedMessage | None:
-        """The message that takes content at the moment."""
+        """The open message, which receives the next content; None between messages and inside a header."""
         return self.messages[-1] if self._open else None
 
     def push(self, id: int) -> list[TextDelta]:
-        """Take one token and return the text it added: one piece or none, more where a broken header is mended."""
+        """Read one token and return the text that it added: at most one piece, or more where a header was repaired."""
         self._count += 1
         if self._open:
             return self._push_content(id) if 0 <= id < STARTOFTEXT else self._push_special(int(id))
@@ -103,7 +107,10 @@ class Parser:
         return self._push_header(int(id))
 
     def finish(self) -> list[TextDelta]:
-        """The stream is over. An open message stays incomplete; a header without `<|message|>` becomes one."""
+        """End the stream and return the text that this added.
+
+        An open message stays incomplete. A header without `<|message|>` becomes a message.
+        """
         deltas: list[TextDelta] = []
         if self._open:
             deltas = self._close(None, self._count)
@@ -157,7 +164,7 @@ class Parser:
         message.span = message.span[0], stop
 
     def _close(self, stop: int | None, at: int) -> list[TextDelta]:
-        """The content ends before the token `at`, which belongs to the message if it is a closing one."""
+        """End the content before the token `at`, which belongs to the message if it is a closing token."""
         deltas = self._grow(self._unfinished.decode("utf-8", "replace"))
         self._settle(at)
         message = self._messages[-1]
@@ -183,7 +190,7 @@ class Parser:
         return []
 
     def _begin_header(self, first: int | None, at: int) -> None:
-        """A header begins at the token `at`: with START, with CHANNEL, or (None) with text."""
+        """Begin a header at the token `at`: with START, with CHANNEL, or (None) with text."""
         if self._draft is None:
             self._draft = HeaderDraft(at, at + 1 if first == START else at, first != START)
         else:
@@ -220,7 +227,7 @@ class Parser:
         return []
 
     def _push_channel(self, at: int) -> list[TextDelta]:
-        """What stood in the header before `<|channel|>` keeps its own channel, if it is text."""
+        """Read a `<|channel|>`. Text before it in the header becomes a message on a channel of its own."""
         draft = self._draft
         assert draft is not None
         repair = ""
@@ -253,7 +260,7 @@ class Parser:
         return self._grow(header.rest)
 
     def _end_header(self, stop: int | None, at: int, repair: str) -> list[TextDelta]:
-        """A header that never came to `<|message|>`. With something to tell it becomes a message."""
+        """End a header that has no `<|message|>`. It becomes a message if it has more than a role."""
         draft = self._draft
         assert draft is not None
         self._note(repair)
@@ -264,7 +271,7 @@ class Parser:
             return []
         channel, content_start, text = self._channel_of(header, draft), at, header.rest
         if draft.channel is None and header.rest == self._author(draft):
-            # Text without any header: its tokens are the content.
+            # The text has no header, so its tokens are the content.
             content_start = draft.start + draft.own
             header.rest, text = "", self._decode(id for id in own if id not in CONTROL_TOKENS)
             if CONSTRAIN in own:
@@ -273,7 +280,7 @@ class Parser:
         return self._grow(text) + self._close(stop, at)
 
     def _keep_for_the_next(self, draft: HeaderDraft, header: Header, stop: int | None) -> None:
-        """A header that says nothing belongs to the next one, unless it has no text at all."""
+        """Keep the tokens of a header that made no message for the next header, unless they have no text."""
         if not draft.has_text():
             for id in draft.ids if draft.implied_role else [START, *draft.ids]:
                 self._note(f"{SPECIAL_TOKENS[id]} in a header without text: left out")
@@ -285,7 +292,7 @@ class Parser:
             draft.ids.append(stop)
 
     def _read(self, draft: HeaderDraft, closed: bool) -> Header:
-        # Cut at the control token, not at its spelling: plain text that says "<|channel|>" opens none.
+        # Cut at the control token and not at its spelling, because plain text "<|channel|>" does not open a channel.
         channel = None if draft.channel is None else self._decode(draft.ids[draft.channel + 1 :])
         header = parse_header(self._author(draft), channel, draft.implied_role, closed)
         if draft.before is not None:
@@ -295,7 +302,7 @@ class Parser:
         return header
 
     def _author(self, draft: HeaderDraft) -> str:
-        """What stands before `<|channel|>`."""
+        """Return the header's text before `<|channel|>`."""
         ids = draft.ids[draft.own : draft.author_stop]
         return b"".join(b" " if id == STARTOFTEXT else self._bytes(id) for id in ids).decode("utf-8", "replace")
 
@@ -305,12 +312,12 @@ class Parser:
             return header.channel
         channel = self._continuation
         if not draft.implied_role and (header.recipient or (self._messages and self._messages[-1].role == "user")):
-            channel = "commentary"  # nothing that a thought could go on with
+            channel = "commentary"  # this text cannot be the continuation of a thought
         header.repairs.append(f"no channel: taken as {channel}")
         return channel
 
     def _start(self, header: Header, channel: str | None, header_stop: int, content_start: int) -> None:
-        """Make a message of the draft."""
+        """Append the message that the draft begins."""
         draft = self._draft
         assert draft is not None
         self._note_all(header)
@@ -328,19 +335,19 @@ class Parser:
     # Repairs
 
     def _repair(self, repair: str) -> None:
-        """Note a repair of the last message, or of the next one if there is none."""
+        """Record a repair of the last message, or of the next one inside a header and before the first message."""
         repairs = self._messages[-1].repairs if self._messages and self._draft is None else self._pending
         if repair not in repairs:
             repairs.append(repair)
 
     def _note(self, repair: str) -> None:
-        """Note a repair of the next message."""
+        """Record a repair of the next message."""
         if repair not in self._pending:
             self._pending.append(repair)
 
     def _note_all(self, header: Header) -> None:
         for repair in header.repairs:
-            if len(self._pending) < _MOST_REPAIRS:  # endless headers exist
+            if len(self._pending) < _MOST_REPAIRS:  # headers can be arbitrarily long
                 self._note(repair)
 
     def _decode(self, ids: Iterable[int]) -> str:
@@ -354,7 +361,7 @@ def _oddity(id: int) -> str:
 
 
 def parse(ids: Iterable[int], vocabulary: Vocabulary, start: Start = "assistant-header") -> list[ParsedMessage]:
-    """All messages in a stream of token ids; see the module's promises."""
+    """Return all messages in a stream of token ids. The module's docstring states the guarantees."""
     parser = Parser(vocabulary, start)
     for id in ids:
         parser.push(id)
@@ -363,10 +370,10 @@ def parse(ids: Iterable[int], vocabulary: Vocabulary, start: Start = "assistant-
 
 
 def parse_text(text: str, start: Start = "message") -> list[ParsedMessage]:
-    """All messages in a text in which control tokens are spelt out, such as Harmony kept as text in a data set.
+    """Return all messages in a text with control tokens spelt out, such as Harmony text in a data set.
 
-    The same parser without a tokenizer: what stands between two control tokens is one token, also for the spans.
-    Lone surrogates become U+FFFD.
+    The parser is the same, but needs no tokenizer. The text between two control tokens counts as one token, also in
+    the spans. Lone surrogates become U+FFFD.
     """
     pieces = Pieces()
     parser = Parser(pieces, start)

@@ -1,6 +1,7 @@
-"""Token sequences for the eye: every token, control tokens included, coloured by channel, the trained ones marked.
+"""Token sequences as text for a terminal, control tokens included, with channels coloured and trained tokens marked.
 
-With colour, trained tokens are bold and underlined and the rest is dim. Without, trained stretches stand in «...».
+With colour, trained tokens are bold and underlined and all others are dim. Without colour, ranges of trained tokens are
+enclosed in «...».
 """
 
 from __future__ import annotations
@@ -34,9 +35,16 @@ def preview(
     colour: bool = True,
     legend: bool = True,
 ) -> Text:
-    """Draw a training example (or any tokens with weights and channels of the same length).
+    """Return a training example as text for a terminal. Every message starts on a new line.
 
-    A character that several tokens share is drawn with the first of them. Every message starts on a line of its own.
+    A character that several tokens share has the colour and the mark of the first of them.
+
+    Args:
+        ids: the token ids.
+        weights: one per token; tokens with a weight above 0 are trained.
+        channels: one per token: the channel, or the role of a message without one.
+        colour: whether to mark trained tokens and channels by style. Otherwise «...» marks trained tokens.
+        legend: whether to begin with an explanation of the marks.
     """
     text = _legend(channels, colour) if legend else Text()
     inside = False
@@ -56,12 +64,15 @@ def preview(
 
 
 def preview_plain(ids: Sequence[int], weights: Sequence[float], channels: Sequence[str], vocabulary: Vocabulary) -> str:
-    """The same without colour, as a string."""
+    """Return the text of `preview` without colour, as a string."""
     return preview(ids, weights, channels, vocabulary, colour=False).plain
 
 
 def pieces(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[int, int, str]]:
-    """Cut ids into the shortest stretches [start, stop) that are whole characters, and spell them safely."""
+    """Yield (start, stop, text) of the shortest token ranges [start, stop) that end with a whole character.
+
+    Control characters in the text are replaced by visible ones.
+    """
     pending: list[int] = []
     for position, id in enumerate(ids):
         pending.append(id)
@@ -71,7 +82,7 @@ def pieces(ids: Sequence[int], vocabulary: Vocabulary) -> Iterator[tuple[int, in
 
 
 def _ends_character(ids: list[int], vocabulary: Vocabulary) -> bool:
-    """Whether the bytes of these tokens end with a whole character (or cannot become one any more)."""
+    """Return whether the bytes of these tokens end with a whole character, or with bytes that cannot become one."""
     data = b"".join(map(vocabulary.token_bytes, ids))
     for length in range(1, min(4, len(data)) + 1):
         byte = data[-length]

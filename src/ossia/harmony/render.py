@@ -1,13 +1,13 @@
-"""Conversations as token ids: the one place where Harmony's control tokens are written.
+"""Rendering of conversations to token ids. No other module writes Harmony's control tokens.
 
-A message is  <|start|> author  header  <|message|> content  end.  Two header orders are legal and parse the same:
+A message is  <|start|> author  header  <|message|> content  end.  Two header orders are valid and parse the same:
 
     channel-first     <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>…<|call|>
     recipient-first   <|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>…<|call|>
 
-The model samples channel-first, so that is the default for what it is trained on and for its own past alike.
-openai-harmony writes recipient-first, and in that order the ids here equal its ids. The order concerns the assistant
-only: in tool results the recipient always comes first, as in OpenAI's format.md.
+The model samples channel-first, so this order is the default, both for training targets and for the context. The
+library openai-harmony writes recipient-first, and in that order the ids here equal its ids. The order concerns the
+assistant only. In tool results the recipient always comes first, as in OpenAI's format.md.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class Span(NamedTuple):
     message: int
     """Index into the rendered messages."""
     part: Part
-    """start: `<|start|>` and the author. header: up to and with `<|message|>`. content. end: the closing token."""
+    """start: `<|start|>` and the author. header: up to and including `<|message|>`. end: the closing token."""
     label: str
-    """The channel; for messages without one, the role."""
+    """The channel, or the role of a message without a channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """Token ids and what each of them is. The spans are in order and cover all ids; empty parts have no span."""
+    """Token ids with the part that each belongs to. The spans are in order and cover all ids; empty parts have none."""
 
     ids: list[int]
     spans: list[Span]
 
 
 def system_text(settings: SystemSettings, has_functions: bool) -> str:
-    """The content of the system message. `has_functions`: a developer message offers functions."""
+    """Return the content of the system message. `has_functions`: whether the developer message offers functions."""
     head = [] if settings.identity is None else [settings.identity]
     if settings.knowledge_cutoff is not None:
         head.append(f"Knowledge cutoff: {settings.knowledge_cutoff}")
@@ -79,7 +79,7 @@ def system_text(settings: SystemSettings, has_functions: bool) -> str:
 def developer_text(
     instructions: str | None, tools: ToolNamespace | None, formats: Sequence[ResponseFormat] = ()
 ) -> str:
-    """The content of the developer message: instructions, functions on offer, formats that answers have to follow."""
+    """Return the content of the developer message: instructions, functions, and formats that answers must follow."""
     sections = [] if instructions is None else ["# Instructions", instructions]
     if tools is not None:
         sections.append(tools_section([tools]))
@@ -89,7 +89,10 @@ def developer_text(
 
 
 def response_formats_section(formats: Sequence[ResponseFormat]) -> str:
-    """The section "# Response Formats" (OpenAI's docs/format.md, "Structured output"), the schemas as compact JSON."""
+    """Return the section "# Response Formats" with the schemas as compact JSON.
+
+    Source: OpenAI's docs/format.md, "Structured output".
+    """
     parts = ["# Response Formats"]
     for one in formats:
         comment = "".join(f"// {line}\n" for line in lines_of(one.description))
@@ -98,7 +101,7 @@ def response_formats_section(formats: Sequence[ResponseFormat]) -> str:
 
 
 def prologue(conversation: Conversation) -> tuple[Message, ...]:
-    """The system message and, if it has anything to say, the developer message."""
+    """Return the system message unless `system` is None, and the developer message unless it would be empty."""
     functions = ToolNamespace("functions", conversation.tools) if conversation.tools else None
     messages = []
     if conversation.system is not None:
@@ -112,10 +115,12 @@ def prologue(conversation: Conversation) -> tuple[Message, ...]:
 def message_parts(
     message: Message, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
-    """The ids of a message's start, header, content and end. Pieces of text are encoded one by one, as in Harmony.
+    """Return the token ids of a message's start, header, content and end.
+
+    The pieces of text are encoded separately, as in openai-harmony.
 
     Raises:
-        ValueError: a message of role tool without a name.
+        ValueError: a message of role tool has no name.
     """
     m = message
     start, header, end = _frame(vocabulary, order, m.role, m.name, m.channel, m.recipient, m.content_type)
@@ -132,7 +137,10 @@ def _frame(
     recipient: str | None,
     content_type: str | None,
 ) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Start, header and end of a message: all but its content. A corpus has few different ones, so they are kept."""
+    """Return start, header and end of a message, all parts except the content.
+
+    A corpus has few different ones, so the results are cached.
+    """
     encode = vocabulary.encode_tuple
     if role == "tool":
         if not name:
@@ -148,7 +156,13 @@ def _frame(
 
 
 def render_message(message: Message, vocabulary: Vocabulary, order: HeaderOrder = "channel-first") -> list[int]:
-    """The ids of one message, closed by `<|call|>` if the assistant addresses somebody, else by `<|end|>`."""
+    """Return the token ids of one message. It ends with `<|call|>` if the assistant's message has a recipient.
+
+    Otherwise it ends with `<|end|>`.
+
+    Raises:
+        ValueError: as `message_parts`.
+    """
     start, header, content, end = message_parts(message, vocabulary, order)
     return [*start, *header, *content, end]
 
@@ -156,10 +170,13 @@ def render_message(message: Message, vocabulary: Vocabulary, order: HeaderOrder 
 def render_messages(
     messages: Sequence[Message], vocabulary: Vocabulary, order: HeaderOrder = "channel-first", stop: bool = False
 ) -> Rendering:
-    """All messages as they stand, nothing dropped.
+    """Return the token ids of all messages with their spans. No message is dropped.
 
     Args:
-        stop: end a last answer with `<|return|>`, as the model samples it; in history an answer ends with `<|end|>`.
+        stop: whether a last answer ends with `<|return|>`, as the model samples it. In the context it is `<|end|>`.
+
+    Raises:
+        ValueError: as `message_parts`.
     """
     ids: list[int] = []
     spans: list[Span] = []
@@ -185,21 +202,24 @@ def render_messages(
 def render_conversation(
     conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
 ) -> list[int]:
-    """The whole conversation with system and developer message, nothing dropped, every answer ended by `<|end|>`."""
+    """Return the token ids of the whole conversation, with system and developer message.
+
+    No message is dropped, and every answer ends with `<|end|>`.
+    """
     return render_messages(prologue(conversation) + conversation.messages, vocabulary, order).ids
 
 
 def render_prompt(
     conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder = "channel-first"
 ) -> list[int]:
-    """What the model is given to continue: the conversation without old thoughts, then `<|start|>assistant`."""
+    """Return the token ids of the prompt: the conversation without old thoughts, then `<|start|>assistant`."""
     kept = without_old_thoughts(conversation.messages)
     ids = render_messages(prologue(conversation) + kept, vocabulary, order).ids
     return [*ids, *assistant_start(vocabulary)]
 
 
 def assistant_start(vocabulary: Vocabulary) -> list[int]:
-    """The ids of `<|start|>assistant`, after which the model samples."""
+    """Return the token ids of `<|start|>assistant`, after which the model samples."""
     return [START, *vocabulary.encode_tuple("assistant")]
 
 

@@ -1,4 +1,4 @@
-"""What a chat request or a training row says beside its messages: tools, response formats, and effort in a text."""
+"""The parts of a chat request or training row besides its messages: tools, response formats, and effort in a text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from ossia.harmony.conversation import ResponseFormat, ToolDescription
 
 _EFFORT_KEYS = ("reasoning:", "reasoning effort:")
 _NOT_IN_NAMES = re.compile(r"[\s<>\x00-\x1f\x7f]+")
-_UNCONSTRAINED = ("text", "json_object")  # no schema: nothing to announce
+_UNCONSTRAINED = ("text", "json_object")  # types without a schema
 
 
 def tools_from_chat(tools: object, report: OnProblem = raise_errors) -> tuple[ToolDescription, ...]:
-    """The function tools of a chat request. A function without properties has no arguments: `() => any`."""
+    """Return the function tools of a chat request. A function without properties takes no arguments: `() => any`.
+
+    Args:
+        tools: the list `tools` (or legacy `functions`), or the same as a JSON text.
+        report: called with every problem. By default errors raise UserError. With another function, a faulty tool is
+            left out.
+    """
     if not tools:
         return ()
     tools = _parsed(tools, "tools", report)
@@ -40,8 +46,11 @@ def tools_from_chat(tools: object, report: OnProblem = raise_errors) -> tuple[To
 
 
 def clean_name(name: str, path: str, report: OnProblem) -> str:
-    """A name that can stand in a header: whitespace and angle brackets would end it there. Names of calls, tools and
-    people all go through here, so that they still agree."""
+    """Return the name with "_" in place of whitespace and angle brackets, which would end a name in a header.
+
+    Names of calls, tools and people all pass through this function, so that equal names stay equal. A changed name is
+    reported as a warning.
+    """
     cleaned = _NOT_IN_NAMES.sub("_", name.strip())
     if cleaned != name:
         what = f"the name {name!r} cannot stand in a header: written {cleaned!r}"
@@ -50,16 +59,20 @@ def clean_name(name: str, path: str, report: OnProblem) -> str:
 
 
 def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The JSON Schema of the arguments (`input_schema` in Anthropic's API); None for no arguments."""
+    """Return the JSON Schema of the arguments (`input_schema` in Anthropic's API), or None for no arguments."""
     parameters = function.get("parameters") or function.get("input_schema")
     return parameters if isinstance(parameters, Mapping) and parameters.get("properties") else None
 
 
 def response_formats_from_chat(value: object, report: OnProblem = raise_errors) -> tuple[ResponseFormat, ...]:
-    """The `response_format` of Chat Completions or `text.format` of Responses, or a list of several.
+    """Return the response formats in a chat request.
 
-    A schema stands in `json_schema` (Chat Completions) or beside the type (Responses). `text` and `json_object` have
-    none, so that nothing is announced to the model.
+    Args:
+        value: `response_format` of Chat Completions or `text.format` of Responses, a list of such, or a JSON text of
+            either. The schema is in `json_schema` (Chat Completions) or beside the type (Responses). The types `text`
+            and `json_object` have no schema and are not announced to the model.
+        report: called with every problem. By default errors raise UserError. With another function, a faulty format
+            is left out.
     """
     if not value:
         return ()
@@ -70,16 +83,16 @@ def response_formats_from_chat(value: object, report: OnProblem = raise_errors) 
 
 
 def split_effort(text: str) -> tuple[str, Effort | None]:
-    """Take `Reasoning: high` and the like, on a line of its own, out of a system text: (the rest, the effort).
+    """Return a system text without lines such as `Reasoning: high`, and the effort that they set (None without one).
 
-    The model card of gpt-oss tells people to set the effort by this line in the system prompt. Blank lines around it
-    go with it; of several lines the last counts. A sentence such as "Reasoning: high quality answers" stays.
+    The model card of gpt-oss tells users to set the effort by such a line in the system prompt. Blank lines around it
+    are removed too. If there are several, the last one counts. "Reasoning: high quality answers" stays.
     """
     if "reasoning" not in text.lower():
         return text, None
     effort: Effort | None = None
     kept: list[str] = []
-    gap = False  # directly behind a line that was taken out
+    gap = False  # whether the previous line was taken out
     for line in text.split("\n"):
         if (found := _effort_of(line)) is not None:
             effort, gap = found, True
@@ -112,7 +125,7 @@ def _response_format(item: Any, report: OnProblem) -> ResponseFormat | None:
 
 
 def _parsed(value: object, key: str, report: OnProblem) -> object:
-    """Rows of some data sets hold such fields as a JSON text."""
+    """Return the field, parsed if it is a JSON text. Some data sets store tools and formats in that way."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,7 +1,7 @@
-"""Where a chat template would show the model other tokens than Ossia's renderer, on the user's own data.
+"""Comparison of a chat template's tokens with those of Ossia's renderer, on the user's own data.
 
-A server that only knows templates shows the model what the checkpoint's template makes of a chat. The published
-template of gpt-oss differs from Harmony in many places; a model tuned on one rendering is then asked in another.
+A server that only supports templates renders a chat with the checkpoint's template. The published template of gpt-oss
+differs from Harmony in many places. A model that is trained on one rendering then receives another.
 """
 
 from __future__ import annotations
@@ -23,29 +23,35 @@ _GAP = 3  # differences closer than this are shown as one
 
 @dataclass(frozen=True, slots=True)
 class Hunk:
-    """One place where the two renderings differ, as text with control tokens spelt out."""
+    """One difference between the two renderings, as text with control tokens spelt out."""
 
     index: int
-    """Of the first differing token in our ids."""
+    """Index of the first differing token in the renderer's ids."""
     ours: str
+    """The renderer's text."""
     theirs: str
+    """The template's text."""
     before: str
-    """The tokens before it, which are the same in both."""
+    """Text of up to 8 of the renderer's tokens before the difference. It may overlap an earlier difference."""
     after: str
+    """Text of up to 8 of the renderer's tokens after the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two renderings of one chat. `theirs` is None where the template refused it, and `refusal` says why."""
+    """Two renderings of one chat, as token ids, with their differences."""
 
     ours: list[int]
+    """Token ids of the renderer."""
     theirs: list[int] | None
+    """Token ids of the template; None if it raised an error."""
     hunks: tuple[Hunk, ...]
     refusal: str = ""
+    """The error that the template raised."""
 
     @property
     def equal(self) -> bool:
-        """Whether the model would see the same tokens."""
+        """Whether both renderings have the same tokens."""
         return self.ours == self.theirs
 
 
@@ -57,20 +63,21 @@ def compare(
     vocabulary: Vocabulary,
     order: HeaderOrder = "channel-first",
 ) -> Comparison:
-    """Render a chat with a template and with our renderer, and find the differences.
+    """Render a chat with a template and with Ossia's renderer, and return both with their differences.
 
-    Chats that end with the assistant are rendered as a training target, all others as a prompt.
+    A chat that ends with an assistant message is rendered as a training target. Any other chat is rendered as a prompt.
 
     Args:
-        messages, tools, arguments: as `chat_form` gives them.
-        template: the text of a Jinja chat template. One that raises is a finding, not an error.
+        messages: as returned by `chat_form`, like `tools` and `arguments`.
+        template: the text of a Jinja chat template. An error in it is part of the result and not raised.
+        order: the header order of the renderer.
     """
     conversation = conversation_from_chat_form(messages, tools, arguments)
     is_prompt = not (conversation.messages and conversation.messages[-1].role == "assistant")
     ours = render_prompt(conversation, vocabulary, order) if is_prompt else _target(conversation, vocabulary, order)
     try:
         text = render_template(template, messages, tools, is_prompt, **arguments)
-    except Exception as error:  # whatever a foreign template does
+    except Exception as error:  # a foreign template can raise any error
         return Comparison(ours, None, (), f"{type(error).__name__}: {error}")
     theirs = vocabulary.encode_with_specials(text)
     return Comparison(ours, theirs, tuple(_hunks(ours, theirs, vocabulary)))
@@ -79,7 +86,7 @@ def compare(
 def render_template(
     template: str, messages: list[Chat], tools: list[Chat] | None, is_prompt: bool, **arguments: Any
 ) -> str:
-    """The text that transformers makes of a chat with this template. Takes half a second the first time."""
+    """Return the text of a chat as transformers renders it with this template. The first call takes half a second."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered, _ = render_jinja_template(
@@ -89,14 +96,14 @@ def render_template(
 
 
 def _target(conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder) -> list[int]:
-    """The last turn as a training target: the answer that ends it does not drop its own thoughts."""
+    """Return the token ids of the chat as a training target, in which the last answer keeps its own thoughts."""
     *context, last = conversation.messages
     messages = (*prologue(conversation), *without_old_thoughts(context), last)
     return render_messages(messages, vocabulary, order, stop=True).ids
 
 
 def _hunks(ours: Sequence[int], theirs: Sequence[int], vocabulary: Vocabulary) -> list[Hunk]:
-    """The differing stretches. What is equal at both ends is left out of the search, which is quadratic."""
+    """Return the differing ranges. Equal tokens at both ends are left out of the search, which takes quadratic time."""
     least = min(len(ours), len(theirs))
     head = next((i for i in range(least) if ours[i] != theirs[i]), least)
     tail = next((i for i in range(least - head) if ours[-1 - i] != theirs[-1 - i]), least - head)

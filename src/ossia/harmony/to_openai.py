@@ -1,12 +1,15 @@
-"""A conversation as OpenAI chat messages, for programs that read those: the way back from `from_openai`.
+"""Conversion of a conversation to OpenAI chat messages, for programs that read those. The inverse of `from_openai`.
 
     thought, then preamble, call    one assistant message with `thinking`, `content` and `tool_calls`
     thought, then answer            one assistant message with `thinking` and `content`
     result                          role tool with the `tool_call_id` of its call
     anything else                   a message with Harmony's own `channel`, `recipient`, `content_type`, `name`
 
-What has no chat form comes as near as it can: a system message without identity or with other channels, developer
-messages that do not begin with "# Instructions", tool messages and named authors without a channel or recipient.
+Some conversations have no exact chat form and get the closest one:
+
+* a system message without identity or with other channels,
+* developer messages that do not begin with "# Instructions",
+* tool messages and named authors without a channel or recipient.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ _INSTRUCTIONS = "# Instructions\n\n"
 
 
 def chat_form(conversation: Conversation) -> tuple[list[Chat], list[Chat] | None, dict[str, Any]]:
-    """The messages, the tools (None without any), and the keyword arguments of a chat template.
+    """Return the chat messages, the tools (None for no tools), and the keyword arguments for a chat template.
 
-    `conversation_from_chat_form` makes the same conversation of them, but for `rejected`, `source` and `extra`.
+    `conversation_from_chat_form` makes the same conversation from them. The fields `rejected`, `others`, `score`,
+    `prompt`, `source` and `extra` are lost.
     """
     writer, index = _Writer(conversation), 0
     while index < len(conversation.messages):
@@ -43,7 +47,7 @@ def chat_form(conversation: Conversation) -> tuple[list[Chat], list[Chat] | None
 def conversation_from_chat_form(
     messages: list[Chat], tools: list[Chat] | None, arguments: dict[str, Any]
 ) -> Conversation:
-    """What our chat template renders, given these messages, tools and keyword arguments."""
+    """Return the conversation that Ossia's chat template renders for these messages, tools and keyword arguments."""
     system = SystemSettings(
         identity=arguments.get("model_identity") or DEFAULT_IDENTITY,
         knowledge_cutoff=arguments.get("knowledge_cutoff") or DEFAULT_KNOWLEDGE_CUTOFF,
@@ -60,7 +64,7 @@ def conversation_from_chat_form(
 
 
 class _Writer:
-    """Appends to `chat`, one chat message after the other."""
+    """Writes a conversation to the list `chat`, one chat message after another."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.chat: list[Chat] = []
@@ -72,7 +76,7 @@ class _Writer:
             self.chat.append({"role": "system", "content": conversation.instructions})
 
     def write(self, index: int) -> int:
-        """Append a chat message for the message `index` and those that fit into the same one; the index after them."""
+        """Append one chat message for the messages from `index` on that fit into it, and return the next index."""
         message = self._messages[index]
         if message.role == "assistant":
             return self._write_assistant(index)
@@ -86,7 +90,7 @@ class _Writer:
 
     def _write_assistant(self, index: int) -> int:
         first, at = self._messages[index], index
-        turn = []  # what may go together: assistant messages of one weight
+        turn = []  # assistant messages of equal weight, which may form one chat message
         for message in self._messages[index : index + 3]:
             if message.role != "assistant" or message.weight != first.weight:
                 break
@@ -112,7 +116,7 @@ class _Writer:
         return at
 
     def _call(self, message: Message) -> Chat | None:
-        """The item of `tool_calls` for a call in the usual form."""
+        """Return the item of `tool_calls` for a call in the usual form, or None for any other message."""
         to, plain = message.recipient, message.name is None
         name: str | None = None
         arguments = message.content
@@ -162,7 +166,7 @@ def _as_given(message: Message) -> Chat:
 
 
 def _says(message: Message, channel: str) -> bool:
-    """Whether it is just a text on this channel."""
+    """Return whether a message is a text on this channel without other header fields."""
     plain = (message.name, message.recipient, message.content_type) == (None,) * 3
     return plain and message.channel == channel and message.content != ""
 

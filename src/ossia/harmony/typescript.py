@@ -1,8 +1,8 @@
-"""Tools as the model reads them: JSON Schema turned into TypeScript types, as openai-harmony 0.0.8 writes them.
+"""Tool schemas in the notation of the prompt: JSON Schema as TypeScript types, as openai-harmony 0.0.8 writes them.
 
-The model was trained on this exact notation, so its oddities are part of the format and kept: comments of properties
-are not re-indented, only string enums are shown, `anyOf`, `$ref` and unknown types become `any`. Checked token for
-token against openai-harmony on random schemas (tests/harmony/test_render.py).
+The model was trained on this exact notation, so its peculiarities are part of the format and kept. Comments of
+properties are not re-indented. Only string enums are shown. `anyOf`, `$ref` and unknown types become `any`.
+tests/harmony/test_render.py compares the tokens with those of openai-harmony on random schemas.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Schema = Mapping[str, Any]
 
 
 def tools_section(namespaces: Iterable[ToolNamespace]) -> str:
-    """The section "# Tools" of a system or developer message. Namespaces come sorted by name."""
+    """Return the section "# Tools" of a system or developer message, with the namespaces sorted by name."""
     ordered = sorted(namespaces, key=lambda namespace: namespace.name)
     return "\n\n".join(["# Tools", *map(_namespace, ordered)])
 
 
 def type_of(schema: object, indent: str = "") -> str:
-    """The TypeScript type of a JSON Schema. `indent` precedes the lines of a multi-line type."""
+    """Return the TypeScript type of a JSON Schema. `indent` precedes the lines of a multi-line type."""
     if not isinstance(schema, Mapping):
         return "any"
     if isinstance(schema.get("oneOf"), list):
@@ -87,7 +87,7 @@ def _property(name: str, value: object, required: bool, indent: str) -> str:
 
 
 def _alternatives(label: str, schema: Schema, indent: str) -> str:
-    """A property with `oneOf`: its comments above the name, then one line per variant."""
+    """Return the text of a property with `oneOf`: comments above the name, then one line per variant."""
     variants, description = schema["oneOf"], schema.get("description")
     first = variants[0].get("description") if variants and isinstance(variants[0], Mapping) else None
     described = isinstance(description, str) and description != first
@@ -105,7 +105,7 @@ def _alternatives(label: str, schema: Schema, indent: str) -> str:
 
 
 def _variant(variant: object, indent: str) -> str:
-    """One variant of a `oneOf` that is not a property's."""
+    """Return the text of one variant of a `oneOf` that is not a property's."""
     description = variant.get("description") if isinstance(variant, Mapping) else None
     comments = [description] if isinstance(description, str) else []
     comments += filter(None, [_default(variant, quote_choice=True)])
@@ -120,7 +120,7 @@ def _nullable(schema: object, indent: str) -> str:
 
 
 def _default(schema: object, quote_choice: bool = False) -> str:
-    """`default: …`, or "" without a default. Strings are quoted but not escaped, and bare where there is an enum."""
+    """Return `default: …`, or "" without a default. Strings are quoted without escapes, or bare if there is an enum."""
     if not isinstance(schema, Mapping) or "default" not in schema:
         return ""
     value = schema["default"]
@@ -136,13 +136,13 @@ def _has_choices(schema: Schema) -> bool:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as Rust's `str::lines` sees them: cut at newlines only, a final newline starts no line."""
+    """Return the lines of a text as Rust's `str::lines` does. Only newlines end a line; a final one begins no line."""
     *ended, last = text.split("\n")
     return [line.removesuffix("\r") for line in ended] + ([last] if last else [])
 
 
 def compact_json(value: object) -> str:
-    """JSON without spaces and with numbers as Rust's serde_json writes them (1e16, not 1e+16)."""
+    """Return JSON without spaces and with numbers as Rust's serde_json writes them (1e16, not 1e+16)."""
     if isinstance(value, Mapping):
         pairs = (f"{json.dumps(str(key), ensure_ascii=False)}:{compact_json(item)}" for key, item in value.items())
         return "{" + ",".join(pairs) + "}"
@@ -150,8 +150,8 @@ def compact_json(value: object) -> str:
         return "[" + ",".join(map(compact_json, value)) + "]"
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**64:
         if abs(value) > 10**308:
-            return str(value)  # beyond every float: nobody can say how it would be kept
-        value = float(value)  # serde_json keeps such integers as floats
+            return str(value)  # larger than every float, so serde_json's form of it is unknown
+        value = float(value)  # serde_json stores such integers as floats
     if isinstance(value, float) and "e" in repr(value):
         mantissa, exponent = repr(value).split("e")
         return f"{Decimal(repr(value)):f}" if int(exponent) == -5 else f"{mantissa}e{int(exponent)}"

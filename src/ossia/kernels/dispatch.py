@@ -1,7 +1,7 @@
-"""Which backend computes: the functions that the rest of Ossia calls, each handed to one that serves.
+"""The functions that the rest of Ossia calls. Each hands its work to a backend that supports its inputs.
 
-`ossia.kernels.reference` says what each function computes, and serves where no other backend does. A backend that costs
-something to import is to be imported in the function that finds its device.
+`ossia.kernels.reference` documents the functions, and computes them where no other backend supports the inputs. A
+backend whose import is expensive must be imported in the function that detects its device.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
 
 
 def dequantise_to_scratch(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same, maybe in memory that the next call overwrites: for a matrix that is multiplied and forgotten."""
+    """Return the values as `dequantise` does, possibly in memory that the next call overwrites."""
     if cpu_mxfp4.serves(blocks.device, dtype):
         return cpu_mxfp4.dequantise_to_scratch(blocks, scales, dtype)
     return reference_mxfp4.dequantise(blocks, scales, dtype)
@@ -52,7 +52,7 @@ def product(
     update: Update | None = None,
     into: Into | None = None,
 ) -> Tensor | None:
-    """Return x W^T + bias + update or x W + update, or add it up; see `reference.product.product`."""
+    """Return x W^T + bias + update or x W + update, or add it to `into`; see `reference.product.product`."""
     if cpu_product.serves(x, transposed):
         return cpu_product.product(x, matrix, transposed, bias=bias, update=update, into=into)
     w_OI = dequantise_to_scratch(*matrix, x.dtype)
@@ -86,7 +86,7 @@ def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:
 
 
 def outer(a_NR: Tensor, b_NW: Tensor, transposed: bool) -> Tensor:
-    """Return a^T b or its transpose, in float32 or the inputs' dtype; see `reference.lowrank.outer`."""
+    """Return a^T b, [R, W], or its transpose, in float32 or the inputs' dtype; see `reference.lowrank.outer`."""
     if cpu_lowrank.serves_outer(a_NR, b_NW):
         return cpu_lowrank.outer(a_NR, b_NW, transposed)
     return reference_lowrank.outer(a_NR, b_NW, transposed)
@@ -95,16 +95,16 @@ def outer(a_NR: Tensor, b_NW: Tensor, transposed: bool) -> Tensor:
 # Attention
 
 Form = Literal["varlen", "paths", "dense"]
-"""How a forest of segments reaches the kernels.
+"""The form in which a forest of segments reaches the kernels.
 
-varlen: as rows of different lengths laid end to end (`varlen_forward`, `varlen_backward`).
-paths:  as it is, all segments in one call (`paths_forward`, `paths_backward`).
-dense:  in batches of rows of one length, with a mask (`dense_forward`, `dense_backward`). It serves everywhere.
+* varlen: rows of different lengths laid end to end (`varlen_forward`, `varlen_backward`).
+* paths: the forest itself, all segments in one call (`paths_forward`, `paths_backward`).
+* dense: batches of rows of one length, with a mask (`dense_forward`, `dense_backward`). Every device supports it.
 """
 
 
 def attention_form(device: torch.device, dtype: torch.dtype, head_dim: int, group: int = 1) -> Form:
-    """Return the best form there is. `group`: query heads to a key head."""
+    """Return the preferred form among those that support these inputs. `group`: query heads per key head."""
     if flash.serves(device, dtype, head_dim):
         return "varlen"
     if cpu_paths.serves(device, dtype, head_dim, group):
@@ -113,7 +113,7 @@ def attention_form(device: torch.device, dtype: torch.dtype, head_dim: int, grou
 
 
 def attention_described(device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Return which form attention takes in training, and why, in words for people."""
+    """Return a sentence for users: the form of attention in training, and the reason for it."""
     name, form = str(dtype).removeprefix("torch."), attention_form(device, dtype, head_dim)
     if form == "varlen":
         return f"attention goes through torch's flash kernels, all branches at once ({name} on {device})"
@@ -153,7 +153,7 @@ def dense_backward(
     return reference_attention.dense_backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, seen, causal, scale)
 
 
-# The forms varlen and paths have one backend each, so there is nothing to choose between.
+# The forms varlen and paths have one backend each, so these names need no choice.
 
 varlen_forward = flash.varlen_forward
 varlen_backward = flash.varlen_backward

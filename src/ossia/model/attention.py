@@ -1,17 +1,18 @@
 """Attention over ranges, with learned sinks and a sliding window in position space.
 
-One signature: query ranges, each with its key ranges (`batch.Segments`). The sink of a head is one more logit in the
-softmax's denominator that carries no value (gpt-oss model card, 2025): it is folded into the log-sum-exp of stock
-kernels, forward and backward (`ossia.kernels.reference.attention`). The window of 128 means that a query sees keys at
-distance 0..127 along its path, counted in positions, not in places of the flat batch.
+The input is query ranges, each with its key ranges (`batch.Segments`). The sink of a head is one more logit in the
+softmax's denominator, without a value (gpt-oss model card, 2025). It is folded into the log-sum-exp of stock kernels,
+forward and backward (`ossia.kernels.reference.attention`). With a window of 128, a query sees keys at distance 0..127
+along its path. Distances are counted in positions, not in places of the flat batch.
 
-What autograd keeps is the inputs, the output and one number per head and token: memory is linear in the tokens. The
-form in which a forest reaches the kernels is chosen in `ossia.kernels.dispatch`. In the dense form, full layers take a
-segment at a time, first its ancestors, then itself, and put the two together; windowed layers cut all segments into
-blocks of queries, each with the keys that its window can reach. For rows of different lengths see `ossia.model.varlen`.
+Autograd keeps the inputs, the output and one number per head and token, so memory is linear in the tokens.
+`ossia.kernels.dispatch` chooses the form in which a forest reaches the kernels. In the dense form, a full layer takes
+one segment at a time. It computes the attention to the segment itself and to its ancestors, and merges the two. A
+windowed layer cuts all segments into blocks of queries, each with the keys that its window can reach. For rows of
+different lengths see `ossia.model.varlen`.
 
-Registered with transformers as the attention implementation "ossia". Where transformers brings its own masks and a KV
-cache (generate), the same function takes those instead.
+The implementation is registered with transformers as "ossia". If transformers passes its own masks and a KV cache
+(generate), the same function takes those instead.
 
 Shapes: B rows, H query heads, K key/value heads, T tokens, Q queries, C keys, D head size.
 """
@@ -44,7 +45,7 @@ def attend(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Return the attention output [T, H, D] of a flat batch. All four inputs can be differentiated."""
+    """Return the attention output [T, H, D] of a flat batch. It is differentiable in all four tensors."""
     group = len(q_HTD) // len(k_KTD)
     form = dispatch.attention_form(q_HTD.device, q_HTD.dtype, q_HTD.shape[-1], group)
     if form == "varlen":
@@ -61,7 +62,7 @@ def attend(
 
 
 class _Full(torch.autograd.Function):
-    """Every query sees its path up to itself."""
+    """Attention of a full layer in the dense form: every query sees its path up to itself."""
 
     @staticmethod
     def forward(
@@ -84,7 +85,7 @@ class _Full(torch.autograd.Function):
         q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT = ctx.saved_tensors
         dtype = lse_HT.dtype
         dq_HTD = torch.empty_like(q_HTD)
-        # Keys that many segments share collect gradients from all of them, so sums are kept in float32.
+        # All segments that share a key add to its gradient, so the sums are kept in float32.
         dk_KTD, dv_KTD = torch.zeros_like(k_KTD, dtype=dtype), torch.zeros_like(v_KTD, dtype=dtype)
         for (start, end), ancestors in zip(ctx.segments.ranges, ctx.segments.ancestors, strict=True):
             own = slice(start, end)
@@ -105,7 +106,10 @@ class _Full(torch.autograd.Function):
 
 
 class _Windowed(torch.autograd.Function):
-    """Every query sees the last `window` positions of its path. Blocks of one size go through the kernel as a batch."""
+    """Attention of a windowed layer in the dense form: every query sees the last `window` positions of its path.
+
+    Blocks of one size are one batch for the kernel.
+    """
 
     @staticmethod
     def forward(
@@ -124,11 +128,11 @@ class _Windowed(torch.autograd.Function):
     def backward(ctx: Any, grad_HTD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, lse_HT = ctx.saved_tensors
         dq_HTD = torch.empty_like(q_HTD)
-        # Keys collect gradients from several blocks, so sums are kept in float32.
+        # Several blocks add to the gradient of a key, so the sums are kept in float32.
         dk_KTD, dv_KTD = (torch.zeros_like(x, dtype=lse_HT.dtype) for x in (k_KTD, v_KTD))
         for blocks in ctx.sizes:
             q, k, v, out = blocks.queries(q_HTD), blocks.keys(k_KTD), blocks.keys(v_KTD), blocks.queries(out_HTD)
-            # Padded queries repeat real ones; without a gradient they give none to the keys.
+            # Padded queries repeat real ones. Their gradient is zero, so that they add nothing to the keys' gradients.
             grad = blocks.queries(grad_HTD) * blocks.is_real[:, None, :, None]
             dq, dk, dv = dispatch.dense_backward(
                 grad, q, k, v, out, blocks.queries(lse_HT), blocks.seen, False, ctx.scale
@@ -141,7 +145,7 @@ class _Windowed(torch.autograd.Function):
 
 
 class _AlongPaths(torch.autograd.Function):
-    """Either kind of layer, all segments in one call of a kernel. Returns [T, H, D]."""
+    """Attention [T, H, D] of a full or windowed layer in the form "paths": all segments in one call of a kernel."""
 
     @staticmethod
     def forward(
@@ -169,13 +173,13 @@ class _AlongPaths(torch.autograd.Function):
 
 
 class _Masked(torch.autograd.Function):
-    """Padded rows [B, H, T, D] with a mask, as other people's code brings them."""
+    """Attention of padded rows [B, H, T, D] with a mask, in the form that transformers and other trainers use."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks_H: Tensor, seen: Tensor, scale: float) -> Tensor:
         out, lse = dispatch.dense_forward(q, k, v, seen, False, scale)
         sinks = sinks_H.to(lse.dtype)[:, None].expand(lse.shape)
-        # A row of padding that sees nothing has no log-sum-exp; only its sink counts, and it gives zeros.
+        # A row of padding that sees no key has no finite log-sum-exp. Only its sink counts, and its output is zero.
         nothing = ~torch.isfinite(lse)
         lse = lse.masked_fill(nothing, -torch.inf)
         total = torch.logaddexp(lse, sinks)
@@ -204,7 +208,7 @@ def _empty(q_HTD: Tensor) -> tuple[Tensor, Tensor]:
 def _finish(
     ctx: Any, q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, out_HTD: Tensor, lse_HT: Tensor
 ) -> Tensor:
-    """Fold the sinks into output and log-sum-exp, and keep what the backward pass needs."""
+    """Return the output with the sinks folded into it, and save the tensors for the backward pass."""
     total_HT = torch.logaddexp(lse_HT, sinks_H.to(lse_HT.dtype)[:, None])
     out_HTD = (out_HTD.to(lse_HT.dtype) * (lse_HT - total_HT).exp()[..., None]).to(q_HTD.dtype)
     ctx.save_for_backward(q_HTD, k_KTD, v_KTD, sinks_H, out_HTD, total_HT)
@@ -212,7 +216,10 @@ def _finish(
 
 
 def _sink_gradient(ctx: Any, grad_HTD: Tensor, sinks_H: Tensor, out_HTD: Tensor, lse_HT: Tensor) -> Tensor | None:
-    """A sink takes probability and gives nothing: its gradient is minus its probability times grad . out."""
+    """Return the gradient of the sinks [H]. A sink takes probability but has no value.
+
+    Its gradient is therefore minus its probability times grad . out, summed over the tokens.
+    """
     if not ctx.needs_input_grad[3]:
         return None
     dtype = lse_HT.dtype
@@ -221,7 +228,7 @@ def _sink_gradient(ctx: Any, grad_HTD: Tensor, sinks_H: Tensor, out_HTD: Tensor,
 
 
 def _gathered(x_KTD: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-    """[1, K, C, D] of several ranges; a view if it is one."""
+    """Return the keys or values of some ranges, [1, K, C, D]. A single range gives a view."""
     return (
         torch.cat([x_KTD[:, start:end] for start, end in ranges], 1)[None]
         if len(ranges) > 1
@@ -249,11 +256,13 @@ def attention_forward(
     cu_seq_lens_q: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls in each layer: [B, H, Q, D] in, [B, Q, H, D] out.
+    """Return (attention output [B, Q, H, D], None). transformers calls this function in each layer.
 
-    `attention_mask` is the micro-batch's `Segments` (then B is 1), or transformers' additive or boolean mask.
-    `cu_seq_lens_q` are the borders of sequences that somebody laid end to end in one row (TRL's padding_free); the mask
-    of transformers does not know of them.
+    Args:
+        query, key, value: [B, H, Q, D] and twice [B, K, C, D].
+        attention_mask: the micro-batch's `Segments` (then B is 1), or transformers' additive or boolean mask.
+        cu_seq_lens_q: borders of sequences that are laid end to end in one row (TRL's padding_free). transformers' mask
+            does not separate them.
     """
     assert dropout == 0.0, "gpt-oss has no attention dropout"
     sinks_H = s_aux if s_aux is not None else module.sinks
@@ -276,7 +285,7 @@ def attention_forward(
 
 
 def register() -> None:
-    """Tell transformers about the implementation; called when `ossia.model.modeling` is imported."""
+    """Register the implementation with transformers. Called when `ossia.model.modeling` is imported."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

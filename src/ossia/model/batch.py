@@ -1,14 +1,14 @@
-"""The batch that every part of Ossia trains, evaluates and measures with: flat, without padding.
+"""The flat batch without padding, with which all of Ossia trains, evaluates and measures.
 
 A batch is a list of tokens and a forest over them. A *segment* is a stretch of consecutive tokens (its query range). A
-token sees the earlier tokens of its own segment and every token of the segment's *ancestors*, given as further key
-ranges. A plain row is a tree with one segment and no ancestors; a conversation whose turns share a prefix is a tree
-with branches. Positions count along each path from the root, so rotary embeddings and the sliding window see each path
-as the sequence it stands for.
+token sees its own segment up to itself, and every token of the segment's *ancestors*, which are further key ranges. A
+plain row is a tree with one segment and no ancestors. A conversation whose turns share a prefix is a tree with
+branches. Positions count along each path from the root. Rotary embeddings and the sliding window therefore treat each
+path as a separate sequence.
 
-Supervision is explicit: (source row, target id, weight) triples, so that one token can predict several children and
-nothing is ever shifted by rolling. The loss of a step is sum(weight * -log p(target | source)) / denominator, with one
-denominator for the whole step however it is cut into micro-batches.
+Supervision is a list of (source row, target id, weight) triples. One token can therefore predict several children, and
+labels are never shifted. The loss of a step is sum(weight * -log p(target | source)) / denominator. The denominator is
+the same for the whole step, in however many micro-batches.
 
 Shapes: T tokens, N segments, M ancestor ranges, S supervised triples.
 """
@@ -33,9 +33,12 @@ from ossia.sequences.tree import Tree
 class FlatBatch:
     """Tensors of one micro-batch.
 
-    ids_T, positions_T: int64. segments_N2: int64, start and end of each query range; together they cover 0..T in order.
-    ancestors_M3: int64, (segment index, key start, key end) of the key ranges beyond a segment's own, in path order.
-    rows_S, targets_S: int64; weights_S: float32.
+    Attributes:
+        ids_T, positions_T: int64.
+        segments_N2: int64, start and end of each query range. Together they cover 0..T in order.
+        ancestors_M3: int64, (segment, key start, key end) of the key ranges beyond a segment's own, in path order.
+        rows_S, targets_S: int64, the source row and the target id of each triple.
+        weights_S: float32, the weight of each triple.
     """
 
     ids_T: Tensor
@@ -48,10 +51,11 @@ class FlatBatch:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens."""
         return self.ids_T.shape[0]
 
     def inputs(self) -> dict[str, Tensor]:
-        """Return the keyword arguments of `OssiaForCausalLM.forward`, all but the denominator."""
+        """Return the keyword arguments of `OssiaForCausalLM.forward`, except the denominator."""
         return {
             "input_ids": self.ids_T[None],
             "position_ids": self.positions_T[None],
@@ -64,11 +68,11 @@ class FlatBatch:
 
 
 def from_rows(rows: Iterable[tuple[Sequence[int], Sequence[float]]]) -> FlatBatch:
-    """Lay plain rows end to end, each its own one-segment tree.
+    """Return plain rows laid end to end, each as a tree of one segment.
 
     Args:
-        rows: (ids, weights) pairs of equal length; weights[i] is the weight of predicting ids[i] from ids[:i]. The
-            first weight is ignored: nothing comes before it.
+        rows: (ids, weights) pairs of equal length, where `weights[i]` is the weight of predicting `ids[i]` from
+            `ids[:i]`. The first weight is ignored, because no token precedes it.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -97,10 +101,10 @@ def from_rows(rows: Iterable[tuple[Sequence[int], Sequence[float]]]) -> FlatBatc
 
 
 def from_branches(rows: Sequence[tuple[Sequence[int], Sequence[float]]], trunk: int) -> FlatBatch:
-    """Lay rows out as branches of one trunk: their first `trunk` ids, which must be equal and carry no weight.
+    """Return rows as branches of one trunk: their first `trunk` ids, which must be equal and have no weight.
 
-    Gives the loss of `from_rows` on the same rows, with the trunk computed once. `trunk` must leave at least one
-    unsupervised token in each branch before the first supervised one, so that every source row lies in its branch.
+    The loss is that of `from_rows` on the same rows, but the trunk is computed once. Each branch must have at least one
+    unsupervised token before its first supervised one, so that every source row lies in its branch.
     """
     if trunk <= 0:
         return from_rows(rows)
@@ -115,10 +119,10 @@ def from_branches(rows: Sequence[tuple[Sequence[int], Sequence[float]]], trunk: 
 
 
 def from_trees(trees: Iterable[Tree]) -> FlatBatch:
-    """Lay prefix trees end to end, with the supervision of their edges.
+    """Return prefix trees laid end to end, with the supervision of their edges.
 
-    A node whose parent stands directly before it goes on with the parent's segment, so there are as many segments as
-    leaves, and the longest paths are one each.
+    A node directly after its parent continues the parent's segment. There are therefore as many segments as leaves, and
+    the longest paths are one segment each.
     """
     ids, positions, triples = array("i"), array("i"), []
     segments: list[tuple[int, int]] = []
@@ -162,10 +166,13 @@ def from_padded(
     labels_BT: Tensor,
     position_ids_BT: Tensor | None = None,
 ) -> FlatBatch:
-    """Convert the batch of other people's trainers: padded rows, and labels in which -100 is not supervised.
+    """Return the batch of another trainer as a flat batch: padded rows, and labels with -100 where not supervised.
 
-    labels_BT stand at the position of the token itself, as in transformers; padding may be on either side. Without a
-    mask, a position of 0 begins a new sequence in the same row: that is how padding-free batches come.
+    Each label is at the position of the token itself, as in transformers. Padding may be on either side. Without a
+    mask, a position of 0 begins a new sequence in the same row, as in padding-free batches.
+
+    Raises:
+        ValueError: a label is neither -100 nor the token at its position.
     """
     if attention_mask_BT is None and position_ids_BT is not None:
         input_ids_BT, labels_BT, attention_mask_BT = _apart(input_ids_BT, labels_BT, position_ids_BT)
@@ -181,7 +188,7 @@ def from_padded(
 
 
 def _apart(ids_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Give each sequence of a row a row of its own, padded: (ids, labels, mask)."""
+    """Return (ids, labels, mask) in which each sequence of a row has a padded row of its own."""
     pieces = []
     for ids_T, labels_T, positions_T in zip(ids_BT, labels_BT, positions_BT.expand_as(ids_BT), strict=True):
         starts = [0, *(start for start in (positions_T == 0).nonzero()[:, 0].tolist() if start)]
@@ -195,10 +202,12 @@ def _apart(ids_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Ten
 
 @dataclass(frozen=True)
 class Segments:
-    """The forest in the form that attention takes it in: Python ranges, once per micro-batch.
+    """The forest in the form that attention takes: Python ranges, made once per micro-batch.
 
-    `ranges[n]` is segment n's (start, end); `ancestors[n]` its further key ranges in path order; `positions_T` the
-    position of each token on its path.
+    Attributes:
+        ranges: (start, end) of each segment.
+        ancestors: the further key ranges of each segment, in path order.
+        positions_T: the position of each token on its path.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -209,29 +218,30 @@ class Segments:
     _varlen: dict[int | None, VarlenPlan] = field(default_factory=dict, repr=False, compare=False)
 
     def blocks(self, window: int) -> tuple[Blocks, ...]:
-        """The same for windowed layers; cut once and kept for all of them."""
+        """Return the blocks for windowed layers in the dense form. They are made once and kept for all layers."""
         if window not in self._blocks:
             self._blocks[window] = blocks_of(self.ranges, self.ancestors, window, self.positions_T.device)
         return self._blocks[window]
 
     def varlen(self, window: int | None) -> VarlenPlan:
-        """The same for kernels that take rows of different lengths; cut once for each kind of layer."""
+        """Return the rows for kernels that take rows of different lengths, made once for each kind of layer."""
         if window not in self._varlen:
             self._varlen[window] = varlen_plan(self.ranges, self.ancestors, window, self.positions_T.device)
         return self._varlen[window]
 
     def paths(self, tokens_per_chunk: int) -> Paths:
-        """The same for kernels that follow paths; cut once for all layers."""
+        """Return the paths for kernels that take a forest as paths, made once for all layers."""
         if tokens_per_chunk not in self._paths:
             self._paths[tokens_per_chunk] = Paths.of(self.ranges, self.ancestors, tokens_per_chunk)
         return self._paths[tokens_per_chunk]
 
     @staticmethod
     def of(segments_N2: Tensor, ancestors_M3: Tensor, positions_T: Tensor) -> Segments:
-        """Read the tensors of a batch.
+        """Return the segments in the tensors of a batch.
 
         Raises:
-            ValueError: the segments do not cover the tokens in order, or a key range lies outside what comes before.
+            ValueError: the segments do not cover the tokens in order, or a key range does not lie before its segment.
+                Also if positions do not count up by one along a path.
         """
         ranges = tuple((int(start), int(end)) for start, end in segments_N2.tolist())
         ends = [0, *(end for _, end in ranges)]
@@ -251,7 +261,7 @@ class Segments:
 def _check_positions(
     ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]], positions: Sequence[int]
 ) -> None:
-    """Windows are cut along paths, so positions must count up by one on every path.
+    """Check that positions count up by one on every path, because windows are cut along paths.
 
     Raises:
         ValueError: they do not.

@@ -1,13 +1,13 @@
-"""The experts of gpt-oss, kept in four bits while everything passes through them.
+"""The experts of gpt-oss, which stay in four bits in the forward and the backward pass.
 
 The published bytes (MXFP4: blocks of 32 E2M1 codes with one E8M0 scale) are the parameters of `PackedExperts`, under
-the published names. They are multiplied as they are (`kernels.dispatch.product`), get no gradient, and no
-floating-point copy of a matrix outlives the product it is needed for.
+the published names. They are multiplied directly (`kernels.dispatch.product`) and get no gradient. No floating-point
+copy of a matrix outlives the product that needs it.
 
-Forward and backward go expert by expert. What is kept between the two is the input; with `gradient_checkpointing` the
-first projection is computed once more, without it its output is kept, too. The second projection never runs twice: the
-gradient of a token's routing weight is its output times the output's gradient, which is also the activation times its
-own gradient, and that one is at hand.
+Forward and backward pass go expert by expert, and keep the input between them. With `gradient_checkpointing`, the
+backward pass computes the first projection again. Without it, the first projection's output is kept, too. The second
+projection never runs twice. The gradient of a token's routing weight is its output times the output's gradient. This
+equals the activation times the activation's gradient, which the backward pass computes anyway.
 
 Shapes: T tokens, K experts per token, E experts, D hidden size, F intermediate size, N tokens of one expert, R LoRA
 rank. Matrices lie as stored: [out, in].
@@ -29,23 +29,23 @@ from ossia.kernels.reference.mxfp4 import fake_quantise
 
 
 class ExpertsBase(nn.Module):
-    """What all forms of the experts share: grouping tokens by expert, the gate, biases. Subclasses hold the matrices.
+    """The parts that all forms of the experts share: sizes, the gate's constants, biases. Subclasses hold the matrices.
 
-    Parameters gate_up_proj_bias [E, 2F] and down_proj_bias [E, D] are here.
+    Its parameters are gate_up_proj_bias [E, 2F] and down_proj_bias [E, D].
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         experts, hidden, inner = config.num_local_experts, config.hidden_size, config.intermediate_size
         self.num_experts, self.hidden_size, self.intermediate_size = experts, hidden, inner
-        # config.swiglu_alpha came with later versions of transformers; the published value is fixed.
+        # Only later versions of transformers have config.swiglu_alpha. 1.702 is the published value.
         self.alpha, self.limit = getattr(config, "swiglu_alpha", 1.702), config.swiglu_limit
         self.gate_up_proj_bias = nn.Parameter(torch.zeros(experts, 2 * inner))
         self.down_proj_bias = nn.Parameter(torch.zeros(experts, hidden))
 
 
 class Route(NamedTuple):
-    """The tokens of one expert: their places in the batch, and in the flattened choices [T * K]."""
+    """The tokens of one expert, int64: their places in the batch, and in the flattened choices [T * K]."""
 
     expert: int
     places_N: Tensor
@@ -53,7 +53,7 @@ class Route(NamedTuple):
 
 
 def routes(indices_TK: Tensor, experts: int) -> Iterator[Route]:
-    """Group the router's choices by expert; experts that nobody chose are left out."""
+    """Yield the router's choices [T, K] by expert. Experts that no token chose are left out."""
     order = indices_TK.flatten().argsort(stable=True)
     counts = torch.bincount(indices_TK.flatten(), minlength=experts).tolist()
     places = order // indices_TK.shape[1]
@@ -63,7 +63,7 @@ def routes(indices_TK: Tensor, experts: int) -> Iterator[Route]:
 
 
 class PackedExperts(ExpertsBase):
-    """Replaces transformers' GptOssExperts on a checkpoint whose experts are MXFP4. Nothing in it is trained."""
+    """A replacement of transformers' GptOssExperts for checkpoints with experts in MXFP4. None of it is trained."""
 
     gradient_checkpointing = False
     """Set by transformers' `gradient_checkpointing_enable`: compute the first projection again in the backward pass."""
@@ -88,7 +88,7 @@ class PackedExperts(ExpertsBase):
     def run(
         self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: LowRank | None, down: LowRank | None
     ) -> Tensor:
-        """The forward pass with optional LoRA updates of the two projections."""
+        """Return the result of `forward`, [T, D], with optional LoRA updates of the two projections."""
         none = (None, None, 0.0)
         a1, b1, scale1 = gate_up or none
         a2, b2, scale2 = down or none
@@ -113,7 +113,7 @@ class _Settings(NamedTuple):
 
 
 class _Projection(NamedTuple):
-    """One projection of one expert, with its LoRA matrices in the compute type."""
+    """One projection of one expert, with its LoRA matrices in the compute dtype."""
 
     matrix: Packed
     bias_O: Tensor
@@ -123,7 +123,7 @@ class _Projection(NamedTuple):
 
     @staticmethod
     def of(expert: int, frozen: Any, a: Tensor | None, b: Tensor | None, scale: float) -> _Projection:
-        """`frozen`: blocks, scales and biases of all experts; a, b: their LoRA matrices."""
+        """Return one expert's projection from those of all. `frozen`: blocks, scales, biases; a, b: LoRA matrices."""
         blocks, scales, bias = frozen
         dtype = bias.dtype
         matrix = Packed(blocks[expert], scales[expert])
@@ -132,11 +132,11 @@ class _Projection(NamedTuple):
         return _Projection(matrix, bias[expert], a[expert].to(dtype), b[expert].to(dtype), scale)
 
     def down(self, x_NI: Tensor) -> Tensor | None:
-        """scale * x A^T: what the update's second matrix takes."""
+        """Return scale * x A^T, the input of the update's second matrix."""
         return None if self.a_RI is None else narrow(x_NI, self.a_RI, True, self.scale)
 
     def up(self, grad_NO: Tensor) -> Tensor | None:
-        """scale * grad B: the gradient of x A^T."""
+        """Return scale * grad B, the gradient of x A^T."""
         return None if self.b_OR is None else narrow(grad_NO, self.b_OR, False, self.scale)
 
     def forward(self, x_NI: Tensor, low_NR: Tensor | None, into: Into | None = None) -> Any:
@@ -149,7 +149,10 @@ class _Projection(NamedTuple):
 
 
 class _Mixture(torch.autograd.Function):
-    """The weighted sum of each token's experts, added up in float32 or wider, expert after expert: deterministic."""
+    """The weighted sum of each token's experts, added up in float32 or wider.
+
+    The experts are added in a fixed order, so the result is deterministic.
+    """
 
     @staticmethod
     def forward(
@@ -222,9 +225,9 @@ class _Mixture(torch.autograd.Function):
 
 
 class QuantisationAwareExperts(ExpertsBase):
-    """Experts in floating point that are trained as the MXFP4 they will be packed to (straight-through gradients).
+    """Experts in floating point, trained with the MXFP4 values that packing gives (straight-through gradients).
 
-    For making small models from scratch. Parameters gate_up_proj [E, 2F, D] and down_proj [E, D, F].
+    They are for training small models from scratch. The parameters are gate_up_proj [E, 2F, D] and down_proj [E, D, F].
     """
 
     def __init__(self, config: Any, std: float = 0.02) -> None:
@@ -243,7 +246,7 @@ class QuantisationAwareExperts(ExpertsBase):
                 differentiable.gate(h, self.alpha, self.limit) @ down[expert].T + self.down_proj_bias[expert]
             )
             slots.append(slots_N)
-        # Back to token order; each token adds up its K experts in a fixed order, so the sum is deterministic.
+        # Back to token order. Each token's K experts are added up in a fixed order, so the sum is deterministic.
         order = torch.cat(slots)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)

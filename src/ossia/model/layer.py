@@ -1,15 +1,15 @@
-"""A layer of gpt-oss that, asked to recompute, recomputes only what is cheaper than keeping.
+"""gpt-oss's decoder layer with a recomputation of its own: only results that are cheaper to recompute than to keep.
 
-transformers' switch (`gradient_checkpointing_enable`) makes a layer keep its input and run twice. Here the switch keeps
-two tensors per layer, the inputs of its halves, and the backward pass computes again:
+With transformers' switch (`gradient_checkpointing_enable`), a layer keeps its input and runs twice. Here a layer keeps
+two tensors, the inputs of its halves, and the backward pass recomputes less:
 
-* attention: from its input to its output, because every product in it is small;
-* experts: the norm, and of the two projections only the first (see `ossia.model.experts`); the router not at all.
+* attention: everything from its input to its output, because every product in it is small;
+* experts: the norm, and the first of the two projections (see `ossia.model.experts`), but not the router.
 
-Both halves' inputs may be sent to main memory until they are needed (`offload`).
+Both halves' inputs may be moved to main memory until they are needed (`offload`).
 
-The norms keep their input and one number per token, where autograd keeps four float32 copies of it for transformers'.
-The forward pass makes the same rounding steps, so results are bitwise the same.
+The norms keep their input and one number per token. For transformers' norms, autograd keeps four float32 copies of the
+input. The forward pass makes the same rounding steps, so results are bitwise the same.
 
 Shapes: B rows, T tokens, D hidden size; `...` any leading axes.
 """
@@ -31,11 +31,11 @@ from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssDecoderLayer, GptOssRMSNorm
 
 OFFLOADED = 1 << 20
-"""Bytes from which a tensor is worth sending to main memory."""
+"""Smallest size in bytes of a tensor that is moved to main memory."""
 
 
 class DecoderLayer(GptOssDecoderLayer):
-    """transformers' layer with frugal norms and a recompute of its own. `offload`: keep inputs in main memory."""
+    """transformers' layer with other norms and its own recomputation. `offload`: keep inputs in main memory."""
 
     offload = False
 
@@ -47,7 +47,7 @@ class DecoderLayer(GptOssDecoderLayer):
 
     @property
     def _gradient_checkpointing_func(self) -> Callable[..., Any]:
-        """transformers would run the whole layer through this; it runs once, and `forward` sees to its halves."""
+        """A function that runs the layer once. transformers calls it for recomputation, which `forward` does itself."""
         return lambda function, *args: function(*args)
 
     @_gradient_checkpointing_func.setter
@@ -73,7 +73,7 @@ class DecoderLayer(GptOssDecoderLayer):
 
 
 def _made_again(tensor: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[Any]:
-    """While this is active, autograd keeps a way to make `tensor` instead of the tensor itself."""
+    """Return a context in which autograd does not keep `tensor`, but calls `make` to compute it again."""
     pointer, shape = tensor.data_ptr(), tensor.shape[-1]
 
     def pack(kept: Tensor) -> Tensor | tuple[int, ...]:
@@ -91,7 +91,7 @@ def _made_again(tensor: Tensor, make: Callable[[], Tensor]) -> AbstractContextMa
 
 
 def _offloading() -> AbstractContextManager[Any]:
-    """While this is active, large activations that autograd keeps go to pinned main memory and come back in time."""
+    """Return a context in which autograd keeps large activations in pinned main memory until they are needed."""
 
     def pack(kept: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         if isinstance(kept, torch.nn.Parameter) or not kept.is_floating_point() or kept.nbytes < OFFLOADED:
@@ -107,13 +107,13 @@ def _offloading() -> AbstractContextManager[Any]:
 
 
 class RMSNorm(GptOssRMSNorm):
-    """weight * x / sqrt(mean(x^2) + eps) in float32, in and out in x's type (Zhang and Sennrich 2019).
+    """weight * x / sqrt(mean(x^2) + eps), computed in float32, with output in x's dtype (Zhang and Sennrich 2019).
 
-    A float64 input stays in float64, where transformers rounds it: that is for tests of exactness.
+    A float64 input is computed in float64, for tests of exactness; transformers rounds it to float32.
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the normed states, in their type."""
+        """Return the normalised states, in their dtype."""
         normed: Tensor = _Norm.apply(hidden_states, self.weight, self.variance_epsilon)
         return normed
 
@@ -135,10 +135,10 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         x, weight_D, scale = ctx.saved_tensors
         normed = x.to(_wide(x)) * scale
-        change = grad.to(_wide(x), copy=True)  # in place from here: a new tensor costs more than its arithmetic
+        change = grad.to(_wide(x), copy=True)  # in place from here: allocation costs more than arithmetic
         dweight_D = (change * normed).flatten(0, -2).sum(0).to(weight_D.dtype) if ctx.needs_input_grad[1] else None
         change.mul_(weight_D)
-        # The length of x does not matter to the result, so what points along x is taken out.
+        # The result does not depend on the length of x, so the component of the gradient along x is removed.
         along = torch.linalg.vecdot(change, normed)[..., None] / x.shape[-1]
         dx = change.sub_(normed.mul_(along)).mul_(scale)
         return dx.to(x.dtype), dweight_D, None

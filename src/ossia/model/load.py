@@ -1,7 +1,7 @@
-"""A checkpoint folder in, a transformers model out, with the experts still in four bits.
+"""Loading a checkpoint folder as a transformers model, with the experts still in four bits.
 
-Tensors are memory-mapped and assigned, not copied: on a CPU only the pages that are touched take memory. To a GPU they
-go one at a time, straight from the mapped file.
+Tensors are memory-mapped and assigned, not copied. On a CPU only the pages that are used take memory. To a GPU they are
+copied one at a time, directly from the mapped file.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def load(
 
     Args:
         path: a folder (of a checkpoint, or of a repository that has one in its `original/`), or a hub id that
-            `ossia fetch` has downloaded.
-        dtype: of everything that is not four-bit: auto, bfloat16 or float32.
+            `ossia fetch` has downloaded. `ossia.checkpoint.locate` lists further forms.
+        dtype: the dtype of all weights that are not four-bit: auto, bfloat16 or float32.
         device: auto, cpu or cuda.
-        adapter: folder of a LoRA adapter in PEFT's layout to put on it.
+        adapter: folder of a LoRA adapter in PEFT's layout, which is put on the model.
 
     Returns:
-        An `OssiaForCausalLM` (a `PeftModel` around it with an adapter) in evaluation mode, and its tokenizer: the
-        checkpoint's own, or the published one, rebuilt, where a checkpoint of that vocabulary has none.
+        An `OssiaForCausalLM` in evaluation mode (with an adapter, a `PeftModel` around it), and the checkpoint's
+        tokenizer. A checkpoint of the published vocabulary without a tokenizer gets the published one, rebuilt.
 
     Raises:
-        UserError: the folder is not a complete gpt-oss checkpoint; names what is missing, truncated or misshapen. Or
-            there is no tokenizer, or no such device.
+        UserError: the folder is not a complete gpt-oss checkpoint; the message names the missing, truncated or
+            misshapen parts. Also if the tokenizer or the device is missing.
     """
     folder = locate(path)
     tokenizer = load_tokenizer(folder)  # first, because it is quick to fail
@@ -58,7 +58,7 @@ def load(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a checkpoint, with gpt-oss's chat template if it brings none. See `load`."""
+    """Return the tokenizer of a checkpoint, with gpt-oss's chat template if it has none. See `load`."""
     from transformers import AutoTokenizer
 
     place = tokenizer_folder(folder)
@@ -79,7 +79,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_model(folder: Path, *, dtype: str = "auto", device: str = "auto") -> OssiaForCausalLM:
-    """Return the model alone. See `load`."""
+    """Return the model of a checkpoint, without an adapter. See `load`."""
     from transformers import GenerationConfig, GptOssConfig
 
     from ossia.model.modeling import empty
@@ -118,14 +118,14 @@ def _readable(file: Path) -> Iterator[None]:
 
 
 def placed(reader: CheckpointReader, on: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The checkpoint's tensors on the device `on`, those that are not packed in `dtype`.
+    """Return the checkpoint's tensors by name, on the device `on`. Packed ones stay uint8; all others get `dtype`.
 
-    On a CPU they stay mapped to the file, unless their dtype changes. To another device the bytes go as they are stored
-    and their dtype changes there; the mapped tensor is let go of before the next one is looked at, so that main memory
+    On a CPU they stay mapped to the file, unless their dtype changes. To another device the stored bytes are copied,
+    and their dtype changes there. Each mapped tensor is released before the next one is read, so that main memory
     never holds a second copy.
 
     Raises:
-        UserError: a scale of the experts is NaN; names its tensor.
+        UserError: a scale of the experts is NaN; the message names its tensor.
     """
     tensors = {}
     for name in reader.names():

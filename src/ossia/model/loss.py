@@ -1,11 +1,11 @@
-"""Cross-entropy from hidden states, in chunks, never as full logits.
+"""Cross-entropy from hidden states, computed in chunks, so that the logits of all rows never exist at once.
 
-With 201,088 words in the vocabulary the logits of 4,096 tokens take 3.3 GB in float32, and two or three times that
-with their gradient. Here a chunk of supervised rows goes through the head at a time, and the gradient of the hidden
-states is made in the same pass, so a chunk's logits are gone before the next one starts.
+With a vocabulary of 201,088, the logits of 4,096 tokens take 3.3 GB in float32, and two or three times that with their
+gradient. Here one chunk of supervised rows goes through the head at a time. The gradient of the hidden states is
+computed in the same pass, so a chunk's logits are freed before the next chunk starts.
 
-A LoRA update of the head (W + scale * B A) is added to each chunk's logits as scale * (h A^T) B^T and gets its
-gradients in the same pass; the product of B and A is never formed.
+A LoRA update of the head (W + scale * B A) is added to each chunk's logits as scale * (h A^T) B^T. Its gradients are
+computed in the same pass. The product of B and A is never formed.
 
 Shapes: S supervised rows, D hidden size, V rows of the head, C rows of one chunk, R LoRA rank.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 25
-"""Most logits at a time (128 MB in float32)."""
+"""Largest number of logits at a time (128 MB in float32)."""
 
 
 class HeadUpdate(NamedTuple):
@@ -32,24 +32,27 @@ class HeadUpdate(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """The output layer: weight_VD, and for each row the number of vocabulary entries that share it.
+    """The output layer: weight_VD, and the number of vocabulary entries that share each row.
 
-    A freshly made model has thousands of vocabulary rows that are equal to each other (words it never saw). Equal rows
-    have equal logits, so the softmax over n of them is one logit plus log n. `of` finds such rows; the loss over the
-    full vocabulary stays exact and costs what the distinct rows cost.
+    A new model has thousands of equal vocabulary rows, for words that it never saw. Equal rows have equal logits, so n
+    of them count in the softmax as one logit plus log n. `of` groups the rows that equal the last one. The loss over
+    the full vocabulary stays exact, at the cost of the remaining rows.
     """
 
     weight_VD: Tensor
     log_count_V: Tensor | None = None
-    """float32; None: every row stands for itself."""
+    """float32: log of the number of vocabulary entries of each row. None: every row has one."""
     row_of_token: Tensor | None = None
-    """int64 [vocabulary]; None: the identity."""
+    """int64 [vocabulary]: the row of each token. None: the identity."""
     update: HeadUpdate | None = None
-    """Only of a head whose rows are not grouped: equal rows have updates of their own."""
+    """Only for a head whose rows are not grouped, because the update differs between equal rows."""
 
     @staticmethod
     def of(weight_VD: Tensor) -> Head:
-        """Group the rows that equal the last one, if they are the majority. Looks at one column first: it is cheap."""
+        """Return the head with the rows that equal the last one grouped, if they are the majority.
+
+        One column is compared first, because that is cheap.
+        """
         if weight_VD.is_meta or weight_VD.requires_grad:
             return Head(weight_VD)
         same_V = weight_VD[:, 0] == weight_VD[-1, 0]
@@ -73,11 +76,12 @@ def linear_cross_entropy(hidden_SD: Tensor, head: Head, targets_S: Tensor, weigh
 
     Args:
         hidden_SD: inputs of the head, one row per supervised triple.
-        targets_S: int64 token ids. weights_S: float32.
+        targets_S: int64 token ids.
+        weights_S: float32.
 
     Returns:
-        The weighted sum as a float32 scalar (float64 for float64 inputs) that can be differentiated with respect to the
-        hidden states and the head's weight, and the rows' negative log-likelihoods, detached.
+        The weighted sum as a scalar and the rows' negative log-likelihoods, detached. Both are float32, or float64 for
+        float64 inputs. The sum is differentiable in the hidden states, the head's weight and its update.
     """
     assert head.update is None or head.row_of_token is None, "the rows of a head with an update cannot be grouped"
     rows_S = targets_S if head.row_of_token is None else head.row_of_token[targets_S]
@@ -113,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits_CV += log_count_V
             chosen_C = logits_CV.gather(1, rows_C[:, None])[:, 0]
             top_C = logits_CV.amax(-1)
-            # In place, because a pass over memory costs more here than its arithmetic.
+            # In place, because memory traffic costs more here than the arithmetic.
             odds_CV = logits_CV.sub_(top_C[:, None]).exp_()
             sum_C = odds_CV.sum(-1)
             nll_S[part] = top_C + sum_C.log() - chosen_C + (0 if log_count_V is None else log_count_V[rows_C])
@@ -137,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Gradients:
-    """Gradients of the weighted sum, added up chunk by chunk; None where nobody needs one."""
+    """Gradients of the weighted sum, added up chunk by chunk; None for those that are not needed."""
 
     hidden_SD: Tensor | None
     weight_VD: Tensor | None

@@ -33,9 +33,12 @@ attention.register()
 
 @dataclass
 class SupervisedOutput(ModelOutput):
-    """loss: scalar, the weighted sum over the triples divided by the denominator. nll: [S] per triple, detached.
+    """The loss of a flat batch, or the hidden states of a batch without triples.
 
-    Without triples there is neither, but hidden: [T, D], what the output layer would take.
+    Attributes:
+        loss: scalar, the weighted sum over the triples divided by the denominator.
+        nll: [S], the negative log-likelihood of each triple, detached.
+        hidden: [T, D], the input of the output layer. Only set without triples, when the others are None.
     """
 
     loss: Tensor | None = None
@@ -44,15 +47,15 @@ class SupervisedOutput(ModelOutput):
 
 
 class OssiaForCausalLM(GptOssForCausalLM):
-    """A transformers model whose batch is flat and whose experts may stay in four bits.
+    """A transformers model that takes flat batches and whose experts may stay in four bits.
 
-    A config with `quantization_config.quant_method == "mxfp4"` gives packed experts; without it they are transformers'
-    own floating-point experts.
+    A config with `quantization_config.quant_method == "mxfp4"` gives packed experts. Without it, the experts are
+    transformers' own in floating point.
     """
 
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012 - transformers declares it so
-    # Else transformers looks for it in the source of whichever gpt-oss class is made first in a process, and
-    # floating-point experts would be grouped or not depending on that.
+    # Without this value, transformers searches the source of the gpt-oss class that is created first in a process.
+    # Whether floating-point experts are grouped would then depend on that class.
     _can_set_experts_implementation_cached_value = True
 
     def __init__(self, config: GptOssConfig) -> None:
@@ -63,7 +66,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
             self.model.layers[index] = layer = DecoderLayer(config, index)
             if is_packed(config):
                 layer.mlp.experts = PackedExperts(config)
-        self.post_init()  # the layers that were put in have no initial weights yet
+        self.post_init()  # the new layers have no initial weights yet
         self._head: tuple[tuple[int, int], Head] | None = None
 
     def forward(  # type: ignore[override]
@@ -83,18 +86,18 @@ class OssiaForCausalLM(GptOssForCausalLM):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
-        """Take a flat batch (`FlatBatch.inputs()` and a denominator), or what transformers' models take.
+        """Return the loss of a flat batch (`FlatBatch.inputs()` and a denominator), or the result of GptOssForCausalLM.
 
         Args:
-            input_ids, position_ids: [1, T] of a flat batch, or [B, T] as usual.
-            labels: [B, T], -100 where not supervised; made a flat batch, so that other trainers get the same loss.
+            input_ids, position_ids: [1, T] of a flat batch, or [B, T] as in transformers.
+            labels: [B, T], -100 where not supervised. They make a flat batch, so that other trainers get the same loss.
             segments, ancestors, rows, targets, weights: see `FlatBatch`.
-            denominator: what the weighted sum is divided by. Default: the sum of the weights.
-            num_items_in_batch: the denominator as transformers' Trainer names it.
-            logits_to_keep: how many last positions `generate` wants logits of; 0 means all.
+            denominator: the divisor of the weighted sum. Default: the sum of the weights.
+            num_items_in_batch: the denominator, under the name that transformers' Trainer uses.
+            logits_to_keep: number of last positions whose logits `generate` needs; 0 means all.
 
         Returns:
-            `SupervisedOutput` for a flat batch or with labels; else what GptOssForCausalLM returns (logits).
+            `SupervisedOutput` for a flat batch or with labels; else the result of GptOssForCausalLM (logits).
         """
         denominator = num_items_in_batch if denominator is None else denominator
         if labels is not None:
@@ -126,7 +129,10 @@ class OssiaForCausalLM(GptOssForCausalLM):
 
     @contextlib.contextmanager
     def _whole_head(self) -> Iterator[Head]:
-        """The output layer. FSDP2 gathers a sharded module when it is called, and here only its weight is read."""
+        """Yield the output layer, gathered if it is sharded.
+
+        FSDP2 gathers a sharded module when the module is called. Here only its weight is read.
+        """
         is_sharded = hasattr(self.lm_head, "unshard")
         if is_sharded:
             self.lm_head.unshard()
@@ -138,7 +144,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
 
     @property
     def adapter_layers(self) -> dict[type[nn.Module], type[nn.Module]]:
-        """Module of the model -> layer that takes its place when it gets an adapter."""
+        """Type of module -> layer that replaces it when it gets an adapter."""
         from ossia.adapters import layers  # PEFT takes a second to load
 
         return {
@@ -148,12 +154,12 @@ class OssiaForCausalLM(GptOssForCausalLM):
         }
 
     def head(self) -> Head:
-        """Return the output layer for the loss, with equal rows of a frozen head grouped; found once per weight.
+        """Return the output layer for the loss. Equal rows of a frozen head are grouped, once per weight.
 
         Raises:
-            UserError: an adapter is on `lm_head` that is more than one plain LoRA.
+            UserError: the adapter on `lm_head` is not one plain LoRA.
         """
-        weight = self.lm_head.weight  # of a LoRA layer, its base's
+        weight = self.lm_head.weight  # for a LoRA layer, the weight of its base
         if hasattr(self.lm_head, "lora_A") and (update := head_update(self.lm_head)):
             return Head(weight, update=update)
         key = (weight.data_ptr(), weight._version)
@@ -163,7 +169,7 @@ class OssiaForCausalLM(GptOssForCausalLM):
 
 
 def head_update(layer: Any) -> HeadUpdate | None:
-    """The update that a PEFT layer for `lm_head` adds at the moment; None when its adapters are off or merged.
+    """Return the update that a PEFT layer for `lm_head` currently adds; None if its adapters are off or merged.
 
     Raises:
         UserError: it is not one plain LoRA (several adapters, DoRA and the like, dropout in training).
@@ -174,12 +180,12 @@ def head_update(layer: Any) -> HeadUpdate | None:
     name = active[0]
     drops = layer.training and getattr(layer.lora_dropout[name], "p", 0)
     if len(active) > 1 or layer.lora_variant or drops or layer.lora_B[name].bias is not None:
-        raise UserError("the loss knows plain LoRA on lm_head: one adapter, without dropout, bias or variants")
+        raise UserError("the loss supports only plain LoRA on lm_head: one adapter, without dropout, bias or variants")
     return HeadUpdate(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 
 
 def empty(config: GptOssConfig, dtype: torch.dtype) -> OssiaForCausalLM:
-    """Return a model whose parameters have shapes and types but no memory (meta device), buffers computed."""
+    """Return a model whose parameters have shapes and dtypes but no memory (meta device). Its buffers are computed."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -187,6 +193,6 @@ def empty(config: GptOssConfig, dtype: torch.dtype) -> OssiaForCausalLM:
             model = OssiaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    # The rotary frequencies are computed, not stored, so they are made again off the meta device.
+    # The rotary frequencies are computed, not stored, so they are computed again outside the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     return model

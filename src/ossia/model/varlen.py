@@ -1,12 +1,13 @@
-"""Attention of a whole flat batch in a call or two, for kernels that take rows of different lengths at once.
+"""Attention of a whole flat batch in few calls, for kernels that take rows of different lengths at once.
 
-A segment is a row. In a windowed layer its row begins with the end of its path before it, as far as the window
-reaches: those queries are computed once more and thrown away, and in return every row is an ordinary sequence. In a
-full layer the ancestors' keys come in further calls, without a mask, and all are put together by their log-sum-exp. A
-call gathers the keys of so many segments as GATHERED allows, so memory does not grow with the number of branches.
+A segment is a row. In a windowed layer the row also repeats the tokens before the segment on its path, as far as the
+window reaches. Every row is then an ordinary sequence; the outputs of repeated tokens are computed and discarded. In a
+full layer, further calls compute the attention to the ancestors' keys, without a mask. The results are merged by their
+log-sum-exp. A call gathers the keys of as many segments as GATHERED allows, so memory does not grow with the number of
+branches.
 
-Shapes: T tokens, N tokens of all rows (T and what is repeated), H query heads, K key/value heads, D head size, M
-queries with ancestors, C keys of ancestors.
+Shapes: T tokens, N tokens of all rows with repetitions, H query heads, K key/value heads, D head size.
+M queries with ancestors, C keys of ancestors.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from ossia.kernels.reference.attention import VarlenRows, merged
 from ossia.model.blocks import tail
 
 GATHERED = 1 << 17
-"""Most keys of ancestors in one call (a single segment may have more)."""
+"""Largest number of ancestors' keys in one call (a single segment may have more)."""
 
 
 @dataclass(frozen=True)
 class Ancestors:
-    """A further call of a full layer, for some segments."""
+    """A further call in a full layer: the queries of some segments and the keys of their ancestors."""
 
     queries_M: Tensor
     """int64: the flat places of the queries."""
     keys_C: Tensor
-    """int64: the flat places of the keys, row after row; a key that several segments share stands there as often."""
+    """int64: the flat places of the keys, row after row. A key that several segments share is repeated."""
     rows: VarlenRows
 
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """How a forest is cut into rows, for one kind of layer."""
+    """The rows of a forest, for one kind of layer (full, or windowed)."""
 
     rows: VarlenRows
     window: int | None
     places_N: Tensor | None = None
-    """int64: the flat places of the rows' tokens. None: they are all tokens in order."""
+    """int64: the flat places of the rows' tokens. None: the rows are all tokens in order."""
     kept_T: Tensor | None = None
-    """int64: where in N each flat token has its own query. None with `places_N`."""
+    """int64: the place of each flat token's own query among the N tokens of the rows. None if `places_N` is None."""
     ancestors: tuple[Ancestors, ...] = ()
 
 
@@ -56,7 +57,7 @@ def varlen_plan(
     window: int | None,
     device: torch.device | str,
 ) -> VarlenPlan:
-    """Cut segments (see `batch.Segments`) into rows. Positions on a path count up by one."""
+    """Return the rows of segments (see `batch.Segments`). Positions on a path must count up by one."""
     own = [end - start for start, end in ranges]
     if not any(ancestors):
         return VarlenPlan(VarlenRows.of(own, own, device), window)
@@ -77,7 +78,7 @@ def varlen_plan(
 def _groups(
     ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]]
 ) -> Iterator[list[tuple[tuple[int, int], Sequence[tuple[int, int]]]]]:
-    """Segments that have ancestors, as many together as may gather their keys at a time."""
+    """Yield (segment, ancestors) of the segments with ancestors, in groups with at most GATHERED keys of ancestors."""
     group: list[tuple[tuple[int, int], Sequence[tuple[int, int]]]] = []
     keys = 0
     for own, before in zip(ranges, ancestors, strict=True):
@@ -101,7 +102,7 @@ def _ancestors(
 
 
 class VarlenAttention(torch.autograd.Function):
-    """Attention of a forest by kernels for rows: q [H, T, D], k and v [K, T, D], sinks [H] -> [T, H, D]."""
+    """Attention in the form "varlen": q [H, T, D], k and v [K, T, D], sinks [H] -> output [T, H, D]."""
 
     @staticmethod
     def forward(
@@ -126,7 +127,7 @@ class VarlenAttention(torch.autograd.Function):
         plan: VarlenPlan = ctx.plan
         q, k, v = (x.transpose(0, 1) for x in inputs)
         dq, dk, dv = _own_gradients(grad_THD, q, k, v, out, lse_HT, plan, ctx.scale)
-        if plan.ancestors:  # keys that many segments share collect gradients from all of them: sums in float32
+        if plan.ancestors:  # all segments that share a key add to its gradient: sums in float32
             dq, dk, dv = (x.to(lse_HT.dtype) for x in (dq, dk, dv))
         for places in plan.ancestors:
             at, keys = places.queries_M, places.keys_C
@@ -137,7 +138,7 @@ class VarlenAttention(torch.autograd.Function):
             for grad, where, part in zip((dq, dk, dv), (at, keys, keys), more, strict=True):
                 grad.index_add_(0, where, part.to(grad.dtype))
         dsinks = None
-        if ctx.needs_input_grad[3]:  # a sink takes probability and gives nothing
+        if ctx.needs_input_grad[3]:  # minus the sink's probability times grad . out
             dtype = lse_HT.dtype
             share_HT = (sinks_H.to(dtype)[:, None] - lse_HT).exp() * (grad_THD.to(dtype) * out.to(dtype)).sum(-1).T
             dsinks = -share_HT.sum(1).to(sinks_H.dtype)
@@ -148,7 +149,7 @@ class VarlenAttention(torch.autograd.Function):
 def _with_ancestors(
     out_THD: Tensor, lse_HT: Tensor, q: Tensor, k: Tensor, v: Tensor, ancestors: Ancestors, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention to own keys and ancestors from attention to own keys."""
+    """Return the attention to own keys and ancestors, given the attention to own keys."""
     at, keys = ancestors.queries_M, ancestors.keys_C
     other, other_lse = dispatch.varlen_forward(
         q[at], k[keys], v[keys], ancestors.rows, causal=False, window=None, scale=scale
@@ -160,13 +161,13 @@ def _with_ancestors(
 def _own_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse_HT: Tensor, plan: VarlenPlan, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients through the rows themselves, [T, ...]."""
+    """Return the gradients of q, k and v through the rows' own keys, [T, ...]."""
     places, kept = plan.places_N, plan.kept_T
     if places is None or kept is None:
         return dispatch.varlen_backward(
             grad, q, k, v, out, lse_HT, plan.rows, causal=True, window=plan.window, scale=scale
         )  # fmt: skip
-    # Repeated queries were thrown away; without a gradient they give none to the keys.
+    # Outputs of repeated queries were discarded. Their gradient is zero, so they add nothing to the keys' gradients.
     grad_N = grad.new_zeros(len(places), *grad.shape[1:]).index_copy(0, kept, grad)
     dq, dk, dv = dispatch.varlen_backward(
         grad_N, q[places], k[places], v[places], out[places], lse_HT[:, places], plan.rows,

@@ -1,4 +1,4 @@
-"""What is right and wrong with this machine, each line with a reason and a remedy."""
+"""Checks of this machine, each with its finding and a remedy."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ TESTED = {
     "peft": ("0.21", "0.21"),
     "accelerate": ("1.10", "1.15"),
 }
-"""Library -> oldest version that Ossia supports, newest that its tests ran with."""
+"""Library -> the oldest version that Ossia supports, and the newest version that its tests ran with."""
 DISK_WANTED = 20_000_000_000
-"""Bytes below which the disk is called small: gpt-oss-20b and a run's checkpoints."""
+"""Free bytes below which a disk gets a warning: enough for gpt-oss-20b and a run's checkpoints."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. `do` is the remedy when the status is not ok."""
+    """One line of the report."""
 
     name: str
     status: Status
     found: str
+    """The finding in words."""
     do: str = ""
+    """The remedy if the status is not ok."""
 
 
 def examine() -> Iterator[Check]:
-    """Yield every check. One that breaks is reported as failed and does not stop the others."""
+    """Yield the result of every check. A check that raises an exception is reported as failed, and the others run."""
     checks: tuple[Callable[[], Iterator[Check]], ...] = (
         _python, _libraries, _processor, _native, _memory, _gpus, _disks, _hub, _tokenizer, _encoder, _recipes,
     )  # fmt: skip
@@ -175,7 +177,7 @@ def _encoder() -> Iterator[Check]:
     if fast_encoder() is not None:
         yield Check("encoder", "ok", "bpe-openai, for checkpoints with the published vocabulary")
     else:
-        do = "pip install -e '.[offline]' in the checkout: data compile ten times faster"
+        do = "pip install -e '.[offline]' in the checkout: data are compiled ten times faster"
         yield Check("encoder", "warn", "Hugging Face's tokenizers", do)
 
 
@@ -184,7 +186,10 @@ def _has_tokenizer(folder: Path | None) -> bool:
 
 
 def _recipes() -> Iterator[Check]:
-    """Which recipes fit; one that does not is no fault of the machine's, so it is only a warning."""
+    """Yield a check for each recipe that comes with Ossia: whether it fits.
+
+    A recipe that does not fit is a warning and not a failure, because the machine is not faulty.
+    """
     for name, path in recipes.available().items():
         try:
             recipe = recipes.load_recipe(str(path))

@@ -1,4 +1,4 @@
-"""The plan of one recipe on one machine: what it needs, whether it fits, and what to change if it does not."""
+"""The plan of one recipe on one machine: its needs, whether it fits, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -29,57 +29,63 @@ from ossia.sequences.sharing import Sharing
 
 Fit = Literal["fits", "tight", "does not fit"]
 COMFORTABLE = 0.9
-"""Share of the free memory that an estimate may fill and still be called comfortable."""
+"""Largest share of the free memory that an estimate with the verdict "fits" may take."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All figures of an estimate. Bytes and seconds; `verdict` with its reasons and, if it does not fit, changes."""
+    """All figures of an estimate, in bytes and seconds, with a verdict."""
 
     recipe: Recipe
     model: FoundModel
     machine: Machine
     examples: Examples
     memory: list[Need]
+    """Entries of the memory of the device."""
     disk: list[Need]
+    """Entries on the disk of the runs."""
     downloads: list[Need]
-    """What goes to the disk of the models, because it is not here yet."""
+    """Entries on the disk of the models that are not on this machine yet."""
     sharing: Sharing
     work: Work
     trained_parameters: int
     flops_per_token: float
+    """Floating-point operations of training per computed token."""
     seconds: dict[str, float] | None
-    """Per part of the work; None when nothing was measured."""
+    """Seconds of each part of the work. None: no speed was measured."""
     speed: Speed | None
-    """This machine's, which `seconds` were worked out with."""
+    """The measured speed of this machine, from which `seconds` are computed."""
     verdict: Fit = "fits"
     reasons: tuple[str, ...] = ()
+    """The reasons of the verdict in words."""
     changes: tuple[str, ...] = ()
-    """`--set` arguments with which it would fit."""
+    """If the recipe does not fit: `--set` arguments with which it would. Empty if there are none."""
 
     @property
     def memory_needed(self) -> int:
+        """Bytes of memory, mapped files included."""
         return sum(line.bytes for line in self.memory)
 
     @property
     def memory_unmapped(self) -> int:
-        """Bytes that cannot be dropped and read again."""
+        """Bytes of memory that the system cannot drop and read again."""
         return sum(line.bytes for line in self.memory if not line.mapped)
 
     @property
     def disk_needed(self) -> int:
+        """Bytes on the disk of the runs, without downloads."""
         return sum(line.bytes for line in self.disk)
 
     @property
     def time_range(self) -> tuple[float, float] | None:
-        """Seconds from and to."""
+        """The shortest and the longest expected time in seconds. None: no speed was measured."""
         if self.seconds is None:
             return None
         total = sum(self.seconds.values())
         return total * FASTER, total * SLOWER
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it for JSON, but for the figures of the model, which the recipe names."""
+        """Return the plan with its totals for JSON. The dimensions of the model are left out."""
         plain = dataclasses.asdict(dataclasses.replace(self, recipe=None, model=None))  # type: ignore[arg-type]
         del plain["model"]
         plain["recipe"] = self.recipe.model_dump(mode="json")
@@ -92,7 +98,11 @@ class Plan:
         return plain | totals
 
     def require_fit(self) -> None:
-        """Raise DoesNotFitError when the verdict is that it does not fit."""
+        """Check that the recipe fits.
+
+        Raises:
+            DoesNotFitError: the verdict is "does not fit".
+        """
         if self.verdict == "does not fit":
             do = "--set " + " --set ".join(self.changes) if self.changes else "another machine, or a smaller model"
             raise DoesNotFitError(f"the recipe {self.recipe.name} does not fit", why="; ".join(self.reasons), do=do)
@@ -101,12 +111,16 @@ class Plan:
 def estimate(
     recipe: Recipe, model: FoundModel, examples: Examples, machine: Machine, *, speed: Speed | None = None
 ) -> Plan:
-    """Work out a recipe's needs and judge them.
+    """Return the plan of a recipe: its needs and whether they fit.
 
     Args:
-        model: its figures; if its weights are not on this machine, their download counts.
-        examples: what is known of the data.
-        speed: from `speed.measure`; without it the plan has no time.
+        model: the dimensions of the model. If its weights are not on this machine, their download counts.
+        examples: the summary of the data.
+        speed: the result of `speed.measure`. Without it the plan has no time.
+
+    Raises:
+        UserError: training would refuse the recipe's `train.share_prefixes`, or the adapter of `lora.start_from`
+            cannot be read.
     """
     plan = _figures(recipe, model, examples, machine, speed)
     if plan.verdict != "does not fit":
@@ -171,7 +185,10 @@ def _disk_failures(plan: Plan) -> Iterator[str]:
 
 
 def _changes(plan: Plan) -> dict[str, Any]:
-    """Find settings with which the recipe fits: the mildest first, none that is not needed. Empty: there are none."""
+    """Return settings with which the recipe fits, without unnecessary ones. Empty: there are none.
+
+    Changes that cost time are tried before changes that cost quality.
+    """
     recipe = plan.recipe
 
     def fits(changes: dict[str, Any]) -> bool:
@@ -193,7 +210,7 @@ def _changes(plan: Plan) -> dict[str, Any]:
 
 
 def _milder(recipe: Recipe, device: str) -> Iterator[dict[str, Any]]:
-    """Changes that save memory, from those that cost only time to those that cost quality."""
+    """Yield changes that save memory or disk: first those that cost only time, then those that cost quality."""
     if not recipe.train.recompute:
         yield {"train.recompute": True}
     if not recipe.train.offload and device == "cuda":

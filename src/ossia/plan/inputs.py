@@ -1,4 +1,4 @@
-"""What a plan starts from: the figures of the model that a recipe names, this machine's, and a summary of the data."""
+"""The inputs of a plan: the dimensions of the recipe's model, this machine, and a summary of the data."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from ossia.sequences.sharing import Saving, Sharing
 PUBLISHED_SHAPES = {"gpt-oss-20b": Shape.GPT_OSS_20B, "gpt-oss-120b": Shape.GPT_OSS_120B}
 
 SMALL_HEAD = 100_000_000
-"""Parameters of a head up to which its rows are compared; the published ones have 579 million."""
+"""Largest head, in parameters, whose rows are compared with each other. The published heads have 579 million."""
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model's figures, and its folder when the weights are on this machine.
-
-    `head_rows`: the rows of the head that differ, which is what the loss computes (`ossia.model.loss.Head`).
-    """
+    """The dimensions of a model, and its folder if the weights are on this machine."""
 
     name: str
+    """The model as the recipe gives it: a name or a folder."""
     shape: Shape
     folder: Path | None
+    """None if the weights are not on this machine."""
     head_rows: int
+    """Number of different rows of the head. The loss computes equal rows once (`ossia.model.loss.Head`)."""
 
 
 def published_shape(name: str) -> Shape:
-    """Return the figures of a published model.
+    """Return the dimensions of a published model.
 
     Raises:
-        UserError: not gpt-oss-20b or gpt-oss-120b.
+        UserError: the name is not gpt-oss-20b or gpt-oss-120b.
     """
     known = name.lower().removeprefix("openai/")
     if known not in PUBLISHED_SHAPES:
@@ -54,10 +54,10 @@ def published_shape(name: str) -> Shape:
 
 
 def find_model(path: str) -> FoundModel:
-    """Look for a model on this machine, then among the published names.
+    """Return a model that is on this machine, else the published model of that name, without a folder.
 
     Raises:
-        UserError: neither a checkpoint that is here nor gpt-oss-20b or gpt-oss-120b.
+        UserError: `path` is neither a checkpoint on this machine nor gpt-oss-20b or gpt-oss-120b.
     """
     try:
         folder = locate(path)
@@ -73,12 +73,16 @@ def find_model(path: str) -> FoundModel:
 
 
 def head_rows(model: FoundModel, lora: LoraSection) -> int:
-    """Rows of the head that the loss computes: equal ones once, unless the head itself is adapted."""
+    """Return the number of rows of the head that the loss computes: equal rows once, unless the head has an adapter.
+
+    Raises:
+        UserError: there is no readable adapter in the folder of `lora.start_from`.
+    """
     return model.shape.vocabulary if "head" in lora_targets(lora) else model.head_rows
 
 
 def _head_rows(folder: Path, shape: Shape) -> int:
-    """Count the head's different rows in a small model; trained models have no equal ones to look for."""
+    """Return the number of different rows in a small head. A larger head is assumed to have no equal rows."""
     if shape.hidden * shape.vocabulary > SMALL_HEAD:
         return shape.vocabulary
     from ossia.model.loss import Head
@@ -88,33 +92,45 @@ def _head_rows(folder: Path, shape: Shape) -> int:
 
 @dataclass(frozen=True)
 class Disk:
-    """Free bytes at a folder; `volume` tells whether two folders share them."""
+    """The free space for a folder."""
 
     folder: str
     free: int
+    """Bytes."""
     volume: int
+    """Number of the device (`st_dev`). Two folders with the same number share their free space."""
 
     @staticmethod
     def of(folder: Path) -> Disk:
+        """Return the free space for a folder, which need not exist yet."""
         return Disk(str(folder), files.free_bytes(folder), files.nearest_existing(folder).stat().st_dev)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute, in which type, with how many bytes of memory and disk; every choice with its reason."""
+    """The device and dtype to compute with, and the bytes of memory and disk. Every choice has its reason beside it."""
 
     device: str
     device_reason: str
     dtype: str
     dtype_reason: str
     memory: int
+    """Bytes: all memory of the first GPU, or the main memory that is available now."""
     memory_reason: str
     runs: Disk
+    """For the folder of all runs."""
     models: Disk
+    """For Ossia's cache folder."""
 
     @staticmethod
     def here(wanted: ModelSection) -> Machine:
-        """Ask this machine, as the recipe's model section wishes. Loads torch only where an NVIDIA driver is."""
+        """Return the figures of this machine for the recipe's model section.
+
+        This loads torch only if there is an NVIDIA driver.
+
+        Raises:
+            UserError: the recipe requires a GPU and torch can use none.
+        """
         device = hardware.device(wanted.device)
         dtype = hardware.dtype(wanted.dtype, device.value)
         if device.value == "cuda":
@@ -135,39 +151,45 @@ class Machine:
 
 
 class Tokens(Protocol):
-    """What is counted of a compiled example: its tokens, and how many of them are trained."""
+    """A compiled example, of which only the numbers of tokens and of supervised tokens are read."""
 
     def __len__(self) -> int: ...
     @property
-    def trained_tokens(self) -> int: ...
+    def trained_tokens(self) -> int:
+        """Number of supervised tokens."""
+        ...
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What the plan knows of the data. Lengths in tokens; `trained` are the supervised ones among all tokens."""
+    """A summary of the data."""
 
     count: int
+    """Number of training examples."""
     tokens: int
+    """Tokens of all training examples."""
     trained: int
+    """Supervised tokens among them."""
     longest: int
+    """Tokens of the longest training example."""
     validation_tokens: int
     source: str
-    """Where the figures come from; an assumption says so."""
+    """The source of the figures in words: counted, or assumed with the reason."""
     shared: int | None = None
-    """Tokens left when the examples of a step share what they begin with. None: not counted."""
+    """Tokens of an epoch if the examples of a step share their prefixes. None: not counted."""
 
     @property
     def saving(self) -> Saving | None:
-        """What sharing would save of an epoch. None: not counted."""
+        """The saving by shared prefixes in an epoch. None: not counted."""
         return None if self.shared is None else Saving(self.tokens, self.shared)
 
     def computed(self, sharing: Sharing) -> int:
-        """Return the tokens that an epoch computes."""
+        """Return the number of tokens that an epoch computes."""
         return self.shared if sharing.on and self.shared is not None else self.tokens
 
     @staticmethod
     def counted(train: Sequence[Tokens], validation: Sequence[Tokens], saving: Saving | None = None) -> Examples:
-        """Count compiled training examples."""
+        """Return the summary of compiled examples."""
         lengths = [len(example) for example in train]
         trained = sum(example.trained_tokens for example in train)
         held_back = sum(map(len, validation))
@@ -177,7 +199,7 @@ class Examples:
 
     @staticmethod
     def assumed(recipe: Recipe, why: str = "no data are given") -> Examples:
-        """Stand-in for data that cannot be counted yet."""
+        """Return an assumed summary for data that cannot be counted yet. `why` completes "assumed, because ..."."""
         count, mean = 1000, min(1024, recipe.data.max_tokens)
         held_back = round(count * (0.05 if recipe.data.validation else recipe.data.validation_share))
         return Examples(

@@ -1,10 +1,15 @@
-"""Bytes that training needs at its peak, line by line, each with the formula in words.
+"""The bytes that training needs at its peak, entry by entry, each with its formula in words.
 
-The formulas of the working sets count the tensors that the present attention, experts and loss keep for the backward
-pass. tests/plan/test_plan.py holds them against the measured peak of real passes, so they move when the code moves.
+The formulas of the working sets count the tensors that the present code of attention, experts and loss keeps for the
+backward pass. The tests in tests/plan/test_plan.py compare them with the measured peak of real passes. So
+a change of that code requires a change here.
 
-Letters: T tokens of a micro-batch, D hidden size, F intermediate size, E experts, K experts per token,
-H heads, A heads * head size, b bytes of the compute type.
+Letters in formulas:
+
+    D    hidden size
+    F    intermediate size
+    A    number of heads * head size
+    b    bytes of a value in the compute type
 """
 
 from __future__ import annotations
@@ -18,29 +23,38 @@ from ossia.plan.inputs import FoundModel, head_rows
 
 FLOAT = 4
 LOGITS = 1 << 25
-"""Logits of one chunk of the loss: `ossia.model.loss.CHUNK_LOGITS`, repeated because that module loads torch."""
+"""Logits of one chunk of the loss. Equals `ossia.model.loss.CHUNK_LOGITS`, whose module would load torch."""
 LOGIT_BYTES = 8
 """Bytes alive per logit of a chunk: the float32 value and its exponential."""
 RUNTIME = {"cpu": 700_000_000, "cuda": 1_200_000_000}
-"""Python with torch, transformers and PEFT; on a GPU the CUDA context and the libraries' workspaces. Assumed."""
+"""Assumed bytes of the program, by device.
+
+On a CPU: Python with torch, transformers and PEFT. On a GPU: the CUDA context and the libraries' workspaces.
+"""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One entry of the estimate. `mapped`: pages of a file, which the system may drop and read again."""
+    """One entry of the estimate."""
 
     name: str
     bytes: int
     how: str
+    """The formula or the reason in words."""
     mapped: bool = False
+    """Whether the bytes are pages of a mapped file, which the system may drop and read again."""
 
 
 def lines(recipe: Recipe, model: FoundModel, longest: int, device: str, dtype: str) -> list[Need]:
-    """All entries whose sum is the peak of device memory (of main memory on a CPU).
+    """Return the entries whose sum is the peak of device memory, which is main memory on a CPU.
 
     Args:
         longest: tokens of the longest example.
-        device: cpu or cuda. dtype: bfloat16 or float32.
+        device: cpu or cuda.
+        dtype: the compute type, bfloat16 or float32.
+
+    Raises:
+        UserError: there is no readable adapter in the folder of `lora.start_from`.
     """
     b = 2 if dtype == "bfloat16" else FLOAT
     shape = model.shape
@@ -58,8 +72,10 @@ def lines(recipe: Recipe, model: FoundModel, longest: int, device: str, dtype: s
 
 
 def _moments(recipe: Recipe, trained: int) -> tuple[int, str]:
-    """Bytes of AdamW's two moments, and how. bitsandbytes keeps a float32 scale for each block of 256 values (Dettmers
-    et al. 2021, block-wise quantisation; its AdamW8bit), and paged ones count as if they were all on the device.
+    """Return the bytes of AdamW's two moments, and their formula in words.
+
+    bitsandbytes keeps a float32 scale for each block of 256 values (block-wise quantisation, Dettmers et al. 2021, as
+    in its AdamW8bit). Paged moments count as if all of them were on the device.
     """
     if recipe.train.optimizer == "adamw":
         return 2 * FLOAT * trained, "two moments per parameter, float32"
@@ -80,20 +96,20 @@ def _weights(shape: Shape, b: int, device: str) -> list[Need]:
 
 
 def layer_saved(shape: Shape, tokens: int, b: int) -> int:
-    """Bytes that one layer keeps between its forward and its backward pass when it recomputes nothing."""
+    """Return the bytes that one layer keeps between its forward and its backward pass without recompute."""
     return tokens * (_attention_saved(shape, b) + _experts_saved(shape, b))
 
 
 def halves(shape: Shape, b: int) -> int:
-    """Bytes per token that a layer keeps with recompute: the inputs of attention and of the experts, the routing."""
+    """Return the bytes per token that a layer keeps with recompute: inputs of attention and experts, and routing."""
     return 2 * b * shape.hidden + (8 + b) * shape.experts_per_token + 2 * FLOAT
 
 
 def layer_peak(shape: Shape, tokens: int, b: int, recompute: bool) -> int:
-    """Bytes alive at the worst moment of one layer's backward pass, beyond what layers keep between the passes.
+    """Return the bytes at the peak of one layer's backward pass, without those that layers keep between the passes.
 
-    Two moments compete: an expert in the middle of its backward pass, and attention in the middle of its own, whose
-    kept tensors are made again just before with recompute.
+    The peak is the larger of two: an expert in its backward pass, or attention in its backward pass. With recompute,
+    attention's kept tensors are computed again just before it.
     """
     experts = tokens * (2 * b + 2 * FLOAT) * shape.hidden + _busiest(shape, tokens) * _expert_work(shape, b)
     attention = tokens * (_attention_work(shape, b) + (_attention_saved(shape, b) if recompute else 0))
@@ -101,32 +117,40 @@ def layer_peak(shape: Shape, tokens: int, b: int, recompute: bool) -> int:
 
 
 def _busiest(shape: Shape, tokens: int) -> int:
-    """Tokens of the expert that has most, taken to be twice the mean."""
+    """Return the number of tokens of the expert with the most tokens, assumed to be twice the mean."""
     return min(tokens, 2 * tokens * shape.experts_per_token // shape.experts)
 
 
 def _experts_saved(shape: Shape, b: int) -> int:
-    """Per token: what the second norm takes and gives, the routing, gate and up of every chosen expert."""
+    """Return bytes per token: input and output of the second norm, routing, gate and up of every chosen expert."""
     return halves(shape, b) + 2 * b * shape.experts_per_token * shape.intermediate
 
 
 def _expert_work(shape: Shape, b: int) -> int:
-    """Per token of one expert, backward: inputs and gradients (3 D), gate and up (2 F), the activation and its gradient
-    (2 F); float32, whose gate is plain torch, about eight more of size F.
+    """Return bytes per token of one expert in the backward pass.
+
+    They are inputs and gradients (3 D), gate and up (2 F), and the activation and its gradient (2 F). In float32 the
+    gate is plain torch, which takes about eight more tensors of size F.
     """
     return b * (3 * shape.hidden + 4 * shape.intermediate) + (8 * FLOAT * shape.intermediate if b == FLOAT else 0)
 
 
 def _attention_saved(shape: Shape, b: int) -> int:
-    """Per token: normed states, queries, keys, values, the output twice (as computed, and in the order of tokens)."""
+    """Return bytes per token: normalised states, queries, keys, values, and the output twice.
+
+    The output is kept as it was computed and in the order of the tokens.
+    """
     A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return b * (shape.hidden + 3 * A + 2 * keys) + FLOAT * shape.heads
 
 
 def _attention_work(shape: Shape, b: int) -> int:
-    """Per token, in the backward pass of a windowed layer: blocks of queries, outputs and both their gradients, twice,
-    as they are cut and as the kernel takes them; of keys and values and their gradients (each twice, because windows
-    overlap); sums in float32; the mask; and the gradients of what comes in.
+    """Return bytes per token in the backward pass of a windowed layer.
+
+    * Blocks of queries, outputs and the gradients of both (8 A). Each exists twice: as it was cut, and in the kernel's
+      layout.
+    * Blocks of keys, values and their gradients. Each has every token twice, because windows overlap.
+    * Sums in float32, the mask, and the gradients of the inputs.
     """
     A, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return b * (8 * A + 8 * keys + 2 * shape.hidden) + FLOAT * 6 * keys + (b + 1) * 2 * shape.sliding_window
@@ -137,21 +161,28 @@ def _one_expert(shape: Shape, b: int) -> int:
 
 
 def _kept(recipe: Recipe, shape: Shape, tokens: int, b: int) -> Need:
-    """What lies between the passes through the layers: the inputs of their halves with recompute, else everything."""
+    """Return the entry of the tensors that layers keep between the passes.
+
+    With recompute they are the inputs of the two halves of a layer (attention and experts). Else they are all tensors
+    that the backward pass needs.
+    """
     if recipe.train.recompute:
         bytes_ = shape.layers * halves(shape, b) * tokens
         if recipe.train.offload:
-            how = f"the inputs of one layer's halves, {tokens:,} tokens; the others' lie in main memory"
+            how = f"the inputs of one layer's halves, {tokens:,} tokens; those of other layers are in main memory"
             return Need("kept activations", bytes_ // shape.layers, how)
         how = f"the inputs of both halves of each of {shape.layers} layers, {tokens:,} tokens (recompute)"
         return Need("kept activations", bytes_, how)
     bytes_ = shape.layers * layer_saved(shape, tokens, b)
-    how = f"all that {shape.layers} layers keep of {tokens:,} tokens"
+    how = f"all tensors that {shape.layers} layers keep of {tokens:,} tokens"
     return Need("kept activations", bytes_, how)
 
 
 def _largest(recipe: Recipe, model: FoundModel, tokens: int, b: int) -> Need:
-    """The larger of what is never alive together: a layer's work and a chunk of logits. AdamW's step makes nothing."""
+    """Return the entry of working memory: the larger of one layer's work and a chunk of logits.
+
+    The two do not exist at the same time. AdamW's step allocates nothing.
+    """
     shape, words = model.shape, head_rows(model, recipe.lora)
     layer = f"one layer of {tokens:,} tokens: attention, experts, one expert in floating point"
     rivals = {
@@ -163,12 +194,16 @@ def _largest(recipe: Recipe, model: FoundModel, tokens: int, b: int) -> Need:
 
 
 def _logits(words: int, tokens: int) -> int:
-    """Logits of the largest chunk: of as many tokens as LOGITS holds, but at least one."""
+    """Return the logits of the largest chunk: those of as many tokens as fit into LOGITS, but at least one."""
     return words * min(tokens, max(1, LOGITS // words))
 
 
 def disk_lines(recipe: Recipe, shape: Shape) -> list[Need]:
-    """Bytes of a run's checkpoints."""
+    """Return the entry of a run's checkpoints on disk.
+
+    Raises:
+        UserError: there is no readable adapter in the folder of `lora.start_from`.
+    """
     trained = lora_parameters(shape, recipe.lora)
     count = recipe.train.keep_checkpoints + 2
     one = FLOAT * trained + _moments(recipe, trained)[0]

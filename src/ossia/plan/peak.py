@@ -1,8 +1,8 @@
-"""The memory that this process really takes while something runs: what an estimate is held against.
+"""Measurement of the memory that this process takes while a block of code runs, for comparison with an estimate.
 
-Linux tells two kinds of resident pages apart (proc(5), /proc/PID/status): anonymous ones, which are the program's own
-and have to stay, and those of mapped files, which the system may drop and read again. A thread looks every few
-milliseconds. On a GPU torch's allocator counts by itself.
+Linux reports two kinds of resident pages (proc(5), /proc/PID/status). Anonymous pages belong to the program and have to
+stay. Pages of mapped files may be dropped and read again. A thread reads the figures every `EVERY_SECONDS`. On a GPU,
+torch's allocator keeps the peak.
 """
 
 from __future__ import annotations
@@ -18,24 +18,28 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Memory:
-    """Peaks in bytes, each at its own moment. None: this system does not tell, or there is no GPU."""
+    """Peaks in bytes, each at its own time. None: the system does not report the figure, or no GPU is watched."""
 
     resident: int
     """Main memory of the process, pages of mapped files included."""
     anonymous: int | None = None
+    """Pages without a file, shared memory included."""
     file_backed: int | None = None
+    """Pages of mapped files."""
     cuda_allocated: int | None = None
-    """What tensors took on the GPU."""
+    """Bytes of tensors on the GPU."""
     cuda_reserved: int | None = None
-    """What torch's allocator held for them."""
+    """Bytes that torch's allocator reserved for them."""
 
 
 class Peak:
-    """Watches the memory of this process while its block runs:
+    """A context manager that measures the peak memory of this process while its block runs.
 
-    with Peak("cpu") as peak:
-        ...
-    peak.memory.anonymous
+        with Peak("cpu") as peak:
+            ...
+        peak.memory.anonymous
+
+    The GPU's figures are set when the block ends.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -78,7 +82,7 @@ class Peak:
 
 
 def now() -> Memory:
-    """What this process takes at this moment, without the GPU."""
+    """Return the memory that this process takes now, without the GPU. Systems without /proc report `resident` only."""
     try:
         lines = STATUS.read_text(encoding="utf-8").splitlines()
     except OSError:

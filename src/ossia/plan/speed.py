@@ -1,4 +1,4 @@
-"""How fast this machine does the work of training: a second or two of measuring with the code that does it."""
+"""The speed of this machine, measured in a second or two with the code that training runs."""
 
 from __future__ import annotations
 
@@ -15,42 +15,53 @@ from ossia.kernels.reference import GROUP_SIZE, LowRank
 
 REPEATS = 3
 FEW, MANY = 16, 128
-"""Tokens of the expert in the two measurements that tell its fixed cost (unpacking) from the cost per token."""
+"""Tokens of the expert in two measurements, which give its fixed cost (unpacking) and its cost per token."""
 LENGTH = 512
-"""Tokens of the row that attention is measured on."""
+"""Tokens of the sequence that attention is measured on."""
 THINNER = 8
-"""The measured expert has an eighth of the intermediate size, so that a plan takes a second and not ten."""
+"""Divisor of the measured expert's intermediate size. With it a plan takes one second instead of ten."""
 
 RANK = 8
 """LoRA rank of the measured expert."""
 FLOPS_SECONDS = 0.3
-"""How long matrix products are repeated to find the fastest."""
+"""Seconds during which matrix products are repeated to find the fastest."""
 BUSY = 0.5
-"""Load per core from which other programs are said to disturb the measurement."""
+"""Load per core above which the note of a measurement mentions other programs."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds, measured. `flops`: operations per second of a large matrix product in the compute type."""
+    """Measured speeds. All but `flops` are seconds."""
 
     flops: float
+    """Floating-point operations per second of a large matrix product in the compute type."""
     expert_forward: float
+    """Fixed cost of one expert in a forward pass, mostly for unpacking its weights."""
     expert_backward: float
     token_forward: float
+    """Cost of each token of an expert in a forward pass."""
     token_backward: float
     score_forward: float
+    """Cost of one attention score in a forward pass."""
     score_backward: float
     note: str
-    """How it was measured, and what disturbed it."""
+    """The conditions of the measurement in words, such as other programs that ran."""
 
 
 def measure(shape: Shape, device: str, dtype: str) -> Speed:
-    """Time one thin expert with LoRA at two loads, one row of attention, and a matrix product. Loads torch."""
+    """Return the measured speeds of this machine. Loads torch.
+
+    It times one narrow expert with LoRA at two numbers of tokens, attention over one sequence, and a matrix product.
+
+    Args:
+        device: cpu or cuda.
+        dtype: the compute type, bfloat16 or float32.
+    """
     import torch
 
     bench = _Bench(device, getattr(torch, dtype), torch.Generator().manual_seed(0))
     few, many = bench.expert(shape, FEW), bench.expert(shape, MANY)
-    # On a busy machine the smaller load can take longer; a token costs at least nothing.
+    # On a busy machine the measurement with fewer tokens can take longer. A cost is never negative.
     per_token = [max(0.0, (b - a) / (MANY - FEW)) for a, b in zip(few, many, strict=True)]
     fixed = [max(0.0, a - FEW * s) for a, s in zip(few, per_token, strict=True)]
     score = bench.attention(shape)
@@ -67,7 +78,7 @@ def measure(shape: Shape, device: str, dtype: str) -> Speed:
 
 
 def matmul(shape: Shape, device: str, dtype: str) -> float:
-    """Operations per second of a large matrix product alone, as in `Speed.flops`. Loads torch."""
+    """Return the operations per second of a large matrix product, as in `Speed.flops`. Loads torch."""
     import torch
 
     return _Bench(device, getattr(torch, dtype), torch.Generator().manual_seed(0)).flops(shape)
@@ -80,7 +91,7 @@ class _Bench:
     generator: Any
 
     def expert(self, shape: Shape, count: int) -> tuple[float, float]:
-        """Seconds of one expert's forward and backward pass with `count` tokens."""
+        """Return the seconds of one expert's forward and backward pass with `count` tokens."""
         import torch
 
         from ossia.model.experts import PackedExperts
@@ -113,7 +124,10 @@ class _Bench:
         return times[0] * scale, times[1] * scale
 
     def attention(self, shape: Shape) -> tuple[float, float]:
-        """Seconds per attention score, forward and backward, of one group of heads over one row of LENGTH tokens."""
+        """Return the seconds per attention score, forward and backward.
+
+        They are measured on one group of heads over one sequence of LENGTH tokens.
+        """
         import torch
 
         from ossia.model.attention import attend
@@ -127,9 +141,10 @@ class _Bench:
         return times[0] / (heads * LENGTH**2), times[1] / (heads * LENGTH**2)
 
     def flops(self, shape: Shape) -> float:
-        """Operations per second of a product [512, D] x [D, D], the matrix lying as the model's do: [out, in].
+        """Return the operations per second of a product [512, D] x [D, D].
 
-        Of the fastest of many, as in `_time`: a mean would be that of the other programs on this machine.
+        The matrix has the layout of the model's matrices, [out, in]. The fastest of many products counts, as in
+        `_time`, because other programs on this machine would distort a mean.
         """
         x, w = self._random(512, shape.hidden).detach(), self._random(shape.hidden, shape.hidden).detach()
         times: list[float] = []
@@ -148,9 +163,9 @@ class _Bench:
         return torch.randn(*size, generator=self.generator).to(self.device, self.dtype).requires_grad_()
 
     def _time(self, forward: Callable[[], Any]) -> tuple[float, float]:
-        """The least seconds of a forward and of a backward pass, over REPEATS and one before them to warm up.
+        """Return the least seconds of a forward and of a backward pass, over REPEATS passes after one to warm up.
 
-        The least, because other programs only ever make it longer.
+        The least is taken because other programs can only make a pass longer.
         """
         forwards, backwards = [], []
         for _ in range(1 + REPEATS):
@@ -177,5 +192,7 @@ def _note(device: str) -> str:
     if device == "cpu" and hasattr(os, "getloadavg"):
         load, cores = os.getloadavg()[0], hardware.cores().value
         if load > BUSY * cores:
-            note += f", which was busy with other things (load {load:.1f} on {cores} cores), so it may be too slow"
+            note += (
+                f", which was busy with other programs (load {load:.1f} on {cores} cores), so the speed may be too low"
+            )
     return note

@@ -1,4 +1,4 @@
-"""How much a recipe computes: steps, micro-batches, arithmetic and, with measured speeds, seconds."""
+"""The work of a recipe: steps, micro-batches, arithmetic and, with measured speeds, seconds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from ossia.plan.speed import Speed
 from ossia.sequences.sharing import Obstacles, Sharing, decide
 
 SLOWER, FASTER = 2.0, 0.5
-"""The range of a time estimate. Assumed: caches, clock speeds and other programs can move it that far."""
+"""Factors from a time estimate to the ends of its range.
+
+Assumed: caches, clock speeds and other programs can change the time by that much.
+"""
 
 
 def recipe_obstacles(recipe: Recipe) -> Obstacles:
-    """Return what can be told from a recipe of what keeps shared tokens from counting as in separate sequences.
+    """Return the obstacles to sharing prefixes that can be read from a recipe.
 
     Raises:
         UserError: there is no readable adapter in the folder of `lora.start_from`.
@@ -27,22 +30,22 @@ def recipe_obstacles(recipe: Recipe) -> Obstacles:
 
 
 def foretell_sharing(recipe: Recipe, examples: Examples) -> Sharing:
-    """Return what training will decide about `train.share_prefixes`, as far as it can be told beforehand.
+    """Return the decision about `train.share_prefixes` that training is expected to make.
 
     Raises:
-        UserError: training would refuse.
+        UserError: training would refuse the setting, or the adapter of `lora.start_from` cannot be read.
     """
     return decide(recipe.train.share_prefixes, recipe_obstacles(recipe), examples.saving)
 
 
 def supervised_share(examples: Examples, sharing: Sharing) -> float:
-    """Return the rows of the head over the tokens that are computed, 0..1."""
+    """Return the share of the computed tokens that need logits, because they are supervised: 0..1."""
     return min(1.0, examples.trained / max(1, examples.computed(sharing)))
 
 
 @dataclass(frozen=True)
 class Work:
-    """Steps, micro-batches and tokens computed over the whole training, and validations."""
+    """Numbers of steps, micro-batches, computed tokens and validations in the whole training."""
 
     steps: int
     micro_batches: int
@@ -51,7 +54,7 @@ class Work:
 
 
 def work(recipe: Recipe, examples: Examples, sharing: Sharing) -> Work:
-    """Count what a recipe does with its examples. A step is cut into micro-batches."""
+    """Return the numbers of steps, micro-batches, tokens and validations of a recipe with these examples."""
     settings = recipe.train
     steps = settings.total_steps(examples.count)
     mean = examples.computed(sharing) / max(1, examples.count)
@@ -62,26 +65,34 @@ def work(recipe: Recipe, examples: Examples, sharing: Sharing) -> Work:
 
 
 def projection_parameters(shape: Shape) -> int:
-    """Parameters of one layer's four projections."""
+    """Return the number of parameters of the four attention projections of one layer."""
     return 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
 
 
 def layer_parameters(shape: Shape) -> int:
-    """Parameters that multiply each token in one layer: attention, router and the chosen experts."""
+    """Return the number of parameters that multiply each token in one layer: attention, router and chosen experts."""
     D = shape.hidden
     return projection_parameters(shape) + D * shape.experts + 3 * D * shape.intermediate * shape.experts_per_token
 
 
 def recomputed_parameters(shape: Shape) -> int:
-    """Of those, the ones that multiply a second time with recompute: attention and the experts' first projection."""
+    """Return the number of `layer_parameters` that multiply each token again when a layer is recomputed.
+
+    They are those of attention and of the experts' first projection.
+    """
     return projection_parameters(shape) + 2 * shape.hidden * shape.intermediate * shape.experts_per_token
 
 
 def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float = 1.0) -> dict[str, float]:
-    """Arithmetic per token of LoRA training, two operations per multiplied parameter, attention scores not counted.
+    """Return the floating-point operations per token of LoRA training, under "forward" and "training" (both passes).
 
-    Frozen weights take a forward and a backward product for the input's gradient, none for their own. The loss makes
-    its gradient in the forward pass, so the head is never recomputed, and only supervised tokens meet it.
+    A multiplied parameter counts as two operations. Attention scores are not counted. A frozen weight takes one
+    product in the forward pass and one in the backward pass, for the gradient of its input. It has no gradient of its
+    own. The loss computes its gradient in the forward pass, so the head is never recomputed.
+
+    Args:
+        recompute: whether layers are recomputed in the backward pass.
+        supervised: share of the tokens that need logits. Other tokens do not pass through the head.
     """
     layers, head = 2 * shape.layers * layer_parameters(shape), 2 * shape.hidden * shape.vocabulary * supervised
     again = 2 * shape.layers * recomputed_parameters(shape) if recompute else 0
@@ -92,9 +103,13 @@ def flops_per_token(shape: Shape, *, recompute: bool = True, supervised: float =
 
 
 def seconds(recipe: Recipe, model: FoundModel, examples: Examples, sharing: Sharing, speed: Speed) -> dict[str, float]:
-    """Seconds of each part of the training, from speeds measured with the code that does the work."""
+    """Return the seconds of each part of the training, from speeds measured with the code that training runs.
+
+    The parts are "experts", "attention", "head and loss" and "validation".
+    """
     shape, todo = model.shape, work(recipe, examples, sharing)
-    # With recompute attention runs forward twice, and of the experts the first projection, two thirds of the work.
+    # With recompute, attention runs forward twice. The experts run again only their first projection, which is two
+    # thirds of their work.
     forwards, expert_forwards = (2, 5 / 3) if recipe.train.recompute else (1, 1)
     share = supervised_share(examples, sharing)
     checked = todo.validations * examples.validation_tokens

@@ -1,7 +1,10 @@
-"""Recipes: YAML files that fill the schema of `ossia.config`, and the code that reads them.
+"""Recipes: YAML files with the settings of `ossia.config`, and the code that reads and writes them.
 
-A recipe is named (`tiny-demo`: one of the files beside this one) or a path. `--set section.key=value` goes on top.
-Every mistake is reported with the file and the line where it stands.
+    examples    lookup of the example data and the tiny base model
+    document    the reference of all settings in Markdown
+
+A recipe is given by its name, such as `tiny-demo` for a YAML file in this folder, or by a path. Overrides
+`--set section.key=value` have precedence. Every error is reported with its file and line.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _MOST_VALUES = 100_000
 
 
 def available() -> dict[str, Path]:
-    """Return the recipes that come with Ossia: name -> file."""
+    """Return the recipes that are included in Ossia, as name -> file."""
     folder = Path(str(resources.files(__name__)))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -33,7 +36,7 @@ def recipe_file(source: str) -> Path:
     """Return the file of a recipe given by name or by path.
 
     Raises:
-        UserError: there is neither such a file nor such a recipe.
+        UserError: neither a file nor a recipe has this name, or it is a data file.
     """
     path = Path(source)
     if path.suffix in (".jsonl", ".json", ".csv", ".parquet"):
@@ -53,13 +56,15 @@ def recipe_file(source: str) -> Path:
 
 
 def load_recipe(source: str | Path | Recipe, overrides: Iterable[str] = ()) -> Recipe:
-    """Return a recipe with `section.key=value` overrides on top.
+    """Return a recipe with overrides applied.
 
     Args:
-        source: a file, the name of a recipe that comes with Ossia, or a recipe itself.
+        source: a file, the name of a recipe that is included in Ossia, or a recipe.
+        overrides: settings of the form `section.key=value`.
 
     Raises:
-        UserError: unreadable file, invalid YAML, an unknown key or a value outside its bounds; names file and line.
+        UserError: the file cannot be read, its YAML is invalid, a key is unknown, or a value is outside its bounds.
+            The error has file and line.
     """
     if isinstance(source, Recipe):
         changes = list(overrides)
@@ -73,7 +78,16 @@ def load_recipe(source: str | Path | Recipe, overrides: Iterable[str] = ()) -> R
 
 
 def parse_recipe(text: str, *, where: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Validate a recipe's YAML text. `where` names it in errors."""
+    """Return the recipe in a YAML text with overrides applied.
+
+    Args:
+        text: the YAML text.
+        where: the name of the text in errors, usually its path.
+        overrides: settings of the form `section.key=value`.
+
+    Raises:
+        UserError: the YAML is invalid, a key is unknown, or a value is outside its bounds.
+    """
     try:
         node = yaml.compose(text, Loader=_Loader)
         _check_size(node, where)
@@ -88,7 +102,7 @@ def parse_recipe(text: str, *, where: str, overrides: Iterable[str] = ()) -> Rec
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"not a recipe ({error})", where=where) from None
     values = {} if values is None else values
-    if isinstance(values, dict):  # a section whose lines are all commented out
+    if isinstance(values, dict):  # a section in which all lines are comments has the value None
         values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
     if not isinstance(values, dict):
         raise UserError("a recipe is a mapping of sections (model, data, lora, train, eval)", where=where)
@@ -96,7 +110,7 @@ def parse_recipe(text: str, *, where: str, overrides: Iterable[str] = ()) -> Rec
     for override in overrides:
         key = _apply(values, override)
         other = _OTHER_NAMES.get(key)
-        if other in places:  # the file has the setting under its other name, and the override goes on top
+        if other in places:  # the file has the setting under its other name, and the override has precedence
             values[other[0]].pop(other[1], None)
             origin.pop(other, None)
         origin |= {
@@ -113,10 +127,10 @@ def parse_recipe(text: str, *, where: str, overrides: Iterable[str] = ()) -> Rec
 
 
 def copy(source: str, to: Path, *, force: bool = False) -> Path:
-    """Copy a recipe's file, comments included, to a file or into a folder; return the new file.
+    """Copy a recipe's file with its comments to a file or into a folder, and return the new file.
 
     Raises:
-        UserError: there is such a file already and `force` is not set, or it cannot be written.
+        UserError: the recipe does not exist, the new file exists and `force` is False, or it cannot be written.
     """
     path = recipe_file(source)
     target = to / path.name if to.is_dir() else to
@@ -130,13 +144,13 @@ def copy(source: str, to: Path, *, force: bool = False) -> Path:
 
 
 def dump(recipe: Recipe) -> str:
-    """Return the recipe as YAML with every setting spelled out, as it is stored in the run folder."""
+    """Return the recipe as YAML with every setting, in the form that the run folder stores."""
     values = recipe.model_dump(mode="json")
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON schema of recipes, for editors and for other programs."""
+    """Return the JSON schema of recipes, for editors and other programs."""
     return Recipe.model_json_schema()
 
 
@@ -150,7 +164,7 @@ def recipe_fields(section: type[BaseModel] = Recipe, prefix: KeyPath = ()) -> It
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without two traps of its version 1.1: 1e-5 is a number, and 2026-11-20 stays text, as settings expect it."""
+    """YAML 1.1 with two changes: 1e-5 is a number, and 2026-11-20 stays text, as settings require."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -163,10 +177,10 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text with unusual line breaks, which PyYAML otherwise writes so that it does not read them back."""
+    """YAML with quotes around text with unusual line breaks. PyYAML cannot read back its own form of these."""
 
 
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # text that would be read as a number is quoted
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # quotes text that reads as a number
 _Dumper.add_representer(
     str,
     lambda dumper, text: dumper.represent_scalar(
@@ -204,10 +218,10 @@ def _check_size(node: yaml.Node | None, where: str) -> None:
 
 
 def _lines(node: yaml.Node | None, where: str, prefix: KeyPath = ()) -> dict[KeyPath, int]:
-    """Map each key path of a YAML document to the line (from 1) where the key stands.
+    """Return key path -> line of the key, counted from 1, for each key of a YAML document.
 
     Raises:
-        UserError: a key stands there twice; YAML would silently keep the last.
+        UserError: a key occurs twice. YAML would silently keep the last value.
     """
     places: dict[KeyPath, int] = {}
     if isinstance(node, yaml.MappingNode):
@@ -226,7 +240,7 @@ def _lines(node: yaml.Node | None, where: str, prefix: KeyPath = ()) -> dict[Key
 
 
 def _apply(values: dict[str, Any], override: str) -> KeyPath:
-    """Put one `section.key=value` into `values`; the value is read as YAML. Returns the key path."""
+    """Put one `section.key=value` into `values`, with the value read as YAML, and return the key path."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
@@ -266,14 +280,15 @@ def _reject_unknown(
 
 
 def _readable(error: ValidationError, origin: Mapping[KeyPath, str], where: str) -> UserError:
-    """Turn pydantic's first complaint into one sentence with its place."""
-    # A key that is not known explains one that is missing; an entry of a mixture that is an object is no bad text.
+    """Return pydantic's most informative error as one sentence with its place."""
+    # An unknown key is often the reason for a missing one, so it has precedence. "Not a string" comes last, because an
+    # entry of a mixture may be an object.
     order = {"extra_forbidden": 0, "string_type": 2}
     first = min(error.errors(), key=lambda found: order.get(found["type"], 1))
     path = tuple(str(part) for part in first["loc"] if part not in ("str", "DataSource"))
     place = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), where)
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "model_type":  # pydantic would name the class
+    if first["type"] == "model_type":  # pydantic's message contains the name of the class
         message = "a section with settings of its own is expected here"
     if first["type"] == "extra_forbidden":  # inside a list, where `_reject_unknown` does not look
         close = did_you_mean(path[-1], DataSource.model_fields)

@@ -1,4 +1,7 @@
-"""The reference of all settings in Markdown, from the schema: `python -m ossia.recipes.document > docs/config.md`."""
+"""The reference of all settings in Markdown, made from the schema by `python -m ossia.recipes.document`.
+
+Its output is docs/config.md.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ HEAD = """# Settings of a recipe
 
 <!-- Made from src/ossia/config.py by `python -m ossia.recipes.document > docs/config.md`. Do not edit. -->
 
-A recipe is a YAML file. What it leaves out has the default below. `--set section.key=value` on the command line goes on
-top, and an unknown key is an error. `ossia recipes ls` lists the recipes that come with Ossia, `ossia recipes schema`
-prints the JSON schema.
+A recipe is a YAML file. A setting that is not in the file has the default below. On the command
+line, `--set section.key=value` has precedence over the file. An unknown key is an error.
+`ossia recipes ls` lists the recipes that come with Ossia. `ossia recipes schema` prints the JSON
+schema.
 """
 
 
 def document() -> str:
-    """Return the Markdown text."""
+    """Return the reference as a Markdown text: a section for each section of a recipe, with a table of its settings."""
     schema = recipes.recipe_schema()
     parts = [HEAD]
     top = {name: node for name, node in schema["properties"].items() if "$ref" not in node}
@@ -43,7 +47,7 @@ def _named(node: dict[str, Any]) -> str:
 def _table(title: str, about: str, properties: dict[str, Any]) -> str:
     rows = [f"## {title}", ""]
     rows += [about, ""] if about else []
-    rows += ["| key | kind | default | what it does |", "|---|---|---|---|"]
+    rows += ["| key | kind | default | meaning |", "|---|---|---|---|"]
     for name, node in properties.items():
         default = node.get("default")
         shown = "not set" if default is None else f"`{json.dumps(default)}`"
@@ -53,7 +57,7 @@ def _table(title: str, about: str, properties: dict[str, Any]) -> str:
 
 
 def kind(node: dict[str, Any]) -> str:
-    """Say in words what a JSON schema node accepts: its type or choices, and its bounds."""
+    """Return the values that a JSON schema node accepts, in words: the type or choices, and the bounds."""
     if "anyOf" in node:
         return ", or ".join(kind(option) for option in node["anyOf"] if option.get("type") != "null")
     if "enum" in node or "const" in node:

@@ -1,6 +1,6 @@
-"""The example data and the tiny base model that come with Ossia, named `example:folder/file` in recipes.
+"""The example data and the tiny base model that are included in Ossia, called `example:folder/file` in recipes.
 
-In a wheel they lie inside the package, in a checkout in `examples/` at its top.
+An installed wheel has them inside the package. A source checkout has them in `examples/` at the top level.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ PREFIX = "example:"
 
 
 def resolve(name: str) -> str:
-    """Return the path that a name stands for: `example:` names are looked up, everything else is returned as it is.
+    """Return the path of an example. A name that does not begin with `example:` is returned unchanged.
 
     Raises:
-        UserError: there is no such example.
+        UserError: the example does not exist.
     """
     if not name.startswith(PREFIX):
         return name

@@ -1,4 +1,4 @@
-"""What a training example is, and what can be asked of one."""
+"""A training example: its protocol, one implementation for labelled rows, its prompt and its greatest length."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from ossia.errors import UserError
 
 
 class TrainingExample(Protocol):
-    """A sequence of n tokens: ids, and per token its weight and its channel. All three sequences have n entries.
+    """A sequence of n tokens. `ids`, `weights` and `channels` have n entries each.
 
-    weights[i] is the weight of predicting ids[i]; the first one is ignored, because nothing comes before it.
-    channels[i] names the channel that the token belongs to. They may be put together anew at each access; `len` is
-    cheap. Compiled examples also name their `conversation` and their `turn` (`ossia.sequences.order`).
+    Each access may build these sequences again. `len` is cheap. Compiled examples also have the attributes
+    `conversation` and `turn` (`ossia.sequences.order`).
     """
 
     def __len__(self) -> int: ...
     @property
-    def ids(self) -> Sequence[int]: ...
+    def ids(self) -> Sequence[int]:
+        """The token ids."""
+        ...
+
     @property
-    def weights(self) -> Sequence[float]: ...
+    def weights(self) -> Sequence[float]:
+        """Per token: the weight of its prediction in the loss. The first one is ignored, as no token precedes it."""
+        ...
+
     @property
-    def channels(self) -> Sequence[str | None]: ...
+    def channels(self) -> Sequence[str | None]:
+        """Per token: the channel that it belongs to."""
+        ...
 
 
 class Labelled:
-    """A row with input_ids and labels, as an example.
+    """An example made from a row with input_ids and labels.
 
     Raises:
-        ValueError: a row without input_ids or labels, or a label that is neither -100 nor the token at its place.
+        ValueError: the row has no input_ids or no labels, or a label is neither -100 nor the token at its position.
     """
 
     def __init__(self, row: Mapping[str, Any]) -> None:
@@ -47,15 +54,16 @@ class Labelled:
 
 
 def prompt_of(example: TrainingExample) -> list[int]:
-    """Return the tokens before the first supervised one: what the model would be asked to continue."""
+    """Return the ids of the tokens before the first supervised one, which are the prompt of the example."""
     first = next(i for i, weight in enumerate(example.weights) if weight)
     return list(example.ids[:first])
 
 
 def check_length(tokens: int, tokens_per_micro_batch: int) -> None:
-    """
+    """Check that an example with this number of tokens fits into a micro-batch.
+
     Raises:
-        UserError: an example of so many tokens does not fit into a micro-batch.
+        UserError: the example has more tokens than a micro-batch.
     """
     if tokens > tokens_per_micro_batch:
         raise UserError(

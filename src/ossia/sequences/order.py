@@ -1,4 +1,4 @@
-"""The order in which training meets its examples. No torch, so that data and plan can foretell the steps."""
+"""The order of the examples in training. Without torch, so that data and plan can compute the steps in advance."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _E = TypeVar("_E", bound=TrainingExample)
 
 
 def conversations_of(examples: Sequence[TrainingExample]) -> list[list[int]]:
-    """Group the indices of examples that follow each other as turns of one conversation.
+    """Return the indices of the examples in groups, one for each conversation.
 
-    Compiled examples name their `conversation` and their `turn`; one without them is a conversation of its own, and a
-    repeated conversation begins anew with its first turn.
+    A conversation is a sequence of consecutive examples with the same `conversation` and rising `turn`. An example
+    without these attributes is a group by itself. The repetition of a conversation begins a new group.
     """
     groups: list[list[int]] = []
     before: tuple[object, int] = (None, 0)
@@ -33,7 +33,11 @@ def conversations_of(examples: Sequence[TrainingExample]) -> list[list[int]]:
 def epoch(
     conversations: Sequence[Sequence[int]], examples_per_step: int, seed: int, number: int
 ) -> Iterator[list[int]]:
-    """Yield the steps of epoch `number`, as indices: conversations shuffled, the examples of each together."""
+    """Yield the steps of epoch `number`, each as a list of indices of examples.
+
+    Conversations are shuffled by `seed` and `number`. The examples of a conversation stay together and in order. The
+    last step may have fewer than `examples_per_step` examples.
+    """
     order = list(conversations)
     random.Random(f"{seed} {number}").shuffle(order)
     examples = [example for conversation in order for example in conversation]
@@ -42,6 +46,6 @@ def epoch(
 
 
 def steps_of(examples: Sequence[_E], examples_per_step: int, seed: int, number: int = 0) -> Iterator[list[_E]]:
-    """Yield the examples of each step of epoch `number`."""
+    """Yield the examples of each step of epoch `number`, in the order of `epoch`."""
     for step in epoch(conversations_of(examples), examples_per_step, seed, number):
         yield [examples[index] for index in step]

@@ -1,7 +1,7 @@
-"""What the examples of a step save when they share what they begin with, and whether they do.
+"""The decision whether the examples of a step share their prefixes, and an estimate of the tokens that sharing saves.
 
-The decision is taken here and nowhere else. Training takes it with the facts of the model, the plan with those of the
-recipe; both with the same estimate of what the steps of an epoch save.
+No other module makes this decision. Training makes it from the properties of the model, and the plan makes it from the
+recipe. Both use the same estimate of the saving in an epoch.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from ossia.sequences.order import steps_of
 from ossia.sequences.tree import tokens_computed
 
 WORTH = 0.02
-"""Least share of the tokens that `train.share_prefixes: auto` wants to save: less is not worth looking at branches."""
+"""Least share of the tokens that sharing must save under `train.share_prefixes: auto`; less is not worth branches."""
 LOOKED_AT = 1_000_000
-"""Tokens of the first steps from which a saving is estimated."""
+"""Number of tokens in the first steps from which the saving is estimated."""
 _MOST_STEPS = 10_000
 
 Wanted = Literal["auto", "on", "off"]
-"""`train.share_prefixes`."""
+"""The values of `train.share_prefixes`."""
 
 
 class Saving(NamedTuple):
-    """Tokens of examples, each counted by itself, and those left when they share what they begin with."""
+    """Numbers of tokens to compute without and with shared prefixes."""
 
     unshared: int
+    """Sum of the lengths of the examples."""
     shared: int
+    """Tokens to compute if prefixes are shared."""
 
     @property
     def times(self) -> float:
-        """How many times as many tokens there are without sharing."""
+        """Ratio of `unshared` to `shared`; 1.0 without tokens."""
         return self.unshared / self.shared if self.shared else 1.0
 
     def __str__(self) -> str:
@@ -44,10 +46,10 @@ class Saving(NamedTuple):
 
 
 def saving(steps: Iterable[Sequence[TrainingExample]], tokens_per_micro_batch: int | None = None) -> Saving:
-    """Return what sharing leaves of whole steps.
+    """Return the numbers of tokens in whole steps, without and with shared prefixes.
 
     Args:
-        tokens_per_micro_batch: count as well what is computed again because a tree does not fit into a micro-batch.
+        tokens_per_micro_batch: if given, tokens that are repeated in several micro-batches count each time.
     """
     unshared = shared = 0
     for step in steps:
@@ -63,10 +65,12 @@ def estimated_saving(
     tokens_per_micro_batch: int,
     looked_at: int = LOOKED_AT,
 ) -> Saving:
-    """Return what sharing leaves of an epoch cut into micro-batches: the first steps counted, the rest in proportion.
+    """Return the estimated numbers of tokens in an epoch that is cut into micro-batches.
+
+    The first steps are counted. The rest of the epoch is assumed to be in proportion.
 
     Args:
-        looked_at: tokens after which the rest is taken to be like what was seen.
+        looked_at: number of tokens after which counting stops.
 
     Raises:
         UserError: an example does not fit into a micro-batch.
@@ -85,7 +89,7 @@ def estimated_saving(
 
 @dataclass(frozen=True)
 class Obstacles:
-    """What gives a token that several sequences share another effect than in separate sequences."""
+    """Settings that make a shared token's effect differ from its effect in separate sequences."""
 
     dropout: float = 0.0
     """The largest probability with which the model drops a value."""
@@ -95,7 +99,7 @@ class Obstacles:
     """Whether noise is put on embeddings (NEFTune, Jain et al. 2023)."""
 
     def sentences(self) -> list[str]:
-        """Return each obstacle in words; empty where sharing is exact."""
+        """Return each obstacle in words; an empty list if sharing is exact."""
         found = []
         if self.dropout:
             found.append(f"dropout ({self.dropout:g}) would be drawn once for all sequences that share a token")
@@ -108,7 +112,7 @@ class Obstacles:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Whether shared prefixes are computed once, and in words, why or why not."""
+    """The decision whether shared prefixes are computed once, with its reason in words."""
 
     on: bool
     reason: str
@@ -120,12 +124,12 @@ class Sharing:
 
 
 def may_share(wanted: Wanted, obstacles: Obstacles) -> bool:
-    """Return whether sharing is wanted and exact, so that what it saves is worth counting."""
+    """Return whether sharing is wanted and exact. Only then is it worth counting the saving."""
     return wanted != "off" and not obstacles.sentences()
 
 
 def epoch_saving(settings: TrainSection, obstacles: Obstacles, examples: Sequence[TrainingExample]) -> Saving | None:
-    """Return what sharing saves of an epoch as `settings` cut it, or None where sharing is not wanted or not exact.
+    """Return the estimated saving in an epoch with these settings, or None if sharing is not wanted or not exact.
 
     Raises:
         UserError: an example does not fit into a micro-batch.
@@ -136,13 +140,15 @@ def epoch_saving(settings: TrainSection, obstacles: Obstacles, examples: Sequenc
 
 
 def decide(wanted: Wanted, obstacles: Obstacles, saving: Saving | None) -> Sharing:
-    """Decide on `train.share_prefixes`.
+    """Return the decision that `train.share_prefixes` leads to.
 
     Args:
-        saving: what an epoch saves. None: there was nothing to count, or `may_share` says that it does not matter.
+        wanted: the value of `train.share_prefixes`.
+        obstacles: the settings that would make sharing inexact.
+        saving: the saving in an epoch. None: there are no data to count, or `may_share` is False.
 
     Raises:
-        UserError: sharing is asked for and would not be exact.
+        UserError: `wanted` is "on" and sharing would not be exact.
     """
     if wanted == "off":
         return Sharing(False, "train.share_prefixes is off")
@@ -151,12 +157,12 @@ def decide(wanted: Wanted, obstacles: Obstacles, saving: Saving | None) -> Shari
         raise UserError(
             "train.share_prefixes is on, but sharing would not be exact",
             why=sentences,
-            do="--set train.share_prefixes=auto, or without what stands in the way",
+            do="--set train.share_prefixes=auto, or remove the obstacle",
         )
     if sentences:
         return Sharing(False, f"that would not be exact: {sentences}")
     if saving is None:
-        return Sharing(False, "there are no data to count, so nothing is taken to be shared")
+        return Sharing(False, "there are no data to count, so no shared prefixes are assumed")
     counts = f"{saving.shared:,} tokens instead of {saving.unshared:,}"
     if wanted == "auto" and saving.shared > (1 - WORTH) * saving.unshared:
         return Sharing(False, f"there is next to nothing to save: {counts}")

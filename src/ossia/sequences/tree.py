@@ -1,17 +1,19 @@
-"""Training sequences as prefix trees: what several of them begin with is there once.
+"""Training sequences as prefix trees, which store a prefix of several sequences once.
 
-A turn's thoughts leave the context once the turn is answered, so the turns of a conversation are sequences that share
-most of their tokens, and conversations share system messages and tool schemas. Only attention lets tokens see each
-other, and a token sees its path and nothing else; so a token that several sequences share is computed once, and loss
-and gradients are those of the separate sequences. (Wang and Hegde 2024, arXiv 2410.20305; Goru et al. 2025, arXiv
-2504.18246; Tree Training 2025, arXiv 2511.00413.)
+The thoughts of a turn are removed from the context once the turn has an answer. So the turns of a conversation are
+separate sequences that share most of their tokens. Different conversations share system messages and tool schemas.
 
-Trees are made from token ids alone, so they hold for any format and any choice of what is trained. Trained is an
-*edge*: that the token in one row is followed by some token. A row can have several, one for each continuation, and
-equal edges of several sequences are one edge with the sum of their weights.
+In the model only attention connects tokens. In a tree a token attends to the tokens on its path only. So a token that
+several sequences share can be computed once, and loss and gradients equal those of the separate sequences. Sources:
+Wang and Hegde 2024, arXiv 2410.20305; Goru et al. 2025, arXiv 2504.18246; Tree Training 2025, arXiv 2511.00413.
 
-Sequences are put in order of their ids, so that neighbours share most; what two neighbours share is found by comparing
-memory in halves. Time is that of the sort and a few looks at each token; there is no torch here and no numpy.
+Trees are made from token ids alone, so they support any format and any choice of supervised tokens. Supervision is
+stored in *edges*. An edge states that a certain token follows the token in a certain row. A row can have several
+edges, one for each continuation. Equal edges of several sequences become one edge with the sum of their weights.
+
+Sequences are sorted by their ids, so that neighbours share the longest prefixes. A binary search that compares bytes
+finds the common prefix of two neighbours. The run time is that of the sort and of a few accesses to each token. This
+module uses neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -29,35 +31,37 @@ from ossia.sequences.example import TrainingExample
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A stretch of tokens between two branchings."""
+    """The consecutive tokens between two branching points."""
 
     ids: array[int]
-    """Type code "i"."""
+    """The token ids, an array of type code "i"."""
     parent: int
-    """Index of the parent among the tree's nodes; -1 of the root."""
+    """Index of the parent among the tree's nodes; -1 for the root."""
     position: int
-    """Place of its first token on the path from the root, from 0."""
+    """Position of the first token on the path from the root, from 0."""
     ends: tuple[int, ...] = ()
-    """Indices of the sequences that end with this node. In a piece of a tree: those that the piece stands for."""
+    """Indices of the sequences that end with this node. Among the pieces of a tree, only one lists each sequence."""
 
 
 class Edge(NamedTuple):
-    """What is trained: that `target` follows the token in `row`."""
+    """The supervision of one prediction: `target` follows the token in `row`."""
 
     row: int
-    """Row of the token before, counted over the tree's nodes in their order."""
+    """Row of the preceding token. Rows count the tokens of all nodes, in the order of the nodes."""
     target: int
+    """The token id to predict."""
     weight: float
-    """Summed over the sequences that have the edge."""
+    """The weight in the loss, summed over the sequences that have the edge."""
     channel: str | None
+    """The channel of the target."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Nodes in depth-first order, each before its children, a node's subtree in one stretch.
+    """Nodes in depth-first order. Each node precedes its children, and the nodes of a subtree are consecutive.
 
-    The child with the largest subtree directly follows its parent, so that the longest paths lie in one piece and the
-    rows that a branch sees are few ranges.
+    The child with the largest subtree directly follows its parent. So the longest paths are contiguous, and the rows
+    that a branch attends to form few ranges.
     """
 
     nodes: list[Node]
@@ -66,12 +70,12 @@ class Tree:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed."""
+        """Number of tokens that are computed."""
         return sum(len(node.ids) for node in self.nodes)
 
     @property
     def unshared(self) -> int:
-        """Tokens of the tree's sequences laid end to end."""
+        """Sum of the lengths of the tree's sequences, in tokens."""
         return sum((node.position + len(node.ids)) * len(node.ends) for node in self.nodes)
 
     @property
@@ -81,16 +85,16 @@ class Tree:
 
     @property
     def starts(self) -> list[int]:
-        """The first row of each node, and at the end the number of rows."""
+        """The first row of each node, followed by the number of rows."""
         return list(accumulate((len(node.ids) for node in self.nodes), initial=0))
 
 
 def grow(examples: Sequence[TrainingExample], shortest: int = 1) -> list[Tree]:
-    """Return the prefix trees of some sequences, one for each way in which they begin, in order of their ids.
+    """Return the prefix trees of the examples, in order of their ids. Each tree has the sequences that share a root.
 
     Args:
-        examples: at least a token each; those without any are in no tree.
-        shortest: a shared stretch with fewer tokens is computed once for each branch instead.
+        examples: the sequences. Those without tokens are in no tree.
+        shortest: the least number of tokens in a shared node. A shorter one is repeated in each of its branches.
     """
     sequences = [array("i", example.ids) for example in examples]
     trie = _Trie.of(sequences, shortest)
@@ -102,13 +106,18 @@ def grow(examples: Sequence[TrainingExample], shortest: int = 1) -> list[Tree]:
 
 
 def alone(examples: Sequence[TrainingExample]) -> list[Tree]:
-    """Return a tree for each sequence, in their order: nothing is shared."""
+    """Return a tree for each example, in their order, without sharing. Examples without tokens have none."""
     nodes = [Node(array("i", example.ids), -1, 0, (index,)) for index, example in enumerate(examples)]
     return [Tree([node], _edges([node], examples)) for node in nodes if node.ids]
 
 
 def tokens_computed(examples: Sequence[TrainingExample], most: int | None = None, shortest: int = 1) -> int:
-    """Return the tokens of the sequences' trees; with `most`, of the pieces that `split_tree` cuts them into.
+    """Return the number of tokens in the prefix trees of the examples.
+
+    Args:
+        examples: as for `grow`.
+        most: if given, count the tokens of the pieces that `split_tree` cuts the trees into.
+        shortest: as for `grow`.
 
     Raises:
         ValueError: as `split_tree`.
@@ -120,17 +129,18 @@ def tokens_computed(examples: Sequence[TrainingExample], most: int | None = None
 
 
 def split_tree(tree: Tree, most: int) -> list[Tree]:
-    """Cut a tree into trees of at most `most` tokens each, between branches.
+    """Return the tree cut between branches into pieces, which are trees of at most `most` tokens each.
 
-    What several pieces share is repeated in each of them, with its edges in the first. Each sequence is whole in one
-    piece. Branches are put together from the leaves up, largest first, so that deep paths are repeated least.
+    Each sequence is complete in one piece. Nodes that several pieces share are repeated in each of them, and their
+    edges are in the first one. Branches are joined from the leaves to the root, largest first. So deep paths are
+    repeated least.
 
     Raises:
         ValueError: one sequence alone has more than `most` tokens.
     """
     if tree.tokens <= most:
         return [tree]
-    units: list[list[_Bin]] = [[] for _ in tree.nodes]  # below each node
+    units: list[list[_Bin]] = [[] for _ in tree.nodes]  # per node: the bins of its children
     pieces: list[_Bin] = []
     for index in range(len(tree.nodes) - 1, -1, -1):
         node = tree.nodes[index]
@@ -146,9 +156,9 @@ def split_tree(tree: Tree, most: int) -> list[Tree]:
 
 
 def pack_trees(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
-    """Put trees into groups of at most `most` tokens: the largest first, each where it leaves least room.
+    """Return the trees in groups of at most `most` tokens: the largest first, each where it leaves the least room.
 
-    Larger trees must have been cut by `split_tree`. Groups and trees of a group are in the order that they were given.
+    Larger trees must be cut by `split_tree` first. Groups and the trees of a group keep the order of `trees`.
     """
     units = [_Bin(tree.tokens, [index]) for index, tree in enumerate(trees)]
     return [[trees[index] for index in group] for group in sorted(sorted(unit.nodes) for unit in _fill(units, most))]
@@ -156,16 +166,16 @@ def pack_trees(trees: Sequence[Tree], most: int) -> list[list[Tree]]:
 
 @dataclass(slots=True)
 class _Bin:
-    """Nodes, or trees, that go together."""
+    """A group of nodes or of trees."""
 
     tokens: int = 0
     nodes: list[int] = field(default_factory=list)
 
 
 def _fill(units: list[_Bin], room: int) -> list[_Bin]:
-    """Join units into bins of at most `room` tokens: best fit, largest first (Johnson 1974)."""
+    """Return the units joined into bins of at most `room` tokens by best fit, largest first (Johnson 1974)."""
     bins: list[_Bin] = []
-    free: list[tuple[int, int]] = []  # (room left, bin), sorted
+    free: list[tuple[int, int]] = []  # (remaining room, bin), sorted
     for unit in sorted(units, key=lambda unit: (-unit.tokens, unit.nodes[-1])):
         place = bisect_left(free, (unit.tokens, 0))
         if place == len(free):
@@ -180,7 +190,7 @@ def _fill(units: list[_Bin], room: int) -> list[_Bin]:
 
 
 def _cut_out(tree: Tree, pieces: Sequence[Sequence[int]]) -> list[Tree]:
-    """Trees of some nodes each. Edges and ends of a node are in the first piece that has it."""
+    """Return a tree for each set of nodes. Edges and ends of a node are in the first piece that has the node."""
     starts, rows = tree.starts, [edge.row for edge in tree.edges]
     taken: set[int] = set()
     made = []
@@ -219,15 +229,16 @@ def _edges(nodes: Sequence[Node], examples: Sequence[TrainingExample]) -> list[E
 
 
 class _Trie:
-    """Branchings of sequences. Node 0 is the place before the first token; it has no tokens."""
+    """The branching points of sequences, as one list per attribute. Node 0 precedes all tokens and has none."""
 
     def __init__(self) -> None:
         self.stop: list[int] = []
-        """Per node: tokens from the beginning to its end."""
+        """Per node: the number of tokens from the start of the sequence to the node's end."""
         self.parent: list[int] = []
         self.sequence: list[int] = []
-        """Per node: a sequence that it lies on."""
+        """Per node: the index of a sequence that contains it."""
         self.ends: list[list[int]] = []
+        """Per node: the indices of the sequences that end with it."""
         self.children: list[list[int]] = []
 
     def length(self, node: int) -> int:
@@ -243,7 +254,7 @@ class _Trie:
     @staticmethod
     def of(sequences: Sequence[array[int]], shortest: int) -> _Trie:
         keys = [_key(ids) for ids in sequences]
-        order = sorted(range(len(keys)), key=keys.__getitem__)  # a prefix comes before what it begins
+        order = sorted(range(len(keys)), key=keys.__getitem__)  # a prefix precedes the sequences that begin with it
         trie, before = _Trie(), b""
         path = [trie._new(0, 0, 0)]
         for index in order:
@@ -251,7 +262,7 @@ class _Trie:
             before, below = keys[index], 0
             while trie.stop[path[-1]] > common:
                 below = path.pop()
-            if trie.stop[path[-1]] < common:  # the branching lies within the last node taken off
+            if trie.stop[path[-1]] < common:  # the branching point is within the last node that was removed
                 path.append(trie._new(common, path[-1], trie.sequence[below]))
                 trie.parent[below] = path[-1]
             if trie.stop[path[-1]] < len(sequences[index]):
@@ -261,14 +272,14 @@ class _Trie:
         return trie
 
     def _connect(self, shortest: int) -> None:
-        """Fill in children, the heaviest first, without shared stretches that are too short."""
+        """Remove shared nodes of fewer than `shortest` tokens and list the children, the largest subtree first."""
         count = len(self.stop)
         below: list[list[int]] = [[] for _ in range(count)]
         for node in range(1, count):
             below[self.parent[node]].append(node)
         order, kept = [0], _Trie()
         number = {0: kept._new(0, 0, 0)}
-        for node in order:  # parents first; grows as it goes
+        for node in order:  # parents first; the loop appends to `order`
             order += below[node]
             if not node:
                 continue
@@ -291,7 +302,7 @@ class _Trie:
                 children.sort(key=lambda child: -weight[child])
 
     def nodes(self, root: int, sequences: Sequence[array[int]]) -> list[Node]:
-        """A root's subtree, depth first."""
+        """Return the subtree of a root, depth first."""
         made: list[Node] = []
         waiting = [(root, -1)]
         while waiting:
@@ -307,7 +318,7 @@ _BYTES = array("i").itemsize
 
 
 def _key(ids: array[int]) -> bytes:
-    """Bytes that compare as the ids do."""
+    """Return bytes with the same order as the ids."""
     if sys.byteorder == "little":
         ids = ids[:]
         ids.byteswap()
@@ -315,7 +326,7 @@ def _key(ids: array[int]) -> bytes:
 
 
 def _shared(a: bytes, b: bytes) -> int:
-    """How many bytes two strings begin with in common."""
+    """Return the number of bytes in the common prefix, found by binary search."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,8 +1,8 @@
-"""What counts the same in the loss: every token, every turn, or every conversation.
+"""Equal weights in the loss for every supervised token, every turn, or every conversation.
 
-Weights of turns and conversations are settled once for the whole data set, one per example on average, and a step
-divides by the number of its examples. So a conversation that fills several steps counts no more than one that shares a
-step with others, and how examples fall into steps and micro-batches does not matter.
+Weights of turns and conversations are computed once for the whole data set, with a mean of one per example. The loss
+of a step is divided by the number of its examples. So a conversation that fills several steps counts as much as one
+that shares a step with others. The division of examples into steps and micro-batches does not change their weights.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ossia.sequences.example import TrainingExample
 from ossia.sequences.order import conversations_of
 
 Weighting = Literal["token", "turn", "conversation"]
-"""An example is an assistant turn. A turn's weight, or a conversation's, is shared by its trained tokens."""
+"""The unit of equal weight; a turn is one example. Its weight is divided among the unit's supervised tokens."""
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """An example whose weights are multiplied with a factor."""
+    """An example with its weights multiplied by a factor."""
 
     example: TrainingExample
     factor: float
@@ -30,11 +30,12 @@ class Weighted:
 
     @property
     def conversation(self) -> Any:
-        """As the order of the examples asks for it (`ossia.sequences.order.conversations_of`)."""
+        """The example's conversation, or None without one (`ossia.sequences.order.conversations_of`)."""
         return getattr(self.example, "conversation", None)
 
     @property
     def turn(self) -> int:
+        """The example's turn within its conversation; 0 without one."""
         return int(getattr(self.example, "turn", 0))
 
     @property
@@ -51,9 +52,10 @@ class Weighted:
 
 
 def weighted(examples: Sequence[TrainingExample], weighting: Weighting) -> list[TrainingExample]:
-    """Return the examples with weights such that those of each turn, or conversation, have the same sum.
+    """Return the examples with new weights, which have the same sum in each turn or each conversation.
 
-    Weights that are not one keep their proportions within it, and only those. What trains nothing stays as it is.
+    Only the proportions of the former weights remain within a turn or conversation. A turn or conversation without
+    supervised tokens keeps its weights. "token" leaves all weights unchanged.
     """
     if weighting == "token":
         return list(examples)

@@ -1,17 +1,21 @@
-"""Stage 3: a model and compiled examples in, checkpoints of an adapter out.
+"""Stage 3: trains an adapter on compiled examples and writes its checkpoints.
 
-supervised.py   supervised fine-tuning: `train(recipe, run, examples, validation)`, an objective and its session
-session.py      a run, a recipe and any objective -> checkpoints and events: `run_session(recipe, run, objective)`
-objective.py    what a session asks of an objective: data, micro-batches, loss, what validation measures
-claim.py        one process at a time trains in a run, on the data and the base that the run began with
-building.py     the base with its adapter, as the recipe wants it trained
-steps.py        examples -> steps -> micro-batches (flat batches bounded by tokens)
-trainer.py      transformers' Trainer with an objective's loss, Ossia's checkpoint format, evaluation and order
-arguments.py    a recipe in the terms of Trainer: its arguments, its optimisers
-checkpoints.py  checkpoint folders: atomic, pruned, best remembered
-callbacks.py    what happens between steps: events, samples, early stopping, interruption
-routing.py      what the routers choose, and the load-balancing loss; health.py reports on them
-nonfinite.py    a stop with a name when a loss or a gradient is not finite
-distributed.py  what the processes of one job agree on; fsdp.py shards a model among them
-scratch.py      a tiny gpt-oss from scratch: the demo's base model
+    supervised   supervised fine-tuning: `train(recipe, run, examples, validation)`
+    session      `run_session(recipe, run, objective)`: trains towards any objective, with checkpoints and events
+    objective    the interface of an objective: data, micro-batches, loss and validation metrics
+    claim        the lock of a run, and a check that its data and base are the same when it is resumed
+    building     the base model with its adapter, prepared for training as in the recipe
+    steps        examples -> steps -> micro-batches (flat batches of at most so many tokens)
+    trainer      transformers' Trainer with an objective's loss, and Ossia's checkpoints, evaluation and order
+    arguments    Trainer's arguments and optimisers for a recipe
+    checkpoints  checkpoint folders: written atomically, pruned, with a record of the best one
+    callbacks    actions between steps: events, samples, early stopping, interruption
+    routing      the routers' choices of experts, and the load-balancing loss
+    health       reports on the routers every `train.evaluate_every` steps, with a warning of collapse
+    nonfinite    an error that names the layer when a loss or a gradient is not finite
+    distributed  process rank and count, a value from the main process, and the end of a process
+    fsdp         a model that is sharded among the processes of a job
+    scratch      pre-training of a tiny gpt-oss from scratch, for the demo
+
+To add an objective, write a subclass of `Objective` and call `run_session` with it.
 """

@@ -1,7 +1,7 @@
-"""A recipe in the terms of transformers' Trainer: its arguments, and which of its optimisers is meant.
+"""Arguments of transformers' Trainer for a recipe, and Trainer's name of the optimiser.
 
-bitsandbytes was chosen for 8-bit states because it has pages and runs on a CPU too; torchao has no pages and compiles
-its step, which takes most of a minute and a C++ compiler on a CPU.
+For 8-bit optimiser states bitsandbytes was chosen, because it has paged states and also runs on a CPU. In contrast,
+torchao has no paged states and compiles its step. On a CPU that takes most of a minute and needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from ossia.runs import Run
 from ossia.train.distributed import world_size
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
-"""Ours -> those of transformers' TrainingArguments.optim. The fused one makes no temporaries of the adapter's size."""
+"""Ossia's name -> the value of transformers' `TrainingArguments.optim`.
+
+The fused AdamW does not allocate temporary tensors of the adapter's size.
+"""
 
 
 def chosen_optimizer(settings: TrainSection, on_cpu: bool) -> str:
     """Return Trainer's name of the recipe's optimiser.
 
     Raises:
-        UserError: it needs a library that is not installed, or does not work on this device or with sharding.
+        UserError: the optimiser needs a library that is not installed, or does not work on this device or with
+            sharding.
     """
     name = settings.optimizer
     if name == "adamw":
@@ -38,7 +42,7 @@ def chosen_optimizer(settings: TrainSection, on_cpu: bool) -> str:
     if settings.sharding == "fsdp":
         raise UserError(
             f"{what}, which does not work with train.sharding=fsdp",
-            why="bitsandbytes cannot step parts of a parameter; the moments are shared out among the processes anyway",
+            why="bitsandbytes cannot update a part of a parameter. FSDP shards the optimiser's states already",
             do="--set train.optimizer=adamw",
         )
     if name.startswith("paged") and on_cpu:
@@ -47,7 +51,11 @@ def chosen_optimizer(settings: TrainSection, on_cpu: bool) -> str:
 
 
 def trainer_arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -> TrainingArguments:
-    """Return Trainer's arguments for a recipe.
+    """Return Trainer's arguments for a recipe. With `train.deterministic`, also make torch deterministic.
+
+    Args:
+        examples: number of training units.
+        validate: whether there are validation units.
 
     Raises:
         UserError: a tracker or an optimiser is not installed, or the optimiser does not work here.
@@ -63,7 +71,7 @@ def trainer_arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}
     on_cpu = hardware.device(recipe.model.device).value == "cpu"
     if settings.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for determinism
         torch.use_deterministic_algorithms(True)
     return _OneDevice(
         output_dir=str(run.checkpoints),
@@ -73,7 +81,7 @@ def trainer_arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -
         learning_rate=settings.learning_rate,
         lr_scheduler_type=schedule[settings.schedule],
         lr_scheduler_kwargs={"min_lr_rate": 0.1} if settings.schedule == "cosine" else {},
-        # Rounded down: the first step of a warm-up has rate 0, and a run of one step must not consist of it.
+        # Rounded down, because the first step of a warm-up has rate 0. A run of one step must not be only that step.
         warmup_steps=math.floor(round(settings.warmup_share * steps, 6)),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
@@ -90,7 +98,7 @@ def trainer_arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -
         greater_is_better=False if validate else None,
         report_to=settings.report_to or "none",
         run_name=run.id,
-        project="ossia",  # for trackio; wandb takes $WANDB_PROJECT
+        project="ossia",  # for trackio. wandb reads $WANDB_PROJECT
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
@@ -99,7 +107,7 @@ def trainer_arguments(recipe: Recipe, run: Run, examples: int, validate: bool) -
 
 
 class _OneDevice(TrainingArguments):
-    """One device per process: Trainer would spread a flat batch over all visible GPUs with DataParallel."""
+    """Arguments with one device per process. By default Trainer splits a flat batch over all GPUs (DataParallel)."""
 
     @property
     def n_gpu(self) -> int:

@@ -1,4 +1,4 @@
-"""The model of a recipe as training needs it: the base with its adapter, sharded or not, and its balance loss."""
+"""The model of a recipe for training: the base with its adapter, and the settings of sharding and balance loss."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ossia.train.distributed import world_size
 
 
 def is_to_be_sharded(recipe: Recipe) -> bool:
-    """Return whether the job's processes share the model out.
+    """Return whether the model will be sharded among the job's processes.
 
     Raises:
-        UserError: the recipe or accelerate's configuration asks for what this job cannot do.
+        UserError: accelerate's configuration turns on FSDP, the job has only one process, or torch cannot shard packed
+            experts.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise UserError(
-            "accelerate's configuration asks for FSDP, and Ossia shards the model itself",
-            do="--set train.sharding=fsdp, and a launch without --use_fsdp",
+            "accelerate's configuration turns on FSDP, but Ossia shards the model itself",
+            do="launch without --use_fsdp, and add --set train.sharding=fsdp",
         )
     if recipe.train.sharding == "none":
         return False
@@ -41,13 +42,13 @@ def is_to_be_sharded(recipe: Recipe) -> bool:
 
 
 def model_to_train(recipe: Recipe, folder: Path, device: str) -> Any:
-    """Return the base of `folder` with its adapter, a `PeftModel`.
+    """Return the base model of `folder` with the recipe's adapter, a `PeftModel`.
 
     Args:
-        device: "cpu" if the model is going to be sharded, which takes it to the devices a layer at a time.
+        device: "cpu" if the model will be sharded, because sharding moves it to the devices one layer at a time.
 
     Raises:
-        UserError: activations should go to main memory, and that is where the model computes.
+        UserError: `train.offload` is set, but the model computes on a CPU.
     """
     dtype = hardware.dtype(recipe.model.dtype, hardware.device(recipe.model.device).value).value
     base = load_model(folder, dtype=dtype, device=device)
@@ -63,7 +64,7 @@ def model_to_train(recipe: Recipe, folder: Path, device: str) -> Any:
     if recipe.train.offload:
         if hardware.device(recipe.model.device).value == "cpu":
             raise UserError(
-                "train.offload sends activations to main memory, and on a CPU that is where they are",
+                "train.offload moves activations to main memory, but on a CPU they are already there",
                 do="--set train.offload=false",
             )
         for layer in base.model.layers:
@@ -72,23 +73,25 @@ def model_to_train(recipe: Recipe, folder: Path, device: str) -> Any:
 
 
 def attention_of(model: Any, device: torch.device) -> str:
-    """Return in words which kernel computes the model's attention on a device."""
+    """Return a sentence about the kernel that computes the model's attention on a device."""
     return attention_described(device, model.get_input_embeddings().weight.dtype, model.config.head_dim)
 
 
 def balance_of(recipe: Recipe, model: Any) -> tuple[float, str]:
-    """Return the coefficient of the load-balancing loss, and in words why, where there is something to say.
+    """Return the coefficient of the load-balancing loss and a sentence with its reason.
+
+    The reason is empty if the router is frozen.
 
     Raises:
-        UserError: the recipe sets it, but the router is frozen.
+        UserError: the recipe sets the coefficient, but the router is frozen.
     """
     wanted = recipe.train.balance_loss
     if not routing.is_trained(model):
         if wanted is not None:
             raise UserError(
                 "train.balance_loss is set, but the router is frozen",
-                why="a loss on what nothing can change would only be a number",
-                do="router among lora.targets, or without train.balance_loss",
+                why="the load-balancing loss could not change a frozen router",
+                do="add router to lora.targets, or leave out train.balance_loss",
             )
         return 0.0, ""
     if wanted is not None:

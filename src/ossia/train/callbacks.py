@@ -1,4 +1,4 @@
-"""What happens between steps: events for those who watch, samples, early stopping, an orderly end on Ctrl-C."""
+"""Actions between steps: events, samples, early stopping, and an orderly end on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from ossia.train.trainer import OssiaTrainer
 
 Watch = Callable[[events.Event], None]
+"""Called with each event when it is written."""
 
 INTERRUPTED = "interrupted"
 
 
 class Reporter(TrainerCallback):
-    """Writes events, and asks Trainer to evaluate and save at the last step and at every new best."""
+    """A callback that writes events, saves each new best checkpoint, and saves and evaluates at the last step.
+
+    It also stops early after `patience` evaluations without a new best. None: no early stopping.
+    """
 
     def __init__(self, run: Run, watch: Watch, patience: int | None) -> None:
         self.log, self.watch, self.run, self.patience = run.log(), watch, run, patience
@@ -41,11 +45,11 @@ class Reporter(TrainerCallback):
         self.room: Room | None = None
         """Waits while the disk is full; without it an event that cannot be written ends the training."""
         self.reason = ""
-        """Why training ended before its last step; empty if it did not."""
+        """The reason training ended before its last step. Empty if it did not."""
         self._began = time.perf_counter()
 
     def emit(self, event: events.Event) -> None:
-        """Append an event to the run and show it to whoever watches. Only the main process of a job speaks."""
+        """Append an event to the run and call `watch` with it. Only in the main process of a job."""
         if not is_main():
             return
         while True:
@@ -78,7 +82,7 @@ class Reporter(TrainerCallback):
                     learning_rate=logs["learning_rate"],
                     grad_norm=logs["grad_norm"],
                     tokens=self.trainer.step_tokens,
-                    # The batch was made before the step began.
+                    # The batch was made before `on_step_begin`.
                     seconds=time.perf_counter() - self._began + self.trainer.collating,
                     example_tokens=self.trainer.example_tokens,
                     repeated_tokens=self.trainer.repeated_tokens,
@@ -116,16 +120,22 @@ def _validation(step: int, loss: float, measured: Mapping[str, float], best: boo
 
 
 class SampleWriter(TrainerCallback):
-    """Answers a few validation prompts after each evaluation, so that one can watch the model change."""
+    """A callback that answers a few validation prompts after each evaluation, to show how the model changes."""
 
     def __init__(self, examples: Sequence[TrainingExample], vocabulary: Vocabulary, like: Request, emit: Watch) -> None:
-        """`like`: the request of a sample, without its prompt."""
+        """
+        Args:
+            examples: each gives a prompt and the expected final message.
+            like: the request of a sample without its prompt.
+            emit: writes an event.
+        """
         self.examples, self.vocabulary, self.like, self.emit = examples, vocabulary, like, emit
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any, **_: Any
     ) -> None:
-        # A sharded model needs all processes; with one seed all say the same, and the main one writes it down.
+        # A sharded model needs all processes. They have the same seed and the same answers, and only the main process
+        # writes them.
         if not self.examples or not (state.is_world_process_zero or is_sharded(model)):
             return
         prompts = [prompt_of(example) for example in self.examples]

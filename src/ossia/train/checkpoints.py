@@ -1,7 +1,8 @@
 """Checkpoint folders of a run: `checkpoints/step-000200/`.
 
-A checkpoint is written under another name and renamed when it is complete, so a killed process never leaves one that
-looks usable. The newest few stay, and the best one, which `checkpoints/best.json` names.
+A checkpoint is written under another name and renamed when it is complete. So a killed process never leaves an
+incomplete folder with the name of a checkpoint. The newest checkpoints and the best one are kept.
+`checkpoints/best.json` names the best one.
 """
 
 from __future__ import annotations
@@ -22,26 +23,27 @@ from ossia.files import atomic_folder, write_json
 from ossia.runs import BEST, Run
 
 PARTIAL = ".partial"
+"""Suffix of a checkpoint folder that is being written."""
 
 
 @contextmanager
 def new_checkpoint(run: Run, step: int) -> Iterator[Path]:
-    """Yield a folder to write the step's checkpoint into; it becomes the checkpoint when the block ends well.
+    """Yield a folder to write the step's checkpoint into. It becomes the checkpoint if the block ends without an error.
 
     Raises:
-        OssiaError: the disk is full or not writable; older checkpoints are untouched.
+        OssiaError: the disk is full or not writable. Older checkpoints stay complete.
     """
     final, partial = run.checkpoint(step), partial_folder(run, step)
     try:
         _remove_partial(run)
-        # A resumed run repeats a step that it had already saved.
+        # The checkpoint may exist, because a resumed run repeats steps.
         with atomic_folder(final, partial=partial):
             yield partial
     except (
         OSError,
         RuntimeError,
         SafetensorError,
-    ) as error:  # on a full disk torch.save and safetensors raise their own
+    ) as error:  # torch.save and safetensors raise the last two on a full disk
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise OssiaError(
             f"the checkpoint of step {step} could not be written ({why})",
@@ -52,7 +54,7 @@ def new_checkpoint(run: Run, step: int) -> Iterator[Path]:
 
 
 def partial_folder(run: Run, step: int) -> Path:
-    """Where a step's checkpoint is while it is being written."""
+    """Return the folder of a step's checkpoint while it is being written."""
     final = run.checkpoint(step)
     return final.with_name(final.name + PARTIAL)
 
@@ -101,7 +103,7 @@ def check_state(folder: Path, step: int) -> None:
 
 
 def remember_best(run: Run, step: int, loss: float) -> None:
-    """Name the checkpoint with the lowest validation loss."""
+    """Record the checkpoint with the lowest validation loss in `checkpoints/best.json`."""
     write_json(run.checkpoints / BEST, {"step": step, "validation_loss": loss})
 
 

@@ -1,4 +1,4 @@
-"""The claim on a run: one process at a time trains in it, on the data and the base that the run began with."""
+"""The claim on a run: only one job trains in it at a time, always on the same data and base model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ from ossia.train.objective import Objective
 
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the run's lock inside the block. The system lets go of it if the process is killed.
+    """Hold the run's lock inside the block, in the main process of the job.
+
+    The system releases the lock if the process is killed.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     if not is_main():
         yield
@@ -73,7 +75,7 @@ def begun(run: Run, examples: str) -> Record | None:
             "the training data are not those that this run began with",
             where=str(run.path / IDENTITY_FILE),
             why="the loss would not continue where it stopped",
-            do="restore what has changed, or start a new run",
+            do="restore the original, or start a new run",
         )
     return record
 

@@ -1,4 +1,4 @@
-"""What several processes of one training job have to agree on before the Trainer brings them together."""
+"""Helpers for jobs of several processes: rank, count, a value from the main process, and the end of a process."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ _T = TypeVar("_T")
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes. Launchers (accelerate, torchrun) number them in $RANK."""
+    """Return whether this is the main process of the job, which prints and writes.
+
+    Launchers (accelerate, torchrun) set its number in $RANK.
+    """
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def world_size() -> int:
-    """How many processes the job has."""
+    """Return the number of processes of the job."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def agreed(make: Callable[[], _T], *, cpu: bool) -> _T:
-    """Return what `make` gives in the main process, in all processes of the job. Each takes its own device here.
+    """Return, in all processes of the job, the result of `make` in the main process. It must not be None.
+
+    In a job of several processes this also selects the device of each process.
 
     Args:
-        cpu: the job computes on CPUs, so the processes talk over gloo.
+        cpu: whether the job computes on CPUs, so that the processes communicate over gloo.
     """
     if world_size() == 1:
         return make()
@@ -40,10 +45,10 @@ def agreed(make: Callable[[], _T], *, cpu: bool) -> _T:
 
 
 def leave(code: int = 0) -> None:
-    """End this process of a job when all have come this far; with a single process, do nothing.
+    """Wait for all processes of the job and end this one. With a single process, do nothing.
 
-    The process ends without taking its objects apart: gloo's threads can abort one that has done its work when the
-    objects that hold them go away at the interpreter's exit.
+    The process ends without destroying its objects. Otherwise gloo's threads can abort a finished process when the
+    interpreter destroys the objects that hold them.
     """
     if world_size() > 1:
         from torch import distributed

@@ -1,7 +1,7 @@
-"""Looks after the routers: at every evaluation an event about their load and drift, and a warning when one collapses.
+"""Reports on the routers: an event about load and drift every `train.evaluate_every` steps, and a warning of collapse.
 
 Load and entropy are those of the training tokens since the last report. Drift and collapse compare the model with its
-base (the adapter switched off) on the same few examples each time, so that what changes is the model.
+base (the adapter switched off). They use the same few examples each time, so only the model changes between reports.
 
 Shapes: E experts, L layers.
 """
@@ -27,18 +27,24 @@ if TYPE_CHECKING:
     from ossia.train.trainer import OssiaTrainer
 
 PROBE_TOKENS = 1024
-"""Most tokens on which the model is compared with its base."""
+"""Most tokens for the comparison of the model with its base, unless the first example alone has more."""
 
 
 class RoutingHealth(TrainerCallback):
-    """Reports every `every` steps and at the last one. All processes of a job look at the same probe."""
+    """A callback that reports every `every` steps and at the last one.
+
+    All processes of a job run it on the same examples, the probe.
+    """
 
     def __init__(
         self, examples: Sequence[TrainingExample], tokens_per_micro_batch: int, every: int, emit: Watch
     ) -> None:
         """
         Args:
-            examples: the first ones, as many as PROBE_TOKENS hold, are the probe.
+            examples: the probe is the first of them, up to `PROBE_TOKENS` tokens.
+            tokens_per_micro_batch: most tokens that go through the model at once.
+            every: number of steps between reports.
+            emit: writes an event.
         """
         self.probe = [unsupervised(group) for group in cut(_first(examples, PROBE_TOKENS), tokens_per_micro_batch)]
         self.every, self.emit = every, emit
@@ -50,7 +56,7 @@ class RoutingHealth(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         is_due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
-        if "loss" not in logs or not is_due:  # the log of a step; evaluations and this very report are logged too
+        if "loss" not in logs or not is_due:  # evaluations and this report are logged too, without "loss"
             return
         assert self.trainer is not None
         load_LE, balance, tokens = self.trainer.taken_load()
@@ -76,7 +82,7 @@ class RoutingHealth(TrainerCallback):
         self.trainer.log(summary if balance is None else {**summary, "routing_balance_loss": balance})
 
     def _compare(self) -> list[float]:
-        """Warn of layers that have collapsed since the last time, and return the drift of each layer."""
+        """Return the drift of each layer, and emit a warning of layers that have collapsed since the last report."""
         assert self.trainer is not None
         model = self.trainer.model
         if self._base is None:
@@ -102,7 +108,7 @@ class RoutingHealth(TrainerCallback):
         return routing.drift(now, self._base)
 
     def _choices(self, model: Any) -> list[Tensor]:
-        """Return per layer the choices of all tokens of the probe, int64 [T, K]."""
+        """Return per layer the experts that the tokens of the probe choose, int64 [T, K]: T tokens, K choices."""
         assert self.trainer is not None
         was_training = model.training
         model.eval()
@@ -115,8 +121,10 @@ class RoutingHealth(TrainerCallback):
 
 @contextmanager
 def _adapter_off(model: PeftModel) -> Iterator[None]:
-    """The base alone. PEFT freezes adapters when it switches them off and makes them trainable when on again, so what
-    was frozen before is frozen again; and with a sharded model it must meet the same parameters both times: the shards.
+    """Switch the adapter off inside the block.
+
+    PEFT freezes an adapter when it switches it off, and makes it trainable when it switches it on. So parameters that
+    were frozen before are frozen again. If the model is sharded, its parameters must be the shards both times.
     """
     fsdp.reshard(model)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -130,7 +138,7 @@ def _adapter_off(model: PeftModel) -> Iterator[None]:
 
 
 def _first(examples: Sequence[TrainingExample], tokens: int) -> list[TrainingExample]:
-    """The first examples that have so many tokens together, but at least one."""
+    """Return the first examples, as many as have at most `tokens` tokens together, but at least one."""
     taken: list[TrainingExample] = []
     for example in examples:
         tokens -= len(example)

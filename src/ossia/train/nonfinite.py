@@ -1,8 +1,9 @@
-"""Stop before the optimiser's step when a loss or a gradient is not finite, and say which layer went wrong.
+"""A check that stops training before the optimiser's step when a loss or a gradient is not finite.
 
-The failing step is run again without gradients and with a hook on every module; the first module to return something
-that is not finite is named. When all activations are finite, the gradients tell: the backward pass comes from the
-output, so the culprit is the last parameter, in the order of the model, whose gradient is not finite.
+The error names the layer where the first value that is not finite appeared. To find it, the failing step runs again
+without gradients and with a hook on every module. The error names the first module whose output is not finite. If all
+outputs are finite, it names the last parameter, in the order of the model, whose gradient is not finite. That gradient
+was computed first, because the backward pass starts at the output of the model.
 """
 
 from __future__ import annotations
@@ -27,15 +28,17 @@ def check_finite(
     where: str,
     forward: Callable[[nn.Module, Mapping[str, Any]], object],
 ) -> None:
-    """Look at a step's loss and gradients.
+    """Check a step's loss and gradients. All processes of a job must call it.
 
     Args:
-        total: the loss in this process.
+        total: scalar, the loss in this process.
+        micro_batches: those of this process.
+        step: number of the step, for the message.
         where: the run's folder.
         forward: sends a micro-batch through the model.
 
     Raises:
-        OssiaError: the loss or a gradient is not finite; in all processes alike.
+        OssiaError: the loss or a gradient is not finite in any process. All processes raise it.
     """
     losses = accelerator.gather(total[None])
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -50,15 +53,15 @@ def check_finite(
     if name is not None:
         why = f"the first output that is not finite is that of {name}"
     elif what == "loss":
-        why = "all outputs of the layers are finite when the step is run again: the loss itself is not"
+        why = "all outputs of the layers are finite when the step is run again, but the loss is not"
     else:
         named = _last_of(model, gather_object([_last_gradient(model)]))
-        why = f"all outputs are finite; going back from the loss, the first gradient that is not is that of {named}"
+        why = f"all outputs are finite. From the loss backwards, the first gradient that is not is that of {named}"
     raise OssiaError(
         f"the {what} of step {step} is {value.item()}",
         where=where,
         why=f"{why}. The last checkpoint is still good",
-        do="a lower train.learning_rate, from the recipe in the run folder",
+        do="train the recipe of the run folder again, with a lower train.learning_rate",
     )
 
 
@@ -69,7 +72,7 @@ def _first_activation(
 ) -> str | None:
     """Run the micro-batches again and return the name of the first module whose output is not finite.
 
-    With a sharded model all processes must call this, with as many micro-batches each.
+    With a sharded model all processes must call this, each with the same number of micro-batches.
     """
     found: list[str] = []
 
@@ -92,7 +95,7 @@ def _first_activation(
 
 
 def _last_gradient(model: nn.Module) -> str | None:
-    """Return the name of the last parameter whose gradient (this process's part of it) is not finite."""
+    """Return the name of the last parameter whose gradient is not finite. Of a shard: in this process's part."""
     for name, parameter in reversed(list(model.named_parameters())):
         grad = parameter.grad
         if grad is None:
@@ -104,13 +107,13 @@ def _last_gradient(model: nn.Module) -> str | None:
 
 
 def _last_of(model: nn.Module, names: Iterable[str | None]) -> str | None:
-    """Of what several processes found, the name that comes last in the model."""
+    """Return the name that comes last in the model, of the names that the processes have found."""
     order = {_short(name): number for number, (name, _) in enumerate(model.named_parameters())}
     return max((name for name in names if name), key=order.__getitem__, default=None)
 
 
 def _short(name: str) -> str:
-    """A module's name as transformers has it, without what PEFT puts before it."""
+    """Return the name of a module as in transformers, without PEFT's prefix."""
     return name.removeprefix("base_model.model.")
 
 

@@ -1,14 +1,17 @@
-"""What the routers do while training runs: which experts they choose, and a loss that spreads the load if asked for.
+"""The routers during training: the experts that they choose, and an optional loss that spreads the load.
 
-A forward hook on each layer's `mlp.router` sees its logits and choices. It counts in forward passes only: recomputed
-layers call their hooks once more, in the backward pass, and are not counted again.
+A forward hook on each layer's `mlp.router` reads its logits and choices. It counts choices in forward passes only.
+Recomputed layers call their hooks again in the backward pass, which does not count again.
 
-The load-balancing loss is that of Switch Transformers (Fedus et al. 2021, eq. 4-6) for k choices, as transformers'
-`load_balancing_loss_func` computes it for one layer: E * sum over experts of (share of tokens that chose it) * (mean
-probability), which is k at best; here it is the mean over the layers. It is taken over the tokens of one micro-batch,
-which counts by its share of the step's tokens on all devices, so a step of equal micro-batches has their mean. Its
-gradient enters where the router's scores leave the layer, so that it is there however activations are kept or
-recomputed.
+The load-balancing loss is that of Switch Transformers (Fedus et al. 2021, eq. 4-6) for k choices. For one layer it is
+computed as in transformers' `load_balancing_loss_func`:
+
+    E * sum over experts of (share of tokens that chose the expert) * (mean probability of the expert)
+
+It is k when the load is even. The loss here is the mean over the layers. It is taken over the tokens of one micro-batch
+and weighted by the micro-batch's share of the step's tokens on all devices. So a step of equal micro-batches has the
+mean of their losses. The gradient of the loss is added at the output of the router, at its scores. So it does not
+depend on whether activations are kept or recomputed.
 
 Shapes: T tokens, K choices per token, E experts, L layers.
 """
@@ -24,17 +27,20 @@ import torch
 from torch import Tensor, nn
 
 DEFAULT_BALANCE = 0.001
-"""Coefficient of the load-balancing loss when the router is trained and nothing is said. A tenth of what models are
-pre-trained with (Switch Transformers: 0.01): enough against collapse, little enough to let a fine-tune specialise."""
+"""Coefficient of the load-balancing loss if the router is trained and the recipe does not set it.
+
+It is a tenth of the coefficient in pre-training (Switch Transformers: 0.01). That is enough against collapse, and small
+enough for a fine-tune to specialise.
+"""
 
 
 class Routers:
-    """Watches the routers of a model. Hooks stay until `close`."""
+    """Hooks on the routers of a model, which count choices and add the load-balancing loss until `close`."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         """
         Args:
-            layers: the decoder layers, each with `mlp.router` whose output is (logits_TE, scores_TK, indices_TK).
+            layers: the decoder layers. The output of each `mlp.router` is (logits_TE, scores_TK, indices_TK).
         """
         self.layers = len(layers)
         self._router: Any = layers[0].mlp.router
@@ -51,21 +57,24 @@ class Routers:
 
     @contextmanager
     def training_pass(self, *, scale: float = 0.0, count: bool = True) -> Iterator[None]:
-        """Count what a forward pass chooses. The backward pass comes after the block.
+        """Count the choices of a forward pass inside the block. The backward pass comes after the block.
 
         Args:
-            scale: what the mean over layers of the load-balancing loss is multiplied with before it joins the loss.
+            scale: factor of the load-balancing loss (its mean over the layers) in the total loss. 0: no such loss.
             count: False for a micro-batch that is not part of the training data.
         """
         self._counting, self._scale = count, scale
         try:
             yield
         finally:
-            self._counting = False  # the scale stays: recomputed layers need it in the backward pass
+            self._counting = False  # the scale stays, because recomputed layers need it in the backward pass
 
     @contextmanager
     def choices(self) -> Iterator[list[list[Tensor]]]:
-        """Collect the choices of the forward passes inside the block: per layer, one int64 [T, K] per pass."""
+        """Yield a list that collects the choices of the forward passes inside the block.
+
+        It has a list per layer with an int64 tensor [T, K] per pass.
+        """
         self._scale = 0.0
         self._choices = [[] for _ in range(self.layers)]
         try:
@@ -74,14 +83,15 @@ class Routers:
             self._choices = None
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Return what was counted since the last call, and start anew.
+        """Return the counts since the last call, and reset them.
 
         Returns:
-            int64 [L, E]: (token, choice) pairs.
-            float32 [2]: sum over tokens of the balance loss of their micro-batch; tokens.
+            The number of (token, choice) pairs per layer and expert, int64 [L, E].
+
+            The sum over tokens of the balance loss of their micro-batch, and the number of tokens, float32 [2].
         """
         nothing = torch.zeros(self._router.num_experts, dtype=torch.int64, device=self._router.weight.device)
-        # A process may have had no work since.
+        # A process may have had no micro-batches since the last call.
         load_LE = torch.stack([nothing if load is None else load for load in self._load])
         balance = load_LE.new_zeros((), dtype=torch.float32) if self._balance is None else self._balance
         counted = torch.stack([balance, balance.new_tensor(float(self._tokens))])
@@ -89,7 +99,7 @@ class Routers:
         return load_LE, counted
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -117,7 +127,10 @@ class Routers:
 
 
 class _WithGradient(torch.autograd.Function):
-    """Returns x as it is. In the backward pass `loss`, a scalar, gets the gradient `scale`, as if it had been added."""
+    """An autograd function that returns x unchanged and has a second input `loss`, a scalar.
+
+    In the backward pass `loss` gets the gradient `scale`, as if scale * loss were a part of the total loss.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, loss: Tensor, scale: float) -> Tensor:
@@ -131,19 +144,23 @@ class _WithGradient(torch.autograd.Function):
 
 
 def balance_loss(logits_TE: Tensor, load_E: Tensor) -> Tensor:
-    """Return one layer's load-balancing loss, a float32 scalar. load_E counts the choices of the T tokens."""
+    """Return one layer's load-balancing loss, a float32 scalar.
+
+    Args:
+        load_E: how often the T tokens chose each expert (`expert_load`).
+    """
     probability_E = logits_TE.float().softmax(-1).mean(0)
     return len(load_E) * (load_E / len(logits_TE) * probability_E).sum()
 
 
 def expert_load(indices_TK: Tensor, experts: int) -> Tensor:
-    """Return how often each expert was chosen, int64 [E]. Neither waits for the device nor depends on an order."""
+    """Return how often each expert was chosen, int64 [E]. It is deterministic and does not wait for the device."""
     numbers_E = torch.arange(experts, device=indices_TK.device)
     return (indices_TK[..., None] == numbers_E).sum((0, 1))
 
 
 def entropy(load_LE: Tensor) -> Tensor:
-    """Return the entropy of each layer's load divided by log E, float64 [L]: 1 is even, 0 is a single expert."""
+    """Return the entropy of each layer's load divided by log E, float64 [L]. 1 is an even load, 0 a single expert."""
     share_LE = shares(load_LE)
     return torch.special.entr(share_LE).sum(-1) / torch.tensor(float(share_LE.shape[-1])).log()
 
@@ -154,7 +171,11 @@ def shares(load_LE: Tensor) -> Tensor:
 
 
 def drift(now: Sequence[Tensor], base: Sequence[Tensor]) -> list[float]:
-    """Return per layer the share of base's choices [T, K] that are not among the same token's choices now."""
+    """Return per layer the share of the base's choices that the same token does not choose now.
+
+    Args:
+        now, base: per layer the choices, int64 [T, K].
+    """
     return [
         1.0 - float((b_TK[:, :, None] == n_TK[:, None, :]).any(-1).double().mean())
         for n_TK, b_TK in zip(now, base, strict=True)
@@ -162,15 +183,19 @@ def drift(now: Sequence[Tensor], base: Sequence[Tensor]) -> list[float]:
 
 
 ENTROPY_FLOOR = 0.8
-"""A layer has collapsed when the entropy of its load is below this share of the base's on the same tokens, ..."""
+"""A layer has collapsed if the entropy of its load is below this share of the base's entropy on the same tokens."""
 LARGEST_FACTOR = 2.0
-"""... or when its most used expert has more than this many times the share of the base's most used one."""
+"""A layer has also collapsed if its largest share is more than this many times the base's largest share."""
 
 
 def collapsed(now_LE: Tensor, base_LE: Tensor) -> list[int]:
     """Return the numbers of the layers whose load is far more concentrated than the base's on the same tokens.
 
-    A freely chosen router of gpt-oss is far from even, so no absolute bound would do.
+    The bounds are `ENTROPY_FLOOR` and `LARGEST_FACTOR`. They are relative to the base, because the load of gpt-oss's
+    own routers is far from even.
+
+    Args:
+        now_LE, base_LE: load of the model and of its base, int64.
     """
     narrow_L = entropy(now_LE) < ENTROPY_FLOOR * entropy(base_LE)
     heavy_L = shares(now_LE).amax(-1) > LARGEST_FACTOR * shares(base_LE).amax(-1)
@@ -178,5 +203,5 @@ def collapsed(now_LE: Tensor, base_LE: Tensor) -> list[int]:
 
 
 def is_trained(model: nn.Module) -> bool:
-    """Whether training changes a router, its own weights or an adapter on it."""
+    """Return whether training changes a router: its own weights or an adapter on it."""
     return any(p.requires_grad and ".mlp.router" in f".{name}" for name, p in model.named_parameters())

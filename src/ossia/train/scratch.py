@@ -1,9 +1,11 @@
-"""A small gpt-oss from scratch: the base model of the demo, and of whoever wants one that can do something.
+"""Pre-training of a small gpt-oss from scratch, for the demo and for anyone who needs a tiny trained model.
 
-Three things make minutes on two cores enough, and none of them changes what is computed. The softmax covers the tokens
-in use; all others share one row of the embedding and one of the head, with the log of their number added, so that the
-201,088-way softmax is exact. Examples of a step share their prompt's beginning as the trunk of a tree. The experts are
-trained as the MXFP4 they will be packed to, so packing loses nothing.
+Three methods reduce the time to minutes on two cores. None of them changes the result.
+
+* The softmax has a row for each token in use. All other tokens share one row of the embedding and one of the head. The
+  log of their number is added to their logit, so the softmax over 201,088 tokens is exact.
+* Examples of a step share the beginning of their prompts as the trunk of a tree.
+* The experts are trained with their weights rounded to MXFP4, so packing them loses nothing.
 
 Shapes: V vocabulary, U tokens in use, D hidden size.
 """
@@ -32,14 +34,15 @@ from ossia.model.modeling import OssiaForCausalLM
 from ossia.sequences.example import TrainingExample
 
 OnStep = Callable[[int, int, float], None]
-"""Told (step, steps, loss)."""
+"""Called with (step from 1, number of steps, loss in nats per unit of weight)."""
 
 
 @dataclass(frozen=True)
 class ScratchSettings:
-    """How to pre-train. Lengths in tokens."""
+    """Settings of the pre-training."""
 
     tokens_per_step: int = 4096
+    """Most tokens of a step, with every branch counted as long as the longest. The shared trunk is not counted."""
     epochs: int = 1
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -56,11 +59,12 @@ def pretrain(
     reserve: Sequence[TrainingExample] = (),
     on_step: OnStep = lambda step, steps, loss: None,
 ) -> None:
-    """Train a model of this shape on the examples and write it to `folder` in the published layout.
+    """Train a model of this shape on the examples, and write it to `folder` in gpt-oss's published layout.
 
     Args:
         examples: compiled training examples.
-        reserve: further examples whose tokens get rows of their own, so that a later fine-tune can learn them.
+        reserve: further examples, which are not trained. Their tokens get their own rows, so that a later fine-tune can
+            learn them.
         on_step: called after every step.
     """
     ids = sorted({token for example in (*examples, *reserve) for token in example.ids})
@@ -95,13 +99,16 @@ def _model(shape: Shape, rows: int) -> OssiaForCausalLM:
 
 
 def _steps(examples: Sequence[TrainingExample], row_of: dict[int, int], settings: ScratchSettings) -> list[FlatBatch]:
-    """Steps of similar lengths with a common beginning, in random order."""
+    """Return the batches of all epochs. The examples of a step have similar lengths and a common prefix.
+
+    The steps are in random order.
+    """
     shuffler = random.Random(settings.seed)
     steps = []
     for _ in range(settings.epochs):
         order = list(examples)
         shuffler.shuffle(order)
-        # Equal prompts sort together, and within them similar lengths; the shuffle before decides among equals.
+        # Sort by the start of the prompt, then by length. Equal keys keep the random order of the shuffle.
         order.sort(key=lambda example: (tuple(example.ids[:48]), len(example) // 4))
         groups: list[list[TrainingExample]] = [[]]
         for example in order:
@@ -121,7 +128,10 @@ def _steps(examples: Sequence[TrainingExample], row_of: dict[int, int], settings
 
 
 def _common(examples: Sequence[TrainingExample]) -> int:
-    """Length of the longest beginning that all share and in which nothing is trained."""
+    """Return the length of the longest common prefix with no supervised token in it or directly after it.
+
+    `from_branches` needs an unsupervised token after the prefix.
+    """
     columns = zip(*(example.ids for example in examples), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     first = min(next(i for i, weight in enumerate(example.weights) if weight) for example in examples)
@@ -147,7 +157,7 @@ def _without_targets(batch: FlatBatch) -> dict[str, Tensor]:
 
 
 def _published(model: OssiaForCausalLM, ids: Sequence[int], vocabulary: int) -> dict[str, Tensor]:
-    """Give every token its row, every expert its rounded values, and transformers' names and axes."""
+    """Return the weights with a row for every token and rounded experts, under transformers' names and axes."""
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name in ("model.embed_tokens.weight", "lm_head.weight"):

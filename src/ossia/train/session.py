@@ -1,8 +1,7 @@
-"""A training session: a run, a recipe and an objective in, checkpoints of an adapter and events out.
+"""A training session: it trains an adapter for a run, a recipe and an objective, and writes checkpoints and events.
 
-The session knows nothing of the loss. It claims the run, builds the model with its adapter, resumes from the newest
-checkpoint, trains, reports, and says in a sentence why it ended. What is trained on, and towards what, is the
-objective's (`objective.py`).
+The session claims the run, builds the model with its adapter, resumes from the newest checkpoint and trains. It writes
+events, and the last one has the reason for the end. The objective (`objective.py`) provides the data and the loss.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ def run_session(
     watch: Watch = lambda event: None,
     accept_changed_base: bool = False,
 ) -> events.Finished:
-    """Train towards an objective, or continue a run that was interrupted.
+    """Train towards an objective, or continue an interrupted run, and return the last event.
 
-    The run folder must exist (`ossia.runs.create`). When it already holds checkpoints the run continues from the
-    newest: same data order, optimiser, schedule and random states, so that the loss goes on as if nothing had happened.
+    The run folder must exist (`ossia.runs.create`). If it has checkpoints, the run continues from the newest. Then data
+    order, optimiser, schedule and random states are the same as without the interruption, and so is the loss.
 
     Args:
-        command: what started this, for the record.
+        command: the command that started the session, for the event `Started`.
         watch: called with every event as it is written.
         accept_changed_base: continue although the base model, or that of `lora.start_from`, is not the one that the
             adapter was trained on; the run's record says so.
@@ -85,7 +84,11 @@ def _session(
     command: str,
     accept_changed_base: bool,
 ) -> events.Finished:
-    """Build, announce and train. `newest`: the step of the checkpoint to continue from, 0 for none."""
+    """Build the model, write the first events and train.
+
+    Args:
+        newest: the step of the checkpoint to continue from, or 0 for none.
+    """
     sharded = is_to_be_sharded(recipe)
     chosen_optimizer(recipe.train, hardware.device(recipe.model.device).value == "cpu")
     transformers_logging.set_verbosity_error()
@@ -112,7 +115,7 @@ def _session(
             raise DoesNotFitError(
                 f"the GPU's memory was full at step {trainer.state.global_step + 1}",
                 where=str(run.path),
-                do="a new run with a smaller train.tokens_per_micro_batch and data.max_tokens; ossia plan estimates it",
+                do="a new run with smaller train.tokens_per_micro_batch and data.max_tokens. Check it with ossia plan",
             ) from error
         raise
     finally:
@@ -146,7 +149,7 @@ def _trainer(
         twin = fsdp.Twin(model)
         fsdp.shard(model, arguments.device)
     with warnings.catch_warnings():
-        # Trainer asks PEFT whether layers are recomputed through a name that transformers has deprecated.
+        # Trainer reads a deprecated attribute of PEFT's model to find out whether layers are recomputed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         trainer = OssiaTrainer(
             model=model,
@@ -163,7 +166,7 @@ def _trainer(
             room=reporter.room,
             spare_folder=Path(settings.spare_folder) if settings.spare_folder else None,
         )
-    trainer.remove_callback(PrinterCallback)  # events go to whoever watches, not to stdout
+    trainer.remove_callback(PrinterCallback)  # events go to `watch`, not to stdout
     reporter.trainer = trainer
     if health is not None:
         health.trainer = trainer
@@ -179,7 +182,7 @@ def _announce(
     command: str,
     notes: Iterable[str],
 ) -> None:
-    """Write down that the run starts or resumes, and what was decided for it."""
+    """Write the events that the run starts or resumes, and a note for each automatic choice."""
     reporter.emit(
         events.Started(
             command=command,
@@ -197,7 +200,7 @@ def _announce(
 
 
 def _finished(reporter: Reporter, reason: str, step: int) -> events.Finished:
-    """Write down the orderly end of a run: stopped if the reporter has a reason, else done."""
+    """Write and return the last event of a run: stopped if the reporter has a reason, otherwise done."""
     last = events.Finished(status="stopped" if reporter.reason else "done", reason=reason, step=step)
     reporter.emit(last)
     return last

@@ -1,10 +1,10 @@
-"""From examples to optimiser steps.
+"""The division of examples into optimiser steps and micro-batches.
 
-A step is a number of examples. Its loss is the mean over all their supervised tokens (or turns, or conversations:
-`ossia.sequences.weighting`), with one denominator, however the examples are cut into micro-batches. A micro-batch is
-one flat batch of at most `tokens_per_micro_batch` tokens: prefix trees of the step's examples, or with sharing off the
-examples end to end.
-Loss and gradients are the same, so a step is the same, too.
+A step has a fixed number of examples. Its loss is the mean over all their supervised tokens, or over turns or
+conversations (`ossia.sequences.weighting`). It has one denominator, so it does not depend on how the examples are
+divided into micro-batches. A micro-batch is one flat batch of at most `tokens_per_micro_batch` tokens. It holds prefix
+trees of the step's examples, or with sharing off the examples end to end. Loss and gradients are the same in both
+cases.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ from ossia.sequences.tree import Tree, alone, grow, pack_trees, split_tree
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a step's batch out of its examples.
+    """A function that makes a step's batch from its examples, with the keys of `ossia.train.objective.StepBatch`.
 
-    The result has: micro_batches, a list of the model's inputs; names, per micro-batch the channel of each triple;
-    example_tokens, the tokens that the step's examples have; repeated_tokens, those of shared prefixes that are
-    computed again because a tree did not fit into a micro-batch; examples, their number; seconds, how long this took.
-    In a job of several processes each gives it the whole step and is given the micro-batches that are its own.
+    Its `names` are the channels of a micro-batch's supervised triples. Its `repeated_tokens` come from trees that did
+    not fit into one micro-batch, so that their shared prefixes are computed again. In a job of several processes, each
+    process passes all examples of the step and gets its own micro-batches.
     """
 
     tokens_per_micro_batch: int
+    """Most tokens of a micro-batch."""
     share: bool = True
-    """Compute what examples begin with in common once (`ossia.sequences.tree`), within a micro-batch."""
+    """Compute common prefixes of the examples of a micro-batch once (`ossia.sequences.tree`)."""
     process: int = 0
+    """Number of this process, from 0."""
     processes: int = 1
 
     def __call__(self, examples: Sequence[TrainingExample]) -> dict[str, Any]:
-        """
+        """Return the batch of a step, with its tensors on the CPU.
+
         Raises:
             UserError: one example alone is longer than a micro-batch.
         """
@@ -64,39 +66,40 @@ class Collator:
 
 @dataclass(frozen=True)
 class TreeCollator:
-    """For other people's training loops: turns a batch of rows into the inputs of one call of an Ossia model.
+    """A collator for other training loops: it turns a batch of rows into the inputs of one call of an Ossia model.
 
-    A row is a mapping with input_ids and labels of equal length, -100 where nothing is trained (as TRL prepares them),
-    or an example (`ossia.sequences.example`). What rows begin with in common is computed once, so the turns of a
-    conversation, or conversations with the same system message, should be in one batch. The result has no padding:
+    A row is an example (`ossia.sequences.example`), or a mapping with input_ids and labels of equal length. A label is
+    -100 where nothing is trained, as TRL prepares them. Common prefixes of the rows are computed once. So put the turns
+    of a conversation, or conversations with the same system message, into one batch. The result has no padding:
 
         loss = model(**TreeCollator()(rows)).loss
 
-    is the mean over the trained tokens of all rows. (Where batches of different sizes make up a step, pass the step's
-    count as `denominator`.) Dropout, the load-balancing loss and NEFTune give shared tokens another effect than
-    separate rows: see `model_obstacles`.
+    The loss is the mean over the trained tokens of all rows. If a step has several batches of different sizes, pass the
+    step's number of trained tokens as `denominator`. With dropout, the load-balancing loss or NEFTune, shared tokens
+    have another effect than tokens of separate rows. See `model_obstacles`.
     """
 
     share: bool = True
-    """Off: the rows end to end, to compare with."""
+    """Off: the rows end to end, for comparison."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any] | TrainingExample]) -> dict[str, torch.Tensor]:
         """Return the inputs on the CPU, ids int64 and weights float32 (`ossia.model.batch.FlatBatch`).
 
         Raises:
-            ValueError: a row without input_ids or labels, or a label that is neither -100 nor the token at its place.
+            ValueError: a row lacks input_ids or labels, they differ in length, or a label is neither -100 nor the token
+                at its place.
         """
         examples = [Labelled(row) if isinstance(row, Mapping) else row for row in rows]
         return from_trees(grow(examples) if self.share else alone(examples)).inputs()
 
 
 def model_obstacles(model: nn.Module, balance: float = 0.0, neftune_alpha: float | None = None) -> Obstacles:
-    """Return what of a model keeps a token that sequences share from counting as in separate sequences.
+    """Return the features of a model that give shared tokens another effect than tokens of separate sequences.
 
     Args:
-        model: with its adapter, and with hooks if it has any.
+        model: the model with its adapter, and with its hooks if it has any.
         balance: coefficient of the load-balancing loss.
-        neftune_alpha: of noise on embeddings.
+        neftune_alpha: coefficient of the noise on embeddings (NEFTune).
     """
     dropout = max((module.p for module in model.modules() if isinstance(module, nn.Dropout)), default=0.0)
     embeddings: list[Any] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -105,11 +108,13 @@ def model_obstacles(model: nn.Module, balance: float = 0.0, neftune_alpha: float
 
 
 def micro_batches_of(trees: Sequence[Tree], most: int, longest: int, processes: int = 1) -> list[list[Tree]]:
-    """Cut trees into micro-batches of at most `most` tokens, as few as possible.
+    """Return the trees, cut and packed into few micro-batches of at most `most` tokens.
 
     Args:
-        processes: for several, the number of micro-batches is a multiple of theirs.
-        longest: tokens of the longest example; no micro-batch can be made smaller.
+        most: most tokens of a micro-batch.
+        longest: tokens of the longest example, which is the least possible bound of a micro-batch.
+        processes: number of processes. For several, micro-batches are made smaller, as long as their number stays
+            within the next multiple of `processes`.
     """
     micro_batches = _packed(trees, most)
     if processes == 1:
@@ -125,7 +130,10 @@ def micro_batches_of(trees: Sequence[Tree], most: int, longest: int, processes: 
 
 
 def shared_out(micro_batches: Sequence[list[Tree]], processes: int) -> list[list[list[Tree]]]:
-    """The micro-batches of each process, the largest first to whoever has least (Graham 1969). Some may have none."""
+    """Return the micro-batches of each process. A process may have none.
+
+    Each micro-batch, the largest first, goes to the process with the fewest tokens (Graham 1969).
+    """
     groups: list[list[list[Tree]]] = [[] for _ in range(processes)]
     loads = [0] * processes
     for number in sorted(range(len(micro_batches)), key=lambda number: -_tokens(micro_batches[number])):
@@ -144,18 +152,18 @@ def _tokens(trees: Iterable[Tree]) -> int:
 
 
 def unsupervised(examples: Iterable[TrainingExample]) -> dict[str, torch.Tensor]:
-    """A micro-batch of the examples that asks for hidden states only."""
+    """Return a micro-batch of the examples without supervision, for which the model returns only hidden states."""
     inputs = from_rows((example.ids, example.weights) for example in examples).inputs()
     return {name: value for name, value in inputs.items() if name not in ("rows", "targets", "weights")}
 
 
 def idle_micro_batch() -> dict[str, torch.Tensor]:
-    """One token without supervision: the micro-batch of a process that has no work left while others have."""
+    """Return a micro-batch of one token without supervision, for a process that has no work left while others have."""
     return from_rows([([0], [0.0])]).inputs()
 
 
 def cut(examples: Iterable[TrainingExample], tokens_per_micro_batch: int) -> Iterator[list[TrainingExample]]:
-    """Group examples into micro-batches of at most `tokens_per_micro_batch` tokens, similar lengths together.
+    """Yield groups of examples of at most `tokens_per_micro_batch` tokens, similar lengths together.
 
     Raises:
         UserError: one example alone is longer than a micro-batch.
@@ -174,12 +182,12 @@ def cut(examples: Iterable[TrainingExample], tokens_per_micro_batch: int) -> Ite
 
 
 def fingerprint(*sets: Sequence[TrainingExample]) -> str:
-    """Return a hash of the examples' tokens, weights and turns, to tell whether a resumed run sees the same data."""
+    """Return a SHA-256 of the examples' tokens, weights and turns, to check that a resumed run has the same data."""
     digest = hashlib.sha256()
     for examples in sets:
         digest.update(f"{len(examples)};".encode())
         for example in examples:
             digest.update(torch.tensor(list(example.ids), dtype=torch.int32).numpy().tobytes())
             digest.update(torch.tensor(list(example.weights), dtype=torch.float32).numpy().tobytes())
-            digest.update(f"{getattr(example, 'turn', 0)};".encode())  # the order keeps conversations together
+            digest.update(f"{getattr(example, 'turn', 0)};".encode())  # the order of training depends on the turns
     return digest.hexdigest()

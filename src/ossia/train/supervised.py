@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the negative log-likelihood of the examples' supervised tokens.
 
-`train(recipe, run, examples, validation)` is a session (`session.py`) with this objective.
+`train(recipe, run, examples, validation)` runs a session (`session.py`) with this objective.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ossia.train.session import run_session
 from ossia.train.steps import Collator, fingerprint, model_obstacles
 
 REPORTED_CHANNELS = ("analysis", "commentary", "final", "other")
-"""Validation has a loss for each; tokens of any other channel count as other."""
+"""Channels with their own validation loss. Tokens of any other channel count as "other"."""
 
 
 def train(
@@ -43,11 +43,11 @@ def train(
     saving: Saving | None = None,
     accept_changed_base: bool = False,
 ) -> events.Finished:
-    """Fine-tune, or continue a run that was interrupted.
+    """Fine-tune, or continue an interrupted run, and return the last event.
 
     Args:
-        examples, validation: compiled training examples; validation may be empty.
-        command: what started this, for the record.
+        examples, validation: compiled training examples. `validation` may be empty.
+        command: the command that started the session, for the event `Started`.
         watch: called with every event as it is written.
         saving: what an epoch saves by sharing, if the caller has it (`ossia.sequences.sharing.epoch_saving`).
         accept_changed_base: see `run_session`.
@@ -56,9 +56,9 @@ def train(
         The last event, whose status is done or stopped.
 
     Raises:
-        UserError: no examples, the data changed since the run began, another process works on the run, or the recipe
-            asks for what this job or machine does not have.
-        OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
+        UserError: there are no examples, or the data or the base changed since the run began. Also if another process
+            trains in the run, or the recipe needs features that this job or machine does not have.
+        OssiaError: the loss or a gradient is not finite, or a checkpoint could not be written.
         DoesNotFitError: the GPU ran out of memory.
     """
     objective = SupervisedObjective(recipe, examples, validation, saving)
@@ -66,7 +66,7 @@ def train(
 
 
 class SupervisedObjective(Objective):
-    """Mean negative log-likelihood over a step's supervised tokens, or with another weighting over its examples."""
+    """The mean negative log-likelihood over a step's supervised tokens, or with another weighting over its examples."""
 
     metric_names = REPORTED_CHANNELS
 
@@ -77,7 +77,7 @@ class SupervisedObjective(Objective):
         validation: Sequence[TrainingExample],
         saving: Saving | None = None,
     ) -> None:
-        """`saving`: see `train`."""
+        """The arguments are those of `train`."""
         self.settings, self.examples, self.saving = recipe.train, examples, saving
         self._validation = validation
         self._units = weighted(examples, recipe.train.loss_weighting)
@@ -90,26 +90,29 @@ class SupervisedObjective(Objective):
 
     @property
     def validation(self) -> Sequence[TrainingExample]:
-        """The examples that are held back."""
+        """The held-back examples."""
         return self._validation
 
     @property
     def probe(self) -> Sequence[TrainingExample]:
-        """Validation examples where there are any, else those of training."""
+        """The validation examples, or the training examples if there are none."""
         return self._validation or self.examples
 
     def fingerprint(self) -> str:
-        """Return the hash of both sets, before weighting."""
+        """Return the hash of the training and validation examples, before weighting."""
         return fingerprint(self.examples, self._validation)
 
     def trained_tokens(self) -> int:
-        """Return the number of supervised tokens."""
+        """Return the number of supervised tokens of the training examples."""
         return sum(sum(1 for weight in example.weights if weight) for example in self.examples)
 
     def prepare(self, model: Any, balance: float) -> Iterable[str]:
-        """Decide whether examples share prefixes, with the model as it is.
+        """Decide whether examples share prefixes, and return the decision with its reason.
 
-        The steps are looked at as they will come, unless somebody has done so.
+        The saving is computed from the steps of an epoch unless the caller has passed it.
+
+        Raises:
+            UserError: the recipe requires sharing, but it would not be exact for this model.
         """
         settings, obstacles = self.settings, model_obstacles(model, balance)
         if self.saving is None:
@@ -119,7 +122,7 @@ class SupervisedObjective(Objective):
         return [str(sharing)]
 
     def callbacks(self, folder: Path, emit: Watch) -> Sequence[TrainerCallback]:
-        """Return what answers validation prompts, if the recipe asks for samples."""
+        """Return the callback that answers validation prompts, if the recipe sets `train.samples`."""
         settings = self.settings
         if not (settings.samples and self._validation):
             return []
@@ -129,28 +132,28 @@ class SupervisedObjective(Objective):
         return [SampleWriter(self._validation[: settings.samples], vocabulary, like, emit)]
 
     def collate(self, units: Sequence[Any], share: Share) -> StepBatch:
-        """Make the examples' flat batches (`steps.Collator`); names are the channels of their triples."""
+        """Return the examples as flat batches (`steps.Collator`). `names` has the channels of their triples."""
         collator = dataclasses.replace(self._collator, process=share.process, processes=share.processes)
         made: Any = collator(units)
         return made
 
     def denominator(self, weight: float, units: int) -> float:
-        """Return the number of supervised tokens, or of examples if every example weighs the same."""
+        """Return the sum of the weights, or the number of examples if the weighting is not "token"."""
         return weight if self.settings.loss_weighting == "token" else units
 
     def loss(self, model: nn.Module, batch: MicroBatch, denominator: float) -> Tensor:
-        """Return the weighted sum of negative log-likelihoods over the denominator, as the model computes it."""
+        """Return the weighted sum of negative log-likelihoods divided by the denominator, computed by the model."""
         loss: Tensor = model(**batch, denominator=denominator).loss
         return loss
 
     def metrics(self, model: nn.Module, batch: MicroBatch, names: Sequence[str]) -> Iterator[tuple[str, float, float]]:
-        """Yield the negative log-likelihood of every triple under its channel."""
+        """Yield the weighted negative log-likelihood and the weight of every triple under its channel."""
         nll_S = model(**batch).nll.double() * batch["weights"]
         for name, value, weight in zip(names, nll_S.tolist(), batch["weights"].tolist(), strict=True):
             yield (name if name in REPORTED_CHANNELS else "other"), value, weight
 
     def summary(self, sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Return the mean over all supervised tokens as `loss`, and `loss_X` of every channel X that has some."""
+        """Return `loss`, the mean over all supervised tokens, and `loss_X`, the mean over those of each channel X."""
         total, count = torch.tensor(list(sums.values()), dtype=torch.float64).sum(0).tolist()
         found = {"loss": total / count if count else float("nan")}
         for name, (value, weight) in sums.items():

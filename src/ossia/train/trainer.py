@@ -1,7 +1,13 @@
-"""transformers' Trainer with five things of our own: steps made of micro-batches, the loss of an objective, checkpoints
-in Ossia's layout, validation in the same code path as training, and a stop with a name when a number is not finite.
+"""transformers' Trainer with the following changes.
 
-Everything else (optimiser, schedule, clipping, accelerate, random states, data order, resuming) is Trainer's.
+* Steps consist of micro-batches.
+* The order of the examples keeps the turns of a conversation together.
+* The loss is that of an objective.
+* Checkpoints have Ossia's layout.
+* Validation uses the same code path as training.
+* Training stops with an error that names the layer when a loss or a gradient is not finite.
+
+Trainer itself does everything else: optimiser, schedule, clipping, accelerate, random states, resuming.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ from ossia.train.routing import Routers
 
 
 class OssiaTrainer(Trainer):
-    """Trains the adapter of a `PeftModel` around an `OssiaForCausalLM` towards an objective."""
+    """A Trainer for the adapter of a `PeftModel` around an `OssiaForCausalLM`, with the loss of an objective."""
 
     def __init__(
         self,
@@ -70,11 +76,11 @@ class OssiaTrainer(Trainer):
         self.step_tokens = 0
         """Tokens processed in the last step, over all devices."""
         self.example_tokens = self.repeated_tokens = 0
-        """Of the last step, over all devices: see `events.Step`."""
+        """Counts of the last step, over all devices; see `events.Step`."""
         self.collating = 0.0
-        """Seconds that making the last step's batch took."""
+        """Seconds of making the last step's batch."""
         self.measured: dict[str, float] = {}
-        """What the last evaluation found (`Objective.summary`)."""
+        """Metrics of the last evaluation (`Objective.summary`)."""
 
     def training_step(
         self,
@@ -82,9 +88,16 @@ class OssiaTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Run a step's micro-batches and return this process's part of its loss, times the number of processes."""
+        """Run the forward and backward passes of a step's micro-batches.
+
+        Returns:
+            This process's part of the step's loss, times the number of processes: a float32 scalar.
+
+        Raises:
+            OssiaError: the step has no supervised token, or the loss or a gradient is not finite.
+        """
         model.train()
-        # A process may have nothing to do in a step, and Trainer takes an empty batch for a mistake.
+        # A process may have no micro-batches in a step, and Trainer raises an error for an empty batch.
         micro_batches = self._prepare_inputs(inputs["micro_batches"]) if inputs["micro_batches"] else []
         sizes_2 = torch.zeros(2, device=self.args.device)
         for batch in micro_batches:
@@ -100,7 +113,8 @@ class OssiaTrainer(Trainer):
         devices, idle = self.accelerator.num_processes, self._idle(len(micro_batches))
         for number, batch in enumerate([*micro_batches, *idle], 1):
             works = number <= len(micro_batches)
-            # Gradients of several devices are averaged, but the denominator already counts all of them.
+            # Gradients are averaged over the devices. The denominator already counts the tokens of all devices, so the
+            # loss is multiplied by their number.
             with self._unsynchronised(model, last=number == max(1, len(micro_batches))):
                 share = batch["input_ids"].numel() / tokens if works else 0.0
                 with self.routers.training_pass(scale=self.balance * share * devices, count=works):
@@ -115,13 +129,17 @@ class OssiaTrainer(Trainer):
         return self.objective.loss(model, batch, 1.0)
 
     def _unsynchronised(self, model: nn.Module, last: bool) -> Any:
-        """Average gradients over devices with the last micro-batch; sharded ones at once: whole ones take memory."""
+        """Return a context that averages gradients over devices only with the last micro-batch.
+
+        Sharded gradients are averaged with every micro-batch, because whole gradients take memory.
+        """
         return contextlib.nullcontext() if last or self.twin is not None else self.accelerator.no_sync(model)
 
     def _idle(self, micro_batches: int) -> list[dict[str, Tensor]]:
-        """Micro-batches without weight that keep a sharded model's processes in step with the one that has most to do.
+        """Return micro-batches without weight, so that this process takes part in all collective operations.
 
-        Otherwise a process needs one only if it has nothing else, to take part in averaging the gradients.
+        With a sharded model every process needs as many micro-batches as the process with the most. Otherwise a process
+        needs one only if it has none, to take part in averaging the gradients.
         """
         if self.twin is None:
             return [] if micro_batches else [self.on_device(self.objective.idle())]
@@ -129,18 +147,21 @@ class OssiaTrainer(Trainer):
         return [self.on_device(self.objective.idle()) for _ in range(most - micro_batches)]
 
     def taken_load(self) -> tuple[Tensor, float | None, int]:
-        """Return what the routers did since the last call, over all devices.
+        """Return the routers' counts since the last call, over all devices.
 
         Returns:
-            int64 [L, E] (token, choice) pairs per layer and expert; the mean load-balancing loss, None where there is
-            none; the tokens.
+            The number of (token, choice) pairs per layer and expert, int64 [L, E].
+
+            The mean load-balancing loss, or None if it is not trained.
+
+            The number of tokens.
         """
         load_LE, counted = (self.accelerator.reduce(value) for value in self.routers.take())
         summed, tokens = counted.tolist()
         return load_LE, summed / tokens if self.balance else None, int(tokens)
 
     def on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A micro-batch's inputs where the model computes."""
+        """Return a micro-batch's inputs on the device of the model."""
         return {name: value.to(self.args.device) for name, value in inputs.items()}
 
     def evaluation_loop(
@@ -151,7 +172,7 @@ class OssiaTrainer(Trainer):
         metric_key_prefix: str = "eval",
         **__: Any,
     ) -> EvalLoopOutput:
-        """Return what the objective measures on the validation units."""
+        """Return the metrics of the objective on the validation units."""
         model = self.model
         model.eval()
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
@@ -165,7 +186,11 @@ class OssiaTrainer(Trainer):
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def _evaluation_micro_batches(self, dataloader: DataLoader) -> Iterator[tuple[dict[str, Tensor], Any, bool]]:
-        """What this process evaluates, and whether it is work: a sharded model needs all processes in every pass."""
+        """Return this process's micro-batches: (inputs, names, whether the metrics count).
+
+        A sharded model needs all processes in every pass. So a process may also have idle micro-batches, which do not
+        count.
+        """
         mine: Iterable[tuple[Any, Any, bool]] = (
             (inputs, names, True)
             for batch in dataloader
@@ -177,7 +202,10 @@ class OssiaTrainer(Trainer):
         return ((self.on_device(inputs), names, works) for inputs, names, works in mine)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Every process is given whole steps; the objective picks the micro-batches that are the process's own."""
+        """Return a loader of steps in the order of `ConversationOrder`.
+
+        Every process gets the whole step. The objective then selects the process's own micro-batches.
+        """
         order = ConversationOrder(
             conversations_of(self.train_dataset),
             self.examples_per_step,
@@ -190,7 +218,7 @@ class OssiaTrainer(Trainer):
         )  # fmt: skip
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The same for validation, in the order of the data."""
+        """Return a loader of validation units, `examples_per_step` at a time in the order of the data."""
         data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         return DataLoader(data, batch_size=self.examples_per_step, collate_fn=self._collate)
 
@@ -199,18 +227,18 @@ class OssiaTrainer(Trainer):
         return self.objective.collate(units, Share(state.process_index, state.num_processes))
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Trainer's estimate counts frozen experts that a token never meets; Ossia reports tokens instead."""
+        """Return 0, because Trainer's estimate also counts experts that a token does not use. Ossia reports tokens."""
         return 0
 
     def _reduced(self, sums: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
-        """The sum and the weight of every metric, over all processes."""
+        """Return (weighted sum, weight) of every metric, over all processes."""
         names = self.objective.metric_names
         table = torch.tensor([sums.get(name, [0.0, 0.0]) for name in names], dtype=torch.float64)
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table.to(self.args.device)).cpu()
         return {name: (value, weight) for name, (value, weight) in zip(names, table.tolist(), strict=True)}
 
-    # Trainer's hooks for reading and writing checkpoints.
+    # Overrides of Trainer's methods that read and write checkpoints.
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint; on a full disk wait for room, or write it to the spare folder and end.
@@ -251,7 +279,7 @@ class OssiaTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # the folder is there
             self._save(str(partial))
             self._save_optimizer_and_scheduler(str(partial))
-            self._save_rng_state(str(partial))  # every process its own
+            self._save_rng_state(str(partial))  # each process has its own
             if writes:
                 self.state.save_to_json(str(partial / "trainer_state.json"))
             self.accelerator.wait_for_everyone()  # everything is in it
@@ -295,17 +323,19 @@ class OssiaTrainer(Trainer):
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: the stage has loaded the adapter before the model was wrapped."""
+        """Do nothing, because the session has loaded the adapter before the model was wrapped."""
 
 
 class ConversationOrder(Sampler[list[int]]):
-    """Yields each step's examples, as indices: a new permutation of the conversations in every epoch.
+    """A sampler that yields each step's examples as indices, with the conversations in a new random order every epoch.
 
-    The order is the same whether prefixes are shared or not, so sharing changes what is computed and nothing about the
-    optimisation. It has a price of its own, paid in both cases: the turns of a conversation mostly fall into one step,
-    so a step sees fewer conversations than if examples were shuffled one by one, and its gradient varies more. With
-    conversations of n turns, `examples_per_step` of k means about k / n conversations. A conversation at the edge of a
-    step goes on in the next one. The last step of an epoch may have fewer examples.
+    The order is the same with and without shared prefixes. So sharing reduces the computation and does not change the
+    optimisation.
+
+    The order has a cost in both cases. The turns of a conversation are mostly in one step, so a step has fewer
+    conversations than with shuffled examples, and its gradient varies more. If conversations have n turns, a step of k
+    examples has about k / n conversations. A conversation may continue in the next step. The last step of an epoch may
+    have fewer examples.
     """
 
     def __init__(
@@ -313,9 +343,11 @@ class ConversationOrder(Sampler[list[int]]):
     ) -> None:
         """
         Args:
-            conversations: indices of the examples of each.
-            steps_done: optimiser steps of the run so far, asked at the beginning of an epoch; a resumed run begins in
-                the middle of one, and its caller skips the steps that were done.
+            conversations: per conversation, the indices of its examples.
+            examples_per_step: number of examples of a step.
+            seed: seed of the random order.
+            steps_done: returns the number of optimiser steps of the run so far. It is called at the start of an epoch.
+                A resumed run may start in the middle of an epoch, and then Trainer skips the steps already done.
         """
         self.conversations, self.examples_per_step, self.seed = conversations, examples_per_step, seed
         self.steps_done = steps_done
@@ -328,5 +360,5 @@ class ConversationOrder(Sampler[list[int]]):
         yield from self.epoch(self.steps_done() // len(self))
 
     def epoch(self, number: int) -> Iterator[list[int]]:
-        """The steps of one epoch."""
+        """Return the steps of epoch `number` (from 0), as indices of examples."""
         return epoch(self.conversations, self.examples_per_step, self.seed, number)

@@ -1,4 +1,4 @@
-"""The adapter as it was trained, in PEFT's layout, with a card."""
+"""The target `adapter`: the adapter as it was trained, in PEFT's layout, with a model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint in the published layout with the adapter merged in."""
+"""The target `hf`: a checkpoint in the published layout, with the adapter merged in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What merged tensors are written as, a file each: it takes a `MergedModel` and returns what it wrote.
+"""File formats of merged tensors, one module each. A writer takes a `MergedModel` and returns `WrittenTensors`.
 
-safetensors     a checkpoint in the published layout
+safetensors    a checkpoint in the published layout
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from ossia.export.rounding import Survival
 
 @dataclass
 class WrittenTensors:
-    """What was written.
-
-    digests: SHA-256 of each tensor's bytes, in hexadecimal.
-    copied: names of those that are the source's own bytes.
-    survival: of every tensor that got an update.
-    """
+    """The record of the tensors that a writer wrote."""
 
     digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the bytes of each tensor in hexadecimal, by name."""
     copied: set[str] = field(default_factory=set)
+    """Names of the tensors that are the source's bytes."""
     survival: list[Survival] = field(default_factory=list)
+    """The effect of rounding on every tensor with an update."""

@@ -1,4 +1,4 @@
-"""Merged tensors as a safetensors checkpoint in the published layout."""
+"""The writer of merged tensors as a safetensors checkpoint in the published layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ossia.export.writers import WrittenTensors
 
 
 def write_safetensors(merged: MergedModel, folder: Path, advance: UnitsDone) -> WrittenTensors:
-    """Write the merged weights into `folder`. `advance` is told the bytes written.
+    """Write the merged weights to `folder`, and return the record of them.
+
+    Args:
+        advance: called with the bytes of each tensor.
 
     Raises:
         UserError: the update is not finite.
@@ -38,10 +41,10 @@ def write_safetensors(merged: MergedModel, folder: Path, advance: UnitsDone) -> 
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a CPU tensor, as they are in the file."""
+    """Return the bytes of a tensor as they are in the file."""
     return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes, in hexadecimal."""
+    """Return the SHA-256 of a tensor's bytes in hexadecimal."""
     return hashlib.sha256(as_bytes(tensor)).hexdigest()

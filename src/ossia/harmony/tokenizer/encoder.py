@@ -1,8 +1,8 @@
-"""Two encoders of the same vocabulary: the checkpoint's own tokenizer.json, and a ten times faster one.
+"""Two encoders of the same vocabulary: that of the checkpoint's tokenizer.json, and one that is ten times faster.
 
-The fast one is the byte-pair encoder of the package bpe-openai, which holds `o200k_base`. It is used only for a
-tokenizer.json whose SHA-256 is that of the published one, so that no checkpoint with another vocabulary is ever encoded
-with the wrong tables. Both give the same ids for any text (tests/harmony/test_vocabulary.py).
+The fast encoder is the byte-pair encoder of the package bpe-openai, which contains `o200k_base`. It is used only for
+a tokenizer.json with the SHA-256 of the published file. So text for a checkpoint with another vocabulary is never
+encoded with the wrong tables. Both encoders give the same ids for any text (tests/harmony/test_vocabulary.py).
 """
 
 from __future__ import annotations
@@ -30,28 +30,32 @@ _PROBE_IDS = [
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Text to ids, with control tokens in the text taken as plain text, and single ids back to bytes."""
+    """Functions that encode text to token ids and look up the bytes of single ids."""
 
     encode: Callable[[str], list[int]]
-    """Raises UnicodeEncodeError or TypeError for half a surrogate pair."""
+    """Text -> ids; control tokens in it are plain text. A lone surrogate raises UnicodeEncodeError or TypeError."""
     token: Callable[[int], bytes | None]
-    """The bytes of an ordinary token; None for ids that are none."""
+    """Id -> bytes of an ordinary token; None for all other ids."""
     name: str
-    """The package that does the work."""
+    """The package that implements the encoder."""
 
 
 def encoder_for(path: Path, digest: str) -> Encoder:
-    """The quickest encoder that is right for a tokenizer.json with this SHA-256.
+    """Return the fastest encoder that is correct for a tokenizer.json.
+
+    Args:
+        path: the tokenizer.json.
+        digest: its SHA-256.
 
     Raises:
-        UserError: the file is not the tokenizer of gpt-oss.
+        UserError: the file cannot be read, or is not the tokenizer of gpt-oss.
     """
     return (fast_encoder() if digest == PUBLISHED_SHA256 else None) or file_encoder(path)
 
 
 @functools.lru_cache(maxsize=1)
 def fast_encoder() -> Encoder | None:
-    """The encoder of bpe-openai; None where the package is missing or does not do what it did when it was tested."""
+    """Return the encoder of bpe-openai, or None if the package is missing or encodes a probe text differently."""
     try:
         tokenizer = _bindings().tokenizer_for_encoding("o200k_base")
         same = tokenizer.encode(_PROBE) == _PROBE_IDS
@@ -61,7 +65,7 @@ def fast_encoder() -> Encoder | None:
 
 
 def _bindings() -> Any:
-    """The extension module alone: the package around it takes half a second to import, for tables of its own."""
+    """Return the extension module without the package, whose own tables take half a second to import."""
     package = importlib.util.find_spec("bpe_openai")
     places = package.submodule_search_locations if package else None
     spec = importlib.machinery.PathFinder.find_spec("bpe_openai._bindings", places) if places else None
@@ -78,10 +82,10 @@ def _table() -> dict[int, bytes]:
 
 
 def file_encoder(path: Path) -> Encoder:
-    """The encoder that a tokenizer.json describes, run by Hugging Face's tokenizers.
+    """Return the encoder that a tokenizer.json describes, in Hugging Face's tokenizers.
 
     Raises:
-        UserError: the file cannot be read, or has other control tokens than gpt-oss.
+        UserError: the file cannot be read, or its control tokens differ from those of gpt-oss.
     """
     from tokenizers import Tokenizer
 

@@ -1,9 +1,10 @@
-"""The tokenizer files of gpt-oss, rebuilt on the spot and byte-identical to the published ones.
+"""The tokenizer files of gpt-oss, rebuilt offline and byte-identical to the published ones.
 
-A checkpoint brings its own tokenizer.json. Where there is none (tests, synthetic checkpoints, machines without a
-network), the same files are made from the byte-pair ranks of `o200k_base`, which the PyPI package `bpe-openai` carries.
-Nothing has to be trusted on the way: the ranks are checked against the SHA-256 that OpenAI publishes in tiktoken, the
-results against the SHA-256 of the files in openai/gpt-oss-20b on Hugging Face.
+A checkpoint usually has its own tokenizer.json. Tests, synthetic checkpoints and machines without a network do not
+have one. For them the same files are made from the byte-pair ranks of `o200k_base` in the PyPI package `bpe-openai`.
+
+Input and output are both verified. The ranks must have the SHA-256 that OpenAI publishes in tiktoken. The results must
+have the SHA-256 of the files in openai/gpt-oss-20b on Hugging Face.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ossia.files import atomic_file, cache_folder
 
 RANKS_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
-# name -> (bytes, SHA-256) as in openai/gpt-oss-20b, revision 6cee5e81
+# Name -> (bytes, SHA-256), as in openai/gpt-oss-20b, revision 6cee5e81.
 PUBLISHED_FILES = {
     "tokenizer.json": (27_868_174, "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3"),
     "tokenizer_config.json": (4_200, "9279e942392b742d633c7adbb89ebe002c98399db8926a7af5125c726f404070"),
@@ -43,7 +44,7 @@ _NAMED_SPECIAL_TOKENS = {
 SPECIAL_TOKENS = {id: f"<|{_NAMED_SPECIAL_TOKENS.get(id, f'reserved_{id}')}|>" for id in range(199998, 200019)}
 """The 21 special tokens that tokenizer.json lists, id -> text."""
 
-# How o200k_base cuts text into words before the merges (tiktoken, openai_public.py).
+# The pattern with which o200k_base cuts text into words before the merges (tiktoken, openai_public.py).
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 WORD_PATTERN = "|".join(
@@ -60,12 +61,15 @@ WORD_PATTERN = "|".join(
 
 
 def offline_tokenizer_folder() -> Path:
-    """A folder with the four published tokenizer files, built on first use (a few seconds) and kept per user.
+    """Return a folder with the four published tokenizer files.
 
-    Two processes may build at the same time: each writes files of its own, moves them into place, and they are equal.
+    The first call builds it in the user's cache folder, which takes a few seconds. Two processes may build it at the
+    same time. Each writes its own files and moves them into place, and the files are equal.
 
     Raises:
-        UserError: `bpe-openai` is not installed, or its ranks are not those of o200k_base.
+        UserError: `bpe-openai` is not installed, its ranks are not those of o200k_base, or the cache folder cannot be
+            written.
+        OssiaError: a rebuilt file differs from the published one.
     """
     folder = cache_folder() / f"tokenizer-{PUBLISHED_FILES['tokenizer.json'][1][:12]}"
     missing = [name for name, (size, _) in PUBLISHED_FILES.items() if not _is_there(folder / name, size)]
@@ -99,9 +103,9 @@ def _build(folder: Path, missing: list[str]) -> None:
 
 
 def read_ranks() -> dict[bytes, int]:
-    """The 199,998 byte-pair ranks of o200k_base, token bytes -> id, from the package `bpe-openai`.
+    """Return the 199,998 byte-pair ranks of o200k_base from the package `bpe-openai`, as token bytes -> id.
 
-    The package is located, not imported (its extension module has 74 MB).
+    The package is located but not imported, because its extension module has 74 MB.
 
     Raises:
         UserError: the package is missing, or the ranks are not the published ones.
@@ -121,7 +125,7 @@ def read_ranks() -> dict[bytes, int]:
 
 
 def byte_alphabet() -> dict[int, str]:
-    """Byte -> the printable character that stands for it in byte-level BPE files (GPT-2's table)."""
+    """Return byte -> the printable character that represents it in byte-level BPE files (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
@@ -168,7 +172,8 @@ def _write_tokenizer(ranks: dict[bytes, int], path: Path) -> None:
 
     alphabet = byte_alphabet()
     text = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
-    # Ranks do not say which pair a token was merged from; every split into two known tokens is listed, best first.
+    # The ranks do not contain the pair that a token was merged from. So every split into two known tokens is listed,
+    # best first.
     splits = [
         (rank, ranks[token[:cut]], ranks[token[cut:]], text[token[:cut]], text[token[cut:]])
         for token, rank in ranks.items()

@@ -1,7 +1,7 @@
-"""Text to token ids and back, for the vocabulary `o200k_harmony` of gpt-oss.
+"""Conversion of text to token ids and back, for the vocabulary `o200k_harmony` of gpt-oss.
 
-Text never turns into control tokens here: `encode("<|end|>")` gives the ids of those seven characters, so a user, a
-tool or a data set cannot end a message or open a channel. Control tokens are placed by the renderer, by id.
+`encode` never makes control tokens from text: `encode("<|end|>")` gives the ids of those seven characters. So a user, a
+tool or a data set cannot end a message or open a channel. The renderer inserts control tokens by their ids.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ __all__ = [
 
 STARTOFTEXT = 199998
 ENDOFTEXT = 199999  # padding
-RETURN = 200002  # the model's turn is over
-CONSTRAIN = 200003  # content type of constrained output, as in `<|constrain|>json`
+RETURN = 200002  # ends the model's turn
+CONSTRAIN = 200003  # begins the content type of constrained output, as in `<|constrain|>json`
 CHANNEL = 200005
 START = 200006
-END = 200007  # a message is over, more may follow
-MESSAGE = 200008  # the header is over, the content begins
-CALL = 200012  # a tool call is over, the model waits for the result
+END = 200007  # ends a message; more may follow
+MESSAGE = 200008  # ends the header; the content follows
+CALL = 200012  # ends a tool call; the result follows
 ENDOFPROMPT = 200018
 
 VOCABULARY_SIZE = 201_088
-"""Rows of the embedding and the output layer: ids 0..201087. Those above 200018 are reserved, never in text."""
+"""Rows of the embedding and of the output layer: ids 0..201087. Ids above 200018 are reserved and never in text."""
 
 STOP_TOKENS = frozenset({RETURN, CALL, ENDOFTEXT})
-"""Sampling stops here (the published generation_config.json)."""
+"""Tokens that end sampling (the published generation_config.json)."""
 
 CLOSING_TOKENS = frozenset({END, RETURN, CALL, ENDOFTEXT})
-"""A message is over."""
+"""Tokens that end a message."""
 
 CONTROL_TOKENS = CLOSING_TOKENS | {START, CHANNEL, CONSTRAIN, MESSAGE, STARTOFTEXT}
-"""All other ids are text: reserved ones by their names, unknown ones as U+FFFD."""
+"""Tokens with a function in Harmony. Other ids are text: reserved ones by their names, unknown ones as U+FFFD."""
 
 _SPECIAL_PATTERN = re.compile("(" + "|".join(re.escape(text) for text in SPECIAL_TOKENS.values()) + ")")
 _SPECIAL_IDS = {text: id for id, text in SPECIAL_TOKENS.items()}
 _CACHED_TEXTS = 4096
-_CACHED_LENGTH = 4096  # characters; longer texts hardly ever repeat and would fill memory
+_CACHED_LENGTH = 4096  # characters; longer texts rarely repeat and would fill memory
 
 
 class Vocabulary:
@@ -73,21 +73,24 @@ class Vocabulary:
         self.digest = digest
         """SHA-256 of the tokenizer.json."""
         self.folder = folder
-        """The folder that it was loaded from, for other processes to load the same."""
+        """The folder of the tokenizer.json, from which other processes can load the same vocabulary."""
         self.encoder = encoder.name
-        """The package that encodes, for reports."""
+        """The package that implements the encoder, for reports."""
         self._encoder = encoder
         self._bytes: dict[int, bytes] = {}
         self._encode_cached = functools.lru_cache(maxsize=_CACHED_TEXTS)(self._encode_tuple)
 
     @classmethod
     def load(cls, folder: Path | str | None = None) -> Vocabulary:
-        """Read tokenizer.json of a checkpoint folder; without a folder, the offline copy (`offline_tokenizer_folder`).
+        """Return the vocabulary of the tokenizer.json in a folder.
 
-        The result is kept and handed out again while the file does not change.
+        The last four vocabularies are cached. A file that has changed is read again.
+
+        Args:
+            folder: the folder of a checkpoint. None: the offline copy, `offline_tokenizer_folder`.
 
         Raises:
-            UserError: no tokenizer.json, or not the tokenizer of gpt-oss.
+            UserError: there is no tokenizer.json, it cannot be read, or it is not the tokenizer of gpt-oss.
         """
         path = (offline_tokenizer_folder() if folder is None else Path(folder)) / "tokenizer.json"
         if not path.is_file():
@@ -100,18 +103,18 @@ class Vocabulary:
         return _load(str(path.resolve()), status.st_mtime_ns, status.st_size)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with control tokens in it taken as plain text. Lone surrogates become U+FFFD."""
+        """Return the token ids of a text. Control tokens in it are plain text. Lone surrogates become U+FFFD."""
         try:
             return self._encoder.encode(text)
         except (UnicodeEncodeError, TypeError):  # half of a surrogate pair, which JSON can express and UTF-8 cannot
             return self._encoder.encode(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
     def encode_tuple(self, text: str) -> tuple[int, ...]:
-        """The same as an immutable tuple, which is kept for the next time (repeated prompts, headers, tools)."""
+        """Return `encode(text)` as a tuple. Results of short texts are cached: repeated prompts, headers, tools."""
         return self._encode_cached(text) if len(text) <= _CACHED_LENGTH else self._encode_tuple(text)
 
     def encode_with_specials(self, text: str) -> list[int]:
-        """Token ids of a text in which `<|start|>` and the like mean the control tokens. For trusted text only."""
+        """Return the token ids of a text in which `<|start|>` etc. are control tokens. For trusted text only."""
         ids: list[int] = []
         for position, piece in enumerate(_SPECIAL_PATTERN.split(text)):
             if position % 2:
@@ -121,13 +124,14 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of any ids; control tokens are spelt out. Invalid UTF-8 and unknown ids become U+FFFD."""
+        """Return the text of any ids, with control tokens spelt out. Invalid UTF-8 and unknown ids become U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token (often not valid UTF-8 by itself). Unknown ids give the bytes of U+FFFD.
+        """Return the bytes of one token, which are often not valid UTF-8 by themselves.
 
         Control tokens and reserved ids up to `VOCABULARY_SIZE` give their names, `<|end|>` or `<|reserved_200500|>`.
+        Unknown ids give the bytes of U+FFFD.
         """
         known = self._bytes.get(id)
         if known is None:
@@ -135,7 +139,7 @@ class Vocabulary:
         return known
 
     def token_text(self, id: int) -> str:
-        """One token as text, invalid bytes as U+FFFD."""
+        """Return the text of one token, with U+FFFD for invalid bytes."""
         return self.token_bytes(id).decode("utf-8", "replace")
 
     def _encode_tuple(self, text: str) -> tuple[int, ...]:
@@ -144,16 +148,16 @@ class Vocabulary:
     def _look_up(self, id: int) -> bytes:
         if id in SPECIAL_TOKENS:
             return SPECIAL_TOKENS[id].encode()
-        if ENDOFPROMPT < id <= VOCABULARY_SIZE:  # openai-harmony names one id more than the model has
+        if ENDOFPROMPT < id <= VOCABULARY_SIZE:  # openai-harmony has names for one id more than the model
             return f"<|reserved_{id}|>".encode()
         token = self._encoder.token(id) if 0 <= id < STARTOFTEXT else None
         return "\N{REPLACEMENT CHARACTER}".encode() if token is None else token
 
 
 class Pieces:
-    """A stand-in for a vocabulary, for Harmony kept as text: cut at the control tokens that are spelt out in it.
+    """A substitute for a vocabulary, for Harmony in text form. The text is cut at the control tokens spelt out in it.
 
-    Every piece of text gets an id of its own, and control tokens their true ones.
+    Each piece of text gets a new id. Control tokens have their real ids.
     """
 
     def __init__(self) -> None:
@@ -161,25 +165,25 @@ class Pieces:
         self._next = 0
 
     def split(self, text: str) -> list[str]:
-        """Control tokens and the pieces between them. Lone surrogates become U+FFFD."""
+        """Return the control tokens in a text and the pieces between them. Lone surrogates become U+FFFD."""
         whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return [piece for piece in _SPECIAL_PATTERN.split(whole) if piece]
 
     def id_of(self, piece: str) -> int:
-        """The id of the next piece of the text."""
+        """Return the id of the next piece of the text: a new one, or the real id of a control token."""
         if (special := _SPECIAL_IDS.get(piece)) is not None:
             return special
-        id, self._next = self._next, (self._next + 1) % STARTOFTEXT  # by then nobody asks for the old ones
+        id, self._next = self._next, (self._next + 1) % STARTOFTEXT  # ids are reused when the old ones are not needed
         self._known[id] = piece.encode()
         return id
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of a piece or a control token."""
+        """Return the bytes of a piece or of a control token."""
         return self._known[id]
 
 
 @functools.lru_cache(maxsize=4)
 def _load(path: str, _modified_ns: int, _size: int) -> Vocabulary:
-    """The vocabulary in the file `path`; the other arguments only tell one state of the file from the next."""
+    """Return the vocabulary of the file `path`. The other arguments invalidate the cache when the file changes."""
     digest = sha256_of(Path(path))
     return Vocabulary(encoder_for(Path(path), digest), digest, Path(path).parent)

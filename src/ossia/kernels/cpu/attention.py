@@ -1,10 +1,13 @@
-"""Dense attention by torch's CPU flash kernel, given the shapes that it is fast with.
+"""Dense attention by torch's CPU flash kernel, called with shapes for which the kernel is fast.
 
-The kernel cuts queries into tiles by their number per head, and makes tiles of 32 where there are few. Query heads that
-share a key head see the same keys, so they are laid end to end as one long head: several times as many queries per tile
-and keys read once. That leaves no room for the kernel's own causal mask. Causal attention goes by blocks of queries
-instead, each first to all keys before the block, without a mask, and then to the block's own keys with one. The truth
-is `ossia.kernels.reference.attention`.
+The kernel cuts the queries of a head into tiles. The tiles grow with the number of queries, and have 32 queries where
+there are few. Query heads that share a key head see the same keys, so they are laid end to end as one long head. A
+tile then has several times as many queries, and the keys are read once.
+
+The kernel's own causal mask does not fit this layout. Causal attention is therefore computed in blocks of queries. A
+block attends to its own keys with a mask, and to all keys before it without one.
+
+The reference is `ossia.kernels.reference.attention`.
 
 Shapes: B rows, H query heads, K key/value heads, G = H / K, Q queries, C keys, D head size.
 """
@@ -19,21 +22,21 @@ from torch import Tensor
 from ossia.kernels.reference.attention import merged
 
 BLOCK = 256
-"""Queries of a causal block."""
+"""Number of queries in a causal block."""
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def serves(device: torch.device) -> bool:
-    """Whether torch's kernel runs there; it takes every dtype and head size."""
+    """Return whether torch's kernel runs on this device. It takes every dtype and head size."""
     return device.type == "cpu"
 
 
 def dense_forward(
     q_BHQD: Tensor, k_BKCD: Tensor, v_BKCD: Tensor, seen: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """As the truth."""
+    """Return the results of `reference.attention.dense_forward`."""
     if not causal:
         return _forward(q_BHQD, k_BKCD, v_BKCD, _additive(seen, q_BHQD, k_BKCD), scale)
     dtype = torch.promote_types(q_BHQD.dtype, torch.float32)
@@ -60,12 +63,12 @@ def dense_backward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the truth."""
+    """Return the results of `reference.attention.dense_backward`."""
     if not causal:
         mask = _additive(seen, q_BHQD, k_BKCD)
         return _backward(grad_BHQD, q_BHQD, k_BKCD, v_BKCD, out_BHQD, lse_BHQ, mask, scale)
     dq_BHQD = torch.empty_like(q_BHQD, memory_format=torch.contiguous_format)
-    # Keys collect gradients from every later block, so sums are kept in float32.
+    # Every later block adds to the gradients of a block's keys, so the sums are kept in float32.
     dk_BKCD, dv_BKCD = (torch.zeros(x.shape, dtype=lse_BHQ.dtype) for x in (k_BKCD, v_BKCD))
     for own, mask in _blocks(q_BHQD, k_BKCD):
         part = [x[:, :, own] for x in (grad_BHQD, q_BHQD, out_BHQD, lse_BHQ)]
@@ -86,7 +89,10 @@ def _added(
     mask: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """Add a block's gradients of some keys and values to the sums; return that of its queries, in the sums' type."""
+    """Add a block's gradients of some keys and values to the sums, and return the gradient of its queries.
+
+    `part` holds the block's slices of grad, q, out and log-sum-exp. The result has the sums' dtype.
+    """
     grad, q, out, lse = part
     dq, dk, dv = _backward(grad, q, k_BKCD[:, :, keys], v_BKCD[:, :, keys], out, lse, mask, scale)
     dk_BKCD[:, :, keys] += dk
@@ -95,7 +101,7 @@ def _added(
 
 
 def _blocks(q_BHQD: Tensor, k_BKCD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The causal blocks, each with the mask of its own keys."""
+    """Yield the causal blocks, each with the additive mask of its own keys."""
     Q = q_BHQD.shape[2]
     for start in range(0, Q, BLOCK):
         own = slice(start, min(start + BLOCK, Q))
@@ -131,12 +137,15 @@ def _backward(
 
 
 def _grouped(x_BHQ: Tensor, heads: int) -> Tensor:
-    """[B, H, Q, ...] -> [B, K, G * Q, ...]."""
+    """Return [B, H, Q, ...] as [B, K, G * Q, ...]."""
     return x_BHQ.unflatten(1, (heads, -1)).flatten(2, 3)
 
 
 def _additive(seen: Tensor | None, q_BHQD: Tensor, k_BKCD: Tensor) -> Tensor | None:
-    """[B or 1, 1, Q, C] -> [.., 1, G * Q, C]: what is added to logits, once for each head of a group, in q's type."""
+    """Return the mask [B or 1, 1, Q, C] as a term for the logits, [B or 1, 1, G * Q, C] in q's dtype.
+
+    The term is 0 where a key is seen and -inf elsewhere, repeated for each head of a group.
+    """
     if seen is None:
         return None
     mask = torch.zeros(seen.shape, dtype=q_BHQD.dtype).masked_fill_(~seen, -torch.inf)

@@ -1,10 +1,12 @@
 """Compile the C in `native/` to a shared library beside it: at installation, or by `python -m ossia.kernels.cpu.build`.
 
-Optional: without a compiler, or on a system where this fails, plain torch does the same work, only slower. The library
-has no tie to Python or torch, so one build serves every version of both. OpenMP is not linked: its functions are taken
-from the OpenMP that torch has loaded, because two pools of threads on the same cores get in each other's way.
+The library is optional. Without a compiler, or on a system where compiling fails, plain torch does the same work more
+slowly. The library does not depend on Python or torch, so one build works with every version of both.
 
-Imports nothing but the standard library: the build hook runs this file before Ossia is installed.
+OpenMP is not linked. Its functions come from the OpenMP that torch has loaded, because two pools of threads on the
+same cores slow each other down.
+
+This file imports only the standard library, because the build hook runs it before Ossia is installed.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ FLAGS = ("-O3", "-std=c11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-
 
 
 def compiler() -> str | None:
-    """The C compiler: $CC, else cc, gcc or clang."""
+    """Return the path of the C compiler ($CC, else cc, gcc or clang), or None."""
     named = os.environ.get("CC")
     return next((found for name in (named, "cc", "gcc", "clang") if name and (found := shutil.which(name))), None)
 
 
 def compile_library() -> str | None:
-    """Compile the library. Returns None when it is there, else a sentence that says why not. Never raises."""
+    """Compile the library. Return None on success, else a sentence with the reason for the failure. Never raises."""
     if sys.platform not in ("linux", "darwin"):
         return f"no native kernels on {sys.platform}: plain torch is used"
     cc = compiler()

@@ -1,6 +1,6 @@
-"""The C library of `native/`, loaded, or the reason why there is none.
+"""The loaded C library of `native/`, or the reason why it is not loaded.
 
-Everything in it takes pointers, shapes and nothing of Python or torch.
+Its functions take pointers and numbers, and no objects of Python or torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ BEST_LEVEL = len(LEVELS) - 1
 
 
 class Native(NamedTuple):
-    """The loaded library, or None; what it runs on, or the reason why there is none."""
+    """The loaded library and the processor's instructions that it uses, or the reason why it is not loaded."""
 
     library: ctypes.CDLL | None
     reason: str
+    """The instructions in words for users; without a library, the reason."""
     has_product: bool = False
-    """Whether this processor runs the fused products (AVX-512 BF16)."""
+    """Whether this processor supports the fused products (AVX-512 BF16)."""
     paths_rows: int = 0
-    """Most rows that attention along paths takes at a time; 0 where this processor does not run it."""
+    """Largest number of rows that attention along paths takes at a time; 0 if this processor does not support it."""
 
 
 class ProductArguments(ctypes.Structure):
@@ -53,7 +54,7 @@ class PathsArguments(ctypes.Structure):
 
 @functools.lru_cache(maxsize=1)
 def native() -> Native:
-    """Load the C library. `OSSIA_NATIVE=0` does without it."""
+    """Return the C library, loaded at the first call. With `OSSIA_NATIVE=0` it is not loaded."""
     if os.environ.get("OSSIA_NATIVE") == "0":
         return Native(None, "switched off by OSSIA_NATIVE=0")
     if not LIBRARY.is_file():
@@ -70,14 +71,14 @@ def native() -> Native:
 
 
 def loaded() -> ctypes.CDLL:
-    """The C library, for those who know from `native` that there is one."""
+    """Return the C library, for callers that have checked with `native` that it is loaded."""
     library = native().library
     assert library is not None, native().reason
     return library
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Say what each function takes. Raises AttributeError when the library is another version's."""
+    """Declare the arguments of each function. Raises AttributeError if the library was built from another version."""
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     signatures: dict[str, tuple[type, ...]] = {
         "ossia_mxfp4_bf16": (pointer, pointer, pointer, number, ctypes.c_int),
@@ -103,7 +104,7 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def _share_openmp() -> None:
-    """Make the OpenMP that torch brought visible to the library, so that there is one pool of threads."""
+    """Make the OpenMP that torch has loaded visible to the library, so that both use one pool of threads."""
     if sys.platform != "linux":
         return
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()

@@ -1,10 +1,10 @@
-"""The thin products of LoRA on bfloat16 by the C library (native/lowrank.c); `ossia.kernels.reference.lowrank` is the
-truth.
+"""The thin products of LoRA on bfloat16 by the C library (native/lowrank.c).
 
-torch's library prepares code for each new shape, which takes several times as long as products this small, and every
-expert has another number of tokens at every step.
+The reference is `ossia.kernels.reference.lowrank`. The library that torch uses prepares code for each new shape, and
+every expert has a different number of tokens at every step. For products this small, the preparation takes several
+times as long as the product.
 
-Shapes: N rows, D and W sizes of what is adapted, R LoRA rank.
+Shapes: N rows, D and W sizes of the adapted matrix, R LoRA rank.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ossia.kernels.cpu.library import loaded, native
 
 
 def serves_narrow(x_ND: Tensor, w: Tensor) -> bool:
-    """Whether `narrow` takes these."""
+    """Return whether `narrow` supports these inputs."""
     return _serves(x_ND, w) and x_ND.shape[1] % 32 == 0
 
 
 def serves_outer(a_NR: Tensor, b_NW: Tensor) -> bool:
-    """Whether `outer` takes these."""
+    """Return whether `outer` supports these inputs."""
     return _serves(a_NR, b_NW) and b_NW.shape[1] % 64 == 0
 
 
 def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:
-    """As the truth.
+    """Return the result of `reference.lowrank.narrow`.
 
     Raises:
-        MemoryError: there is none for a copy of w.
+        MemoryError: there is not enough memory for a copy of w.
     """
     assert x_ND.shape[1] == w.shape[1 if transposed else 0], (x_ND.shape, w.shape)
     x_ND, w = x_ND.contiguous(), w.contiguous()
@@ -42,10 +42,10 @@ def narrow(x_ND: Tensor, w: Tensor, transposed: bool, scale: float) -> Tensor:
 
 
 def outer(a_NR: Tensor, b_NW: Tensor, transposed: bool) -> Tensor:
-    """As the truth, in float32.
+    """Return the result of `reference.lowrank.outer`, in float32.
 
     Raises:
-        MemoryError: there is none for a copy of a.
+        MemoryError: there is not enough memory for a copy of a.
     """
     assert len(a_NR) == len(b_NW), (a_NR.shape, b_NW.shape)
     a_NR, b_NW = a_NR.contiguous(), b_NW.contiguous()

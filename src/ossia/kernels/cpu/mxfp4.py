@@ -1,6 +1,6 @@
-"""Dequantising MXFP4 by the C library (native/mxfp4.c), bit for bit as `ossia.kernels.reference.mxfp4`, the truth.
+"""Dequantising MXFP4 by the C library (native/mxfp4.c).
 
-Legend as there.
+The values are bitwise those of the reference, `ossia.kernels.reference.mxfp4`. The legend is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _scratch = threading.local()
 
 
 def serves(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the library dequantises to this dtype here."""
+    """Return whether the library dequantises to this dtype on this device."""
     return device.type == "cpu" and dtype in (torch.bfloat16, torch.float32) and native().library is not None
 
 
@@ -28,11 +28,11 @@ def dequantise(
     out: Tensor | None = None,
     level: int = BEST_LEVEL,
 ) -> Tensor:
-    """As the truth (any NaN for a NaN).
+    """Return the result of `reference.mxfp4.dequantise`. The bits of a NaN may differ.
 
     Args:
-        out: where to put the values: contiguous, of their size and dtype.
-        level: the best instructions to use, an index into `LEVELS` (for tests).
+        out: a contiguous tensor for the values, of their size and dtype.
+        level: upper limit of the instructions to use, an index into `library.LEVELS` (for tests).
     """
     shape = (*scales.shape[:-1], scales.shape[-1] * GROUP_SIZE)
     assert blocks.shape == (*scales.shape, GROUP_SIZE // 2), (blocks.shape, scales.shape)
@@ -46,9 +46,9 @@ def dequantise(
 
 
 def dequantise_to_scratch(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same in memory that the next call on this thread uses again.
+    """Return the result of `dequantise`, in memory that the next call on this thread overwrites.
 
-    Fresh memory costs more than the work itself: the system hands it out page by page, zeroed.
+    Fresh memory costs more time than dequantising, because the system provides it page by page and zeroes it.
     """
     wanted = scales.numel() * GROUP_SIZE
     buffers: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("buffers", {})

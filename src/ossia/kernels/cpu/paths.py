@@ -1,7 +1,8 @@
 """Attention of a whole flat batch along its paths, in one call of the C library (native/paths.c).
 
-For bfloat16 with heads of 64 (gpt-oss) on processors with AVX-512 BF16. No mask is made and no key is copied for a
-branch, so a prefix tree costs what its paths cost. The truth is `ossia.model.attention`'s dense form.
+It supports bfloat16 with heads of 64 (gpt-oss) on processors with AVX-512 BF16. No mask is made and no key is copied
+for a branch, so the cost of a prefix tree is the cost of its paths. The reference is the dense form in
+`ossia.model.attention`.
 
 Shapes: T tokens, H query heads, K key/value heads, D head size (64), P parts of a sum.
 """
@@ -18,26 +19,26 @@ from ossia.kernels.reference.attention import Paths
 
 HEAD_DIM = 64
 MOST_PARTS = 4
-"""Sums of keys' gradients that are made at a time, each as large as the keys in float32."""
+"""Largest number of partial sums of the keys' gradients. Each is as large as the keys in float32."""
 
 
 def serves(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> bool:
-    """Whether the kernel can run here; `group` query heads share a key head."""
+    """Return whether the kernel supports these inputs on this device; `group` query heads share a key head."""
     return device.type == "cpu" and dtype == torch.bfloat16 and head_dim == HEAD_DIM and tokens_per_chunk(group) > 0
 
 
 def tokens_per_chunk(group: int) -> int:
-    """How many tokens the kernel takes at a time when `group` query heads share a key head; 0: it cannot run."""
+    """Return how many tokens the kernel takes at a time if `group` query heads share a key head; 0: it cannot run."""
     return native().paths_rows // group
 
 
 def paths_forward(
     q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sinks_H: Tensor, paths: Paths, window: int | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Return (output [T, H, D], log-sum-exp with the sink [H, T] in float32). No two axes need be in any order.
+    """Return (output [T, H, D], log-sum-exp with the sink [H, T] in float32). Inputs may have any strides.
 
     Raises:
-        MemoryError: there is none for the threads' scratch space.
+        MemoryError: there is not enough memory for the threads' scratch space.
     """
     _check(q_HTD, k_KTD, v_KTD, paths)
     (H, T, D), q, k, v = q_HTD.shape, *map(_by_rows, (q_HTD, k_KTD, v_KTD))
@@ -61,17 +62,17 @@ def paths_backward(
     window: int | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v from what `paths_forward` returned.
+    """Return the gradients of q, k and v, given the results of `paths_forward`.
 
     Raises:
-        MemoryError: as `paths_forward`.
+        MemoryError: as in `paths_forward`.
     """
     _check(q_HTD, k_KTD, v_KTD, paths)
     grad, q, k, v, out = map(_by_rows, (grad_HTD, q_HTD, k_KTD, v_KTD, out_HTD))
     assert grad.shape == out.shape == q.shape and grad.dtype == out.dtype == q.dtype, (grad.shape, out.shape)
     lse_HT = lse_HT.contiguous()
     dq_HTD = q.new_empty(q.shape)
-    # One thread sums a key head's gradients, so more threads than those need sums of their own.
+    # One thread sums the gradients of a key head. If there are more threads than key heads, they need separate sums.
     parts = max(1, min(-(-torch.get_num_threads() // len(k)), MOST_PARTS, len(paths.chunks_C3)))
     dk_PKTD, dv_PKTD = (k.new_zeros(parts, *k.shape, dtype=torch.float32) for _ in range(2))
     given = _arguments(q, k, v, paths, window, scale)
@@ -96,7 +97,7 @@ def _arguments(q: Tensor, k: Tensor, v: Tensor, paths: Paths, window: int | None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, paths: Paths) -> None:
-    """C believes what it is told."""
+    """Check shapes and dtypes, because the C code does not."""
     (H, T, D), K = q.shape, len(k)
     assert k.shape == v.shape == (K, T, D) and D == HEAD_DIM and H % K == 0, (q.shape, k.shape, v.shape)
     assert q.dtype == k.dtype == v.dtype == torch.bfloat16, (q.dtype, k.dtype, v.dtype)
@@ -109,7 +110,7 @@ def _strides(given: PathsArguments, name: str, rows: Tensor) -> None:
 
 
 def _by_rows(x_HTD: Tensor) -> Tensor:
-    """With the last axis in one piece."""
+    """Return x with a contiguous last axis."""
     return x_HTD if x_HTD.stride(2) == 1 else x_HTD.contiguous()
 
 

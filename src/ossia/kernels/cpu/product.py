@@ -1,7 +1,7 @@
-"""Products with a matrix that stays in MXFP4, by the C library; `ossia.kernels.reference.product` is the truth.
+"""Products with a matrix that stays in MXFP4, by the C library; the reference is `ossia.kernels.reference.product`.
 
-With AVX-512 BF16, dequantising and multiplying are one for bfloat16 rows (native/product.c). A few float32 rows, as in
-decoding, are fused on every CPU (native/product_few.c).
+For bfloat16 rows on processors with AVX-512 BF16, dequantising and multiplying are fused (native/product.c). For a few
+float32 rows, as in decoding, they are fused on every CPU (native/product_few.c).
 
 Shapes: N rows, I inputs and O outputs of the matrix.
 """
@@ -18,11 +18,11 @@ from ossia.kernels.reference import GROUP_SIZE, Into, Packed, Update
 from ossia.kernels.reference.product import completed
 
 FEW_ROWS = 8
-"""Most float32 rows that are multiplied without dequantising first."""
+"""Largest number of float32 rows that are multiplied without dequantising first."""
 
 
 def serves(x: Tensor, transposed: bool) -> bool:
-    """Whether `product` multiplies these rows here."""
+    """Return whether `product` supports these rows on their device."""
     if x.device.type != "cpu":
         return False
     if x.dtype == torch.bfloat16:
@@ -39,10 +39,10 @@ def product(
     update: Update | None = None,
     into: Into | None = None,
 ) -> Tensor | None:
-    """As the truth, for rows that it `serves`.
+    """Return the result of `reference.product.product`, for rows that pass `serves`.
 
     Raises:
-        MemoryError: there is none for the panels.
+        MemoryError: there is not enough memory for the panels.
     """
     if x.dtype == torch.float32:
         return completed(product_few(x, matrix), transposed, bias, update, into)
@@ -55,19 +55,19 @@ def product(
     total, places, factors = into if into is not None else (None, None, None)
     if total is not None:
         assert total.dtype == torch.float32 and total.is_contiguous() and total.shape[1] == columns
-    # Named, so that what is behind a pointer lives until the call is over.
+    # The list keeps every tensor alive until the call is over.
     given = (x, blocks, scales, more_x, more_w, bias, out, total, places, factors)
     tensors = [None if tensor is None else tensor.contiguous() for tensor in given]
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     rank = 0 if more_x is None else more_x.shape[1]
     arguments = ProductArguments(*pointers, len(x), outputs, inputs, rank, transposed)
     if loaded().ossia_product_bf16(ctypes.byref(arguments)):
-        raise MemoryError("the fused product found no memory for its panels (half a megabyte per thread)")
+        raise MemoryError("not enough memory for the panels of the fused product (half a megabyte per thread)")
     return out
 
 
 def product_few(x_NI: Tensor, matrix: Packed, level: int = BEST_LEVEL) -> Tensor:
-    """x W^T of at most FEW_ROWS float32 rows, [N, O]. `level`: as in `ossia.kernels.cpu.mxfp4.dequantise`."""
+    """Return x W^T of at most FEW_ROWS float32 rows, [N, O]. `level`: as in `cpu.mxfp4.dequantise`."""
     assert len(x_NI) <= FEW_ROWS
     blocks, scales = matrix.blocks.contiguous(), matrix.scales.contiguous()
     x_NI, out_NO = x_NI.contiguous(), torch.empty(len(x_NI), len(scales), dtype=torch.float32)
@@ -77,12 +77,12 @@ def product_few(x_NI: Tensor, matrix: Packed, level: int = BEST_LEVEL) -> Tensor
 
 
 def _size(scales: Tensor) -> tuple[int, int]:
-    """Outputs and inputs."""
+    """Return (outputs, inputs) of a matrix, given its scales."""
     return scales.shape[0], scales.shape[1] * GROUP_SIZE
 
 
 def _even(update: Update, transposed: bool) -> Update:
-    """Pairs are multiplied, so an odd rank gets a zero."""
+    """Return the update with an even rank, padded with zeros: the kernel multiplies pairs."""
     x_NR, w = update
     if x_NR.shape[1] % 2 == 0:
         return update

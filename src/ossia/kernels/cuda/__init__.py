@@ -1,4 +1,6 @@
-"""The hot loops on NVIDIA GPUs. What is not here is plain torch there.
+"""Kernels for NVIDIA GPUs.
 
-flash    attention of rows of different lengths by torch's flash operators
+    flash    attention of rows of different lengths by torch's flash operators
+
+All other kernels are plain torch on a GPU.
 """

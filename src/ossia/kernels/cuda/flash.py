@@ -2,14 +2,14 @@
 
 `aten::_flash_attention_forward` and `_backward` (FlashAttention-2, Dao 2023) take rows laid end to end, a causal or
 windowed mask, and fewer key heads than query heads. They return the log-sum-exp, and the backward pass takes it as an
-argument, so that sinks and further keys fold into it as in `ossia.kernels.reference.attention`, the truth. They need
-compute capability 8.0 and bfloat16 or float16.
+argument. Sinks and further keys can therefore be folded into it, as in `ossia.kernels.reference.attention`, the
+reference. The operators need compute capability 8.0 and bfloat16 or float16.
 
-These operators are not torch's public interface. So the first use on a device, in a dtype and head size, is compared
-with the truth on a small problem. If they fail or differ by more than rounding, they do not serve, and a warning says
-why.
+These operators are not part of torch's public interface. They are therefore compared with the reference on a small
+problem before their first use with a device, dtype and head size. If they fail or differ by more than rounding, they
+are not used, and a warning gives the reason.
 
-A causal or windowed row has as many queries as keys, so it never matters how a kernel aligns the two.
+A causal or windowed row has as many queries as keys, so a kernel's alignment of the two does not matter.
 
 Shapes: T queries of all rows, C keys of all rows, H query heads, K key/value heads, D head size, N rows.
 """
@@ -30,7 +30,7 @@ from ossia.kernels.reference.attention import VarlenRows
 DTYPES = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
 ROUNDINGS = 3
-"""Relative error, in units of the dtype's epsilon, up to which a result differs by rounding only."""
+"""Largest relative error, in units of the dtype's epsilon, that counts as rounding."""
 
 _FORWARD = torch.ops.aten._flash_attention_forward
 _BACKWARD = torch.ops.aten._flash_attention_backward
@@ -40,7 +40,7 @@ _DEVICES = ("cuda",)
 def varlen_forward(
     q_THD: Tensor, k_CKD: Tensor, v_CKD: Tensor, rows: VarlenRows, *, causal: bool, window: int | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """As the truth; the log-sum-exp is float32."""
+    """Return the results of `reference.attention.varlen_forward`; the log-sum-exp is float32."""
     out_THD, lse_HT, *_ = _FORWARD(
         q_THD, k_CKD, v_CKD, *_lengths(rows), 0.0, causal and window is None, False, scale=scale,
         **_window(causal, window),
@@ -61,8 +61,8 @@ def varlen_backward(
     window: int | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the truth."""
-    state = torch.zeros(2, dtype=torch.uint64, device=q_THD.device)  # of random numbers; there is no dropout
+    """Return the results of `reference.attention.varlen_backward`."""
+    state = torch.zeros(2, dtype=torch.uint64, device=q_THD.device)  # the random state of dropout, which is unused
     unused = torch.empty(0, device=q_THD.device)
     return _BACKWARD(  # type: ignore[no-any-return]
         grad_THD.contiguous(), q_THD, k_CKD, v_CKD, out_THD.contiguous(), lse_HT.contiguous(),
@@ -71,7 +71,7 @@ def varlen_backward(
 
 
 def serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether these kernels serve here. The first question for each device, dtype and head size tries them out."""
+    """Return whether these kernels can be used. The first call for a device, dtype and head size tests them."""
     if device.type not in _DEVICES or dtype not in DTYPES or head_dim % 8 or head_dim > LARGEST_HEAD:
         return False
     return _verdict(device, dtype, head_dim) is None
@@ -79,19 +79,19 @@ def serves(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _verdict(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """What is wrong with the kernels here; None: nothing. Warns once."""
+    """Return the problem with the kernels on this device, or None. Warns once if there is one."""
     try:
         with torch.no_grad():
             problem = next(_differences(device, dtype, head_dim), None)
     except torch.OutOfMemoryError:
-        raise  # says nothing about the kernels
+        raise  # not a problem of the kernels
     except Exception as error:
         problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     if problem is not None:
         name = str(dtype).removeprefix("torch.")
         warnings.warn(
-            f"attention on {device} in {name} takes the plain form, which is slower: torch's flash kernels do not "
-            f"serve here ({problem})",
+            f"attention on {device} in {name} takes the plain form, which is slower: torch's flash kernels cannot "
+            f"be used here ({problem})",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -103,16 +103,17 @@ def _lengths(rows: VarlenRows) -> tuple[Tensor, Tensor, int, int]:
 
 
 def _window(causal: bool, window: int | None) -> dict[str, int]:
-    """The kernel counts the keys left of a query's own; none to its right makes it causal. No argument: no limit.
+    """Return the operators' window arguments; none for no limit.
 
-    As in torch.nn.attention.varlen, a window replaces the causal flag.
+    The kernel counts the keys to the left of a query's own key. Zero keys to its right make a row causal. As in
+    torch.nn.attention.varlen, a window replaces the causal flag.
     """
     assert causal or window is None, "a window is for causal rows"
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
 def _differences(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[str]:
-    """Compare with the truth in float32, with a sink in the log-sum-exp, forward and backward."""
+    """Yield the differences from the reference in float32, forward and backward, with a sink in the log-sum-exp."""
     generator = torch.Generator().manual_seed(0)
     H, K, scale, window = 4, 2, head_dim**-0.5, 16
     lengths, others = (5, 70, 1, 33), (9, 3, 40, 21)

@@ -1,12 +1,12 @@
-"""The hot loops in plain torch: the truth that every backend is checked against, and the types that all of them share.
+"""The kernels in plain torch: the reference that every backend is tested against, and the types that all share.
 
-mxfp4        the four-bit format: dequantising, and the quantisers
-product      products with a matrix in MXFP4
-gate         gpt-oss's SwiGLU and its gradient
-lowrank      the thin products of LoRA
-attention    dense attention, rows of different lengths at once, and the layouts of a forest that kernels take
+    mxfp4        the four-bit format: dequantising and quantising
+    product      products with a matrix in MXFP4
+    gate         gpt-oss's SwiGLU and its gradient
+    lowrank      the thin products of LoRA
+    attention    dense attention, attention of rows of different lengths, and the layouts of a forest that kernels take
 
-No torch is imported here, so that the planner and the checkpoint's layout know the format without it.
+This file does not import torch, so that the planner and the checkpoint's layout can use it without torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Weights that share one scale byte in MXFP4, "block size" in OCP Microscaling Formats specification 1.0, section 5.
+#: Number of weights that share one scale byte in MXFP4. It is the "block size" in section 5 of the OCP Microscaling
+#: Formats specification 1.0.
 GROUP_SIZE = 32
 
 
@@ -28,16 +29,22 @@ class Packed(NamedTuple):
 
 
 class Update(NamedTuple):
-    """A low-rank update of a product: x_NR w, with w [O, R] (transposed) or [R, I]. All in the product's dtype."""
+    """A low-rank update of a product: x_NR w^T with w [O, R] if transposed, else x_NR w with w [R, I].
+
+    Both tensors have the product's dtype.
+    """
 
     x_NR: Tensor
     w: Tensor
 
 
 class Into(NamedTuple):
-    """Where a product is added up instead of returned: total_TC[places_N] += factors_N * product.
+    """The destination of a product that is added up instead of returned: total_TC[places_N] += factors_N * product.
 
-    total_TC: float32 (float64 for float64 products). places_N: int64, no two equal. factors_N: total's dtype, or ones.
+    Attributes:
+        total_TC: float32, or float64 for float64 products.
+        places_N: int64, all different.
+        factors_N: in total's dtype; None means ones.
     """
 
     total_TC: Tensor

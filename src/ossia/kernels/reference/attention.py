@@ -1,12 +1,12 @@
 """Attention in plain torch, in two steps: output and log-sum-exp, and the gradients from those.
 
-Both steps know nothing of sinks. A sink, or a second set of keys, only changes the log-sum-exp that the output is
-normalised by; given the output and the log-sum-exp *after* that change, the ordinary backward pass gives the right
-gradients, because it makes the probabilities as exp(logit - lse) and never asks what the denominator consisted of. So
-stock fused kernels serve an attention that they were not made for.
+Neither step includes sinks. A sink, or a second set of keys, changes only the log-sum-exp, which normalises the
+output. Given the output and the log-sum-exp *after* that change, the ordinary backward pass gives the right gradients.
+It computes the probabilities as exp(logit - lse), and the terms of the denominator do not matter to it. Stock fused
+kernels can therefore compute attention with sinks, although they do not support them.
 
-A forest (`ossia.model.batch.Segments`) reaches a kernel in one of three forms, see `ossia.kernels.dispatch.Form`:
-dense batches, rows of different lengths (`VarlenRows`), or as it is (`Paths`).
+A forest (`ossia.model.batch.Segments`) reaches a kernel in one of three forms (`ossia.kernels.dispatch.Form`). They are
+dense batches, rows of different lengths (`VarlenRows`), and the forest itself (`Paths`).
 
 Shapes: B rows, H query heads, K key/value heads (H a multiple of K), Q queries, C keys, T tokens, D head size.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 CHUNK_SCORES = 1 << 24
-"""Attention scores that are held at a time (64 MB in float32)."""
+"""Number of attention scores that are held at a time (64 MB in float32)."""
 
 
 def dense_forward(
@@ -31,8 +31,8 @@ def dense_forward(
     """Return (output [B, H, Q, D] in q's dtype, log-sum-exp of the scaled logits [B, H, Q] in float32 or float64).
 
     Args:
-        seen: bool, [B or 1, 1, Q, C]: which keys a query sees; None: all. A query that sees none gives NaN.
-        causal: query i sees keys 0 to i; then Q equals C and `seen` is None.
+        seen: bool [B or 1, 1, Q, C], the keys that each query sees; None: all. A query that sees no key gives NaN.
+        causal: query i sees keys 0 to i. Q must then equal C, and `seen` must be None.
     """
     dtype = torch.promote_types(q_BHQD.dtype, torch.float32)
     out_BHQD = torch.empty_like(q_BHQD, memory_format=torch.contiguous_format)
@@ -58,7 +58,7 @@ def dense_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v (Dao et al. 2022, FlashAttention, appendix B.4).
 
-    `out_BHQD` and `lse_BHQ` are those of the whole attention (see above).
+    `out_BHQD` and `lse_BHQ` are those of the whole attention, sinks and further keys included (see the module).
     """
     dtype = lse_BHQ.dtype
     dq_BHQD = torch.empty_like(q_BHQD, memory_format=torch.contiguous_format)
@@ -78,7 +78,7 @@ def dense_backward(
 
 
 def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """One attention over two sets of keys from the attentions over each, [..., Q, D] and [..., Q]."""
+    """Return (output [..., Q, D], log-sum-exp [..., Q]) over two sets of keys, given those over each set."""
     total = torch.logaddexp(lse, other_lse)
     mixed = out.to(lse.dtype) * (lse - total).exp()[..., None]
     mixed += other.to(lse.dtype) * (other_lse - total).exp()[..., None]
@@ -87,9 +87,11 @@ def merged(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[
 
 @dataclass(frozen=True)
 class VarlenRows:
-    """Rows of different lengths, laid end to end, among queries and among keys.
+    """Rows of different lengths, laid end to end, in the queries and in the keys.
 
-    cu_seqlens_q, cu_seqlens_k: int32 [rows + 1] on the device: where each begins, and the end of the last.
+    Attributes:
+        cu_seqlens_q, cu_seqlens_k: int32 [rows + 1] on the device, the start of each row and the end of the last.
+        max_seqlen_q, max_seqlen_k: the length of the longest row.
     """
 
     cu_seqlens_q: Tensor
@@ -99,7 +101,7 @@ class VarlenRows:
 
     @staticmethod
     def of(queries: Sequence[int], keys: Sequence[int], device: torch.device | str) -> VarlenRows:
-        """Rows of these lengths."""
+        """Return rows with these numbers of queries and keys."""
 
         def starts(lengths: Sequence[int]) -> Tensor:
             return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
@@ -113,8 +115,9 @@ def varlen_forward(
     """Return (output [T, H, D] in q's dtype, log-sum-exp of the scaled logits [H, T] in float32 or float64).
 
     Args:
-        causal: query i of a row sees the row's keys 0 to i, of which it has as many as queries; else all of its keys.
-        window: only the last so many of them. Needs `causal`.
+        causal: query i of a row sees the row's keys 0 to i, and the row must have as many keys as queries. Otherwise
+            a query sees all keys of its row.
+        window: a query sees only the last `window` of those keys; None: no limit. Needs `causal`.
     """
     outs, lses = [], []
     for own, keys, seen in _cut(rows, causal, window):
@@ -137,7 +140,7 @@ def varlen_backward(
     window: int | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v. Output and log-sum-exp are those of the whole attention."""
+    """Return the gradients of q, k and v. Output and log-sum-exp are as in `dense_backward`."""
     parts = []
     for own, keys, seen in _cut(rows, causal, window):
         grad, q, out = (_by_head(x[own]) for x in (grad_THD, q_THD, out_THD))
@@ -150,22 +153,22 @@ def varlen_backward(
 
 @dataclass(frozen=True)
 class Paths:
-    """A forest of segments with their paths. All int64, on the CPU."""
+    """A forest of segments with their paths. All tensors are int64 on the CPU."""
 
     ranges_M2: Tensor
-    """The ranges of each segment's path, one path after the other; a segment's own range is the last of its path."""
+    """The ranges (start, end) of each segment's path, path after path. The last one of a path is the segment's own."""
     starts_N: Tensor
-    """Where in `ranges_M2` each path begins, and at the end their number."""
+    """The index in `ranges_M2` of each path's first range, and at the end the number of ranges."""
     chunks_C3: Tensor
-    """Stretches of segments that go through the kernel at a time: (segment, first token, end)."""
+    """The stretches of segments that the kernel processes one at a time: (segment, first token, end)."""
     tokens: int
-    """Of all segments, which lie end to end."""
+    """Number of tokens of all segments, which lie end to end."""
 
     @staticmethod
     def of(
         ranges: Sequence[tuple[int, int]], ancestors: Sequence[Sequence[tuple[int, int]]], tokens_per_chunk: int
     ) -> Paths:
-        """From segments and the ranges before each of them on its path (`ossia.model.batch.Segments`)."""
+        """Return the paths of segments, given the ranges before each on its path (`ossia.model.batch.Segments`)."""
         paths = [[*before, own] for own, before in zip(ranges, ancestors, strict=True)]
         chunks = [
             (number, first, min(first + tokens_per_chunk, end))
@@ -194,14 +197,14 @@ def _visible(seen: Tensor | None, causal: bool, part: slice, q_BHQD: Tensor, k_B
 
 
 def _logits(q_BHQD: Tensor, k_BKCD: Tensor, seen: Tensor | None, scale: float) -> Tensor:
-    """Scaled logits [B, H, Q, C] in float32 or wider, -inf where a key is not seen."""
+    """Return scaled logits [B, H, Q, C] in float32 or wider, -inf where a key is not seen."""
     logits = _ungrouped(_grouped(q_BHQD, k_BKCD) @ k_BKCD.transpose(-1, -2), q_BHQD.shape[1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
     return logits if seen is None else logits.masked_fill(~seen, -torch.inf)
 
 
 def _grouped(x_BHQN: Tensor, like_BKCD: Tensor) -> Tensor:
-    """[B, H, Q, N] -> [B, K, H / K * Q, N]: the query heads that share a key head, in one product."""
+    """Return [B, H, Q, N] as [B, K, H / K * Q, N]: one product for the query heads that share a key head."""
     B, _, _, N = x_BHQN.shape
     return x_BHQN.reshape(B, like_BKCD.shape[1], -1, N)
 
@@ -211,7 +214,7 @@ def _ungrouped(x: Tensor, heads: int) -> Tensor:
 
 
 def _cut(rows: VarlenRows, causal: bool, window: int | None) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Each row's queries and keys, and which of them see which, [1, 1, Q, C]."""
+    """Yield each row's queries, its keys, and the mask of seen keys, bool [1, 1, Q, C] or None for all."""
     starts = (rows.cu_seqlens_q.tolist(), rows.cu_seqlens_k.tolist())
     for own, keys in zip(*(itertools.starmap(slice, itertools.pairwise(x)) for x in starts), strict=True):
         seen = None
@@ -224,7 +227,7 @@ def _cut(rows: VarlenRows, causal: bool, window: int | None) -> Iterator[tuple[s
 
 
 def _by_head(x_QHD: Tensor) -> Tensor:
-    """[Q, H, D] -> [1, H, Q, D]."""
+    """Return [Q, H, D] as [1, H, Q, D]."""
     return x_QHD.transpose(0, 1)[None]
 
 

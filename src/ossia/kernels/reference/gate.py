@@ -13,7 +13,7 @@ from torch.nn import functional
 def gate(h: Tensor, alpha: float, limit: float) -> Tensor:
     """Return (clamp(up) + 1) * gate * sigmoid(alpha * gate), [..., 2F] -> [..., F]; gate is clamped from above.
 
-    Here differentiable, as `dispatch.gate` is not.
+    This function is differentiable; `dispatch.gate` is not.
     """
     gate, up = h[..., ::2].clamp(max=limit), h[..., 1::2].clamp(min=-limit, max=limit)
     return (up + 1) * (gate * functional.sigmoid(gate * alpha))
@@ -26,10 +26,11 @@ def gate_backward(
 
     Args:
         h_N2F: the gate's input.
-        factors_N: float32 or float64: what each row's output is multiplied with.
+        grad_NF: the gradient of each row's output times its factor.
+        factors_N: float32 or float64: the factor of each row's output.
 
     Returns:
-        output [N, F]; the gradient of h [N, 2F]; the gradient of the factors [N], in their dtype.
+        The output [N, F] and the gradient of h [N, 2F], in h's dtype; the gradient of the factors [N], in theirs.
     """
     dtype = torch.promote_types(h_N2F.dtype, torch.float32)
     g, u = h_N2F[:, ::2].to(dtype), h_N2F[:, 1::2].to(dtype)

@@ -1,12 +1,15 @@
-"""MXFP4, the published models' four-bit format, in plain torch.
+"""MXFP4, the four-bit format of the published models, in plain torch.
 
-Source: OCP Microscaling Formats (MX) specification 1.0. Weights of one row go in groups of 32. Each weight is an E2M1
-code: bit 3 the sign, bits 0 to 2 the index into 0, 0.5, 1, 1.5, 2, 3, 4, 6. Each group has one scale byte s, meaning
-2^(s - 127); s = 255 means NaN. gpt-oss stores code 2j in the low half of byte j and code 2j + 1 in the high half.
+Source: OCP Microscaling Formats (MX) specification 1.0. The weights of a row are divided into groups of 32. Each
+weight is an E2M1 code. Bit 3 is its sign, and bits 0 to 2 are an index into 0, 0.5, 1, 1.5, 2, 3, 4, 6. Each group has
+one scale byte s, which means 2^(s - 127), or NaN if s = 255. In gpt-oss the low half of byte j holds code 2j, and the
+high half holds code 2j + 1.
 
-Legend: rows are outputs and columns inputs; G = columns / 32 groups; `...` any leading axes, usually experts.
-blocks uint8 [..., rows, G, 16]; scales uint8 [..., rows, G]; values [..., rows, columns].
-(transformers transposes the last two axes of the values; the bytes are the same.)
+Legend: rows are outputs, columns are inputs, G = columns / 32 groups, `...` are any leading axes, usually experts.
+
+* blocks: uint8 [..., rows, G, 16]
+* scales: uint8 [..., rows, G]
+* values: [..., rows, columns]; transformers transposes the last two axes, but its bytes are the same.
 """
 
 from __future__ import annotations
@@ -26,26 +29,26 @@ Rule = Literal["best", "floor", "keep"]
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BIAS = 127
 NAN_SCALE = 255
-# Groups handled at a time: on a CPU few enough for the temporaries (2 MB each in float32) to stay in cache, which is
-# five times faster than in memory; on a GPU enough to keep it busy.
+# Number of groups that are processed at a time. On a CPU the temporaries (2 MB each in float32) stay in cache, which is
+# five times faster than in memory. On a GPU the number is large enough to keep it busy.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 14, 1 << 18
 _FEW_SCALES = 24
-"""Different scale bytes in a matrix up to which pairs are looked up with their scale: the table fits level 1."""
+"""Number of consecutive scale bytes in the table of scaled pairs, which then fits in the level-1 cache."""
 
 
 def nan_scales(scales: Tensor) -> int:
-    """Return how many scale bytes are 255, the format's NaN: such a weight poisons every token it meets."""
-    if not scales.numel() or int(scales.max()) < NAN_SCALE:  # one pass at the speed of memory; 20b has 600 MB of them
+    """Return how many scale bytes are 255, the format's NaN. Such weights give NaN for every token that uses them."""
+    if not scales.numel() or int(scales.max()) < NAN_SCALE:  # one pass at memory speed; the 20b has 600 MB of scales
         return 0
     return int((scales == NAN_SCALE).sum())
 
 
 def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Values of packed weights: uint8 [..., rows, G, 16] and [..., rows, G] to `dtype` [..., rows, 32 * G].
+    """Return the values of packed weights: uint8 [..., rows, G, 16] and [..., rows, G] to `dtype` [..., rows, 32 * G].
 
-    Exact in bfloat16, float32 and float64: a code's one mantissa bit fits everywhere, and so does 2^(s - 127), as a
-    subnormal at s = 0. Values of 2^128 and more become infinite, as in transformers; a group with s = 255 is NaN.
-    In float16 the values are rounded from float32.
+    The values are exact in bfloat16, float32 and float64. A code has one mantissa bit, which fits in each of them. So
+    does 2^(s - 127), as a subnormal at s = 0. Values of 2^128 and more become infinite, as in transformers. A group
+    with s = 255 is NaN. In float16 the values are rounded from float32.
     """
     assert blocks.shape == (*scales.shape, GROUP_SIZE // 2), (blocks.shape, scales.shape)
     if dtype == torch.float16:
@@ -68,7 +71,7 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
 
 
 def _look_up(blocks_nb: Tensor, scales_n: Tensor, lowest: int, table: Tensor, out_nw: Tensor) -> None:
-    """Pairs of values by scale and byte in one look-up, where a matrix has few different scales."""
+    """Write the values of packed weights to `out_nw`, by a look-up of each byte and its scale in `table`."""
     for part in _chunks(scales_n):
         offset = (scales_n[part, None].int() - lowest) * 256
         words = out_nw[part].view(-1).view(table.dtype)
@@ -78,16 +81,20 @@ def _look_up(blocks_nb: Tensor, scales_n: Tensor, lowest: int, table: Tensor, ou
 def quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Pack weights [..., rows, columns] into (blocks uint8 [..., rows, G, 16], scales uint8 [..., rows, G]).
 
-    Elements are rounded to nearest, ties to even, and saturate at 6 (OCP MX 1.0, section 6.3). The scale of a group is
-    chosen by `rule`:
+    Elements are rounded to nearest, ties to even, and saturate at 6 (OCP MX 1.0, section 6.3). `rule` determines the
+    scale of a group:
 
-    * "floor": 2^(floor(log2 of the largest magnitude) - 2), the specification's example and llama.cpp's choice;
-    * "best": whichever of that scale, its half, its double and, where given, the one in `base_scales` has the least
-      squared error; `base_scales` wins a tie, so that weights already on its lattice keep their bytes;
-    * "keep": `base_scales` as they are.
+    * "floor": 2^(floor(log2 of the largest magnitude) - 2), as in the specification's example and in llama.cpp.
+    * "best": the scale with the least squared error. The candidates are the "floor" scale, its half, its double and,
+      if given, the one in `base_scales`. On a tie `base_scales` wins, so that weights already on its lattice keep
+      their bytes.
+    * "keep": `base_scales` unchanged.
 
-    Packing dequantised weights gives the same values back, under "keep" with the scales they had. `base_scales` must
-    hold no NaN (`nan_scales`). Raises UserError on NaN or infinite weights.
+    Packing dequantised weights gives the same values back. Under "keep" the scales are the same, too. `base_scales`
+    must not contain NaN (`nan_scales`).
+
+    Raises:
+        UserError: the weights contain NaN or infinite values.
     """
     columns = weight.shape[-1]
     assert columns % GROUP_SIZE == 0, f"{columns} columns are not a multiple of {GROUP_SIZE}"
@@ -113,9 +120,9 @@ def quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = N
 
 
 def fake_quantise(weight: Tensor, rule: Rule = "best", base_scales: Tensor | None = None) -> Tensor:
-    """The values that `quantise` would store, in weight's dtype and shape; the gradient passes straight through.
+    """Return the values that `quantise` would store, in weight's dtype and shape; gradients pass straight through.
 
-    A model that is trained through it loses nothing when `quantise` packs it by the same rule.
+    A model that is trained with this function loses nothing when `quantise` packs it by the same rule.
     """
     result: Tensor = _StraightThrough.apply(weight, rule, base_scales)
     return result
@@ -139,7 +146,10 @@ def _chunks(groups_n: Tensor) -> Iterator[slice]:
 
 @lru_cache(maxsize=16)
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The two values in each byte, low half first, at scale one: [256] words that are viewed as pairs of `dtype`."""
+    """Return the two values in each byte, low half first, at scale one: [256] words, each a pair of `dtype`.
+
+    Dtypes of eight bytes have no such word and give [256, 2] values.
+    """
     codes = torch.tensor([*MAGNITUDES, *(-value for value in MAGNITUDES)], dtype=dtype)
     byte = torch.arange(256)
     pairs = torch.stack([codes[byte & 15], codes[byte >> 4]], dim=1)
@@ -149,7 +159,7 @@ def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _scaled_pairs(dtype: torch.dtype, lowest: int) -> Tensor:
-    """[_FEW_SCALES * 256] words: the two values in each byte under the scale bytes from `lowest` on."""
+    """Return the two values in each byte, under each scale byte from `lowest` on: [_FEW_SCALES * 256] words."""
     bytes_s = torch.arange(lowest, lowest + _FEW_SCALES).clamp(max=NAN_SCALE)
     powers_s = _powers(dtype, torch.device("cpu"))[bytes_s]
     pairs = _pairs(dtype, torch.device("cpu"))
@@ -159,13 +169,16 @@ def _scaled_pairs(dtype: torch.dtype, lowest: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _powers(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[256]: 2^(s - 127) for each scale byte s, NaN for 255. Built in Python floats, where every power is exact."""
+    """Return 2^(s - 127) for each scale byte s, [256], and NaN for 255. Every power is exact as a Python float."""
     powers = [2.0 ** (byte - BIAS) for byte in range(NAN_SCALE)]
     return torch.tensor([*powers, float("nan")], dtype=dtype).to(device)
 
 
 def _floor_exponent(values_nw: Tensor) -> Tensor:
-    """int32 [n]: floor(log2 of each row's largest magnitude) - 2, which takes it to between 4 and 8; -127 for zeros."""
+    """Return floor(log2 of each row's largest magnitude) - 2, int32 [n]; -127 for a row of zeros.
+
+    Divided by two to this power, the largest magnitude lies between 4 and 8. Raises UserError for non-finite values.
+    """
     largest_n = values_nw.abs().amax(dim=1)
     if not bool(torch.isfinite(largest_n).all()):
         raise UserError("the weights hold NaN or infinite values and cannot be quantised")
@@ -174,15 +187,18 @@ def _floor_exponent(values_nw: Tensor) -> Tensor:
 
 
 def _power(exponent_n: Tensor) -> Tensor:
-    """float32 [n, 1]: 2^exponent, from -127 to 127, from a table: `ldexp` is slow and goes through `pow`."""
+    """Return 2^exponent, float32 [n, 1], for exponents from -127 to 127.
+
+    The powers come from a table, because `ldexp` is slow: it calls `pow`.
+    """
     return _powers(torch.float32, exponent_n.device).index_select(0, exponent_n + BIAS)[:, None]
 
 
 def _round(size_nw: Tensor) -> Tensor:
-    """Magnitudes from 0 to 8 rounded to 0, 0.5, 1, 1.5, 2, 3, 4 or 6: to nearest, ties to even codes, saturating.
+    """Return magnitudes from 0 to 8 rounded to the nearest of 0, 0.5, 1, 1.5, 2, 3, 4 and 6; ties go to even codes.
 
-    The step is half of the power of two below (at least 0.5). Adding 2^23 steps makes the floating-point unit round to
-    whole steps, ties to even; subtracting them again is exact.
+    The step is half of the power of two at or below the magnitude, and at least 0.5. Adding 2^23 steps makes the
+    floating-point unit round to whole steps, ties to even. Subtracting them again is exact.
     """
     power = (size_nw.view(torch.int32) & 0x7F80_0000).view(torch.float32)
     offset = power.clamp_(min=1.0).mul_(2.0**22)
@@ -190,20 +206,23 @@ def _round(size_nw: Tensor) -> Tensor:
 
 
 def _encode(values_nw: Tensor, exponent_n: Tensor) -> Tensor:
-    """uint8 codes [n, 32] of values / 2^exponent."""
+    """Return the codes of values / 2^exponent, uint8 [n, 32]."""
     size = _round((values_nw.abs() * _power(-exponent_n)).clamp_(max=8.0))
-    # The magnitudes are evenly spaced in 0..2, 2..4 and 4..6, so a magnitude's index is the least of three lines.
+    # The magnitudes are evenly spaced in 0..2, 2..4 and 4..6, so the index is the minimum of three linear functions.
     index = torch.minimum(torch.minimum(2 * size, size + 2), size / 2 + 4)
     return index.to(torch.uint8) | (torch.signbit(values_nw).to(torch.uint8) << 3)
 
 
 def _best_exponent(values_nw: Tensor, floor_n: Tensor, base_n: Tensor | None) -> Tensor:
-    """int32 [n]: the first of the base's exponent, the floor rule's and its neighbours with the least squared error."""
+    """Return the exponent with the least squared error, int32 [n]: the base's, the floor rule's or a neighbour of it.
+
+    On a tie, the first in this order wins.
+    """
     size_nw = values_nw.abs() * _power(-floor_n)
     best_n, least_n = floor_n, torch.full(floor_n.shape, float("inf"), device=floor_n.device)
     candidates = [floor_n, (floor_n - 1).clamp_(min=-BIAS), floor_n + 1]
     for exponent_n in candidates if base_n is None else [base_n, *candidates]:
-        # Beyond 2^50 either way every weight saturates or vanishes, and the squares below would leave float32.
+        # Beyond 2^50 either way every weight saturates or vanishes, and the squares below would not fit in float32.
         shift_n = (exponent_n - floor_n).clamp_(-50, 50)
         scaled_nw = size_nw * _power(-shift_n)
         rest_nw = scaled_nw.sub(_round(scaled_nw.clamp(max=8.0)))

@@ -1,6 +1,6 @@
 """Products with a matrix that stays in MXFP4, in plain torch: dequantise, then torch's own product.
 
-x W^T is a layer's forward pass, x W its backward pass. Not differentiable.
+A layer needs x W^T in its forward pass and x W in its backward pass. The functions are not differentiable.
 
 Shapes: N rows, I inputs and O outputs of the matrix, C columns of the result (O or I), R LoRA rank, T tokens.
 """
@@ -22,7 +22,9 @@ def product(
     update: Update | None = None,
     into: Into | None = None,
 ) -> Tensor | None:
-    """Return x W^T + bias + update [N, O] (transposed) or x W + update [N, I], in x's dtype; or add it up in `into`.
+    """Return x W^T + bias + update [N, O] if transposed, else x W + update [N, I], in x's dtype.
+
+    With `into`, the result is added there instead, and None is returned.
 
     Args:
         x: [N, I] if transposed, else [N, O].
@@ -40,14 +42,14 @@ def dense_product(
     update: Update | None = None,
     into: Into | None = None,
 ) -> Tensor | None:
-    """`product` with a matrix that is dequantised already, in x's dtype."""
+    """Return the result of `product` for a matrix that is already dequantised to x's dtype."""
     return completed(x @ w_OI.T if transposed else x @ w_OI, transposed, bias, update, into)
 
 
 def completed(
     y_NC: Tensor, transposed: bool, bias: Tensor | None, update: Update | None, into: Into | None
 ) -> Tensor | None:
-    """The rest of `product`, given x W^T or x W, which is overwritten."""
+    """Return the result of `product`, given x W^T or x W. `y_NC` is overwritten."""
     if bias is not None:
         y_NC = y_NC.add_(bias)
     if update is not None:

@@ -1,20 +1,20 @@
-/* What products of bfloat16 share: VDPBF16PS multiplies pairs of neighbours along the sum and adds them in float32.
+/* Shared code of bfloat16 products: VDPBF16PS multiplies pairs of neighbours along the sum and adds them in float32.
  *
- * The second operand lies as rows of pairs: [steps / 2][columns][2]. */
+ * The second operand is stored as rows of pairs: [steps / 2][columns][2]. */
 #ifndef OSSIA_BF16_H
 #define OSSIA_BF16_H
 
 #include "mxfp4.h"
 
 #ifdef X86
-/* A tile is TALL rows by WIDE columns of sums. */
+/* A tile of sums has TALL rows and WIDE columns. */
 enum { WIDE = 64, LANES = 16, LINES = WIDE / LANES, TALL = 4, PAIR = 2 * WIDE };
 
 INLINE __m512i row_words(const uint16_t *row, int word) {
     return row ? _mm512_loadu_si512(row + 2 * word) : _mm512_setzero_si512();
 }
 
-/* 16 rows of 16 words -> their transpose, a row of it every `stride` values. */
+/* Write the transpose of 16 rows of 16 words, one row every `stride` values. A row of NULL counts as zeros. */
 INLINE void transpose(const uint16_t *const *rows, int word, uint16_t *out, int64_t stride) {
     __m512i a[16], b[16];
 #pragma GCC unroll 16
@@ -43,7 +43,7 @@ INLINE void transpose(const uint16_t *const *rows, int word, uint16_t *out, int6
     }
 }
 
-/* 64 values each of two rows -> a row of pairs. */
+/* Write 64 values of each of two rows as a row of pairs. NULL counts as zeros. */
 INLINE void pair_up(const uint16_t *first, const uint16_t *second, uint16_t *out) {
 #pragma GCC unroll 4
     for (int n = 0; n < WIDE; n += LANES) {
@@ -54,7 +54,7 @@ INLINE void pair_up(const uint16_t *first, const uint16_t *second, uint16_t *out
     }
 }
 
-/* sum [TALL][64] += a [TALL][2 * pairs] times b, pairs of 64 columns. Strides of `a` are in values. */
+/* sum [TALL][64] += a [TALL][2 * pairs] times b, which is rows of pairs of 64 columns. Strides of `a` count values. */
 INLINE void multiply(const uint16_t *a, int64_t row_stride, int64_t pair_stride, const uint16_t *b, int64_t pairs,
                      __m512 sum[TALL][LINES]) {
     for (int64_t pair = 0; pair < pairs; pair++) {

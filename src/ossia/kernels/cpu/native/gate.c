@@ -3,12 +3,12 @@
  *   gate = min(h[2j], limit), up = clamp(h[2j + 1], -limit, limit), s = sigmoid(alpha * gate)
  *   out[j] = (up + 1) * gate * s
  *
- * Arithmetic in float32; results are rounded once. Loops are plain C that the compiler vectorises, once per processor.
- * The truth is ossia.kernels.reference.gate.
+ * Arithmetic is in float32, and results are rounded once. Loops are plain C, which the compiler vectorises for each
+ * kind of processor. The reference is ossia.kernels.reference.gate.
  */
 #include "mxfp4.h"
 
-/* To nearest, ties to even; a NaN stays one. */
+/* Round to the nearest bfloat16, ties to even. A NaN stays a NaN. */
 ALWAYS uint16_t narrow(float value) {
     uint32_t word;
     memcpy(&word, &value, 4);
@@ -16,7 +16,7 @@ ALWAYS uint16_t narrow(float value) {
     return (uint16_t)(value != value ? 0x7FC0 : rounded);
 }
 
-/* exp(x) to about one unit in the last place of float32: 2^n times a polynomial (Cephes, expf). */
+/* Return exp(x) to about one unit in the last place of float32: 2^n times a polynomial (Cephes, expf). */
 ALWAYS float exponential(float given) {
     float x = given > 88.0f ? 88.0f : given;
     x = x < -87.0f ? -87.0f : x;
@@ -49,7 +49,7 @@ ALWAYS slope gated(uint16_t gate_bits, uint16_t up_bits, float alpha, float limi
     up = up < -limit ? -limit : up;
     const float s = 1.0f / (1.0f + exponential(-alpha * gate));
     const float glu = gate * s;
-    /* At the limit itself torch's clamp lets the gradient through. */
+    /* As in torch's clamp, the gradient is not zero at the limit itself. */
     const float by_gate = g > limit ? 0.0f : (up + 1.0f) * (s + alpha * glu * (1.0f - s));
     const float by_up = u > limit || u < -limit ? 0.0f : glu;
     return (slope){(up + 1.0f) * glu, by_gate, by_up};
@@ -75,7 +75,7 @@ ALWAYS float backward_row(uint16_t *restrict h, const uint16_t *restrict grad, f
     return dot;
 }
 
-/* The two loops over a row, compiled for each processor. */
+/* The two loops over a row, compiled for each kind of processor. */
 #define VERSION(name, attribute)                                                                                       \
     attribute static void gate_##name(const uint16_t *h, uint16_t *out, int64_t inner, float alpha, float limit) {     \
         gate_row(h, out, inner, alpha, limit);                                                                         \
@@ -95,7 +95,7 @@ VERSION(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer
 #define backward_avx512 backward_portable
 #endif
 
-/* h [rows, 2 * inner] -> out [rows, inner]. `level` caps the instructions that are used (for tests). */
+/* Write the gate of h [rows, 2 * inner] to out [rows, inner]. `level` limits the instructions used (for tests). */
 void ossia_gate_bf16(const uint16_t *h, uint16_t *out, int64_t rows, int64_t inner, float alpha, float limit,
                      int level) {
     void (*const versions[])(const uint16_t *, uint16_t *, int64_t, float, float) = {gate_portable, gate_avx2,
@@ -106,10 +106,10 @@ void ossia_gate_bf16(const uint16_t *h, uint16_t *out, int64_t rows, int64_t inn
         versions[best](h + row * 2 * inner, out + row * inner, inner, alpha, limit);
 }
 
-/* The gradient of the sum over j of factors[row] * grad[row, j] * out[row, j].
+/* Compute the gradient of the sum over j of factors[row] * grad[row, j] * out[row, j].
  *
- * h [rows, 2 * inner] becomes its own gradient in place; out [rows, inner] is made again; dots[row] is the sum of
- * grad * out before the factor, which is the factor's own gradient. */
+ * The gradient of h [rows, 2 * inner] overwrites h. out [rows, inner] is computed again. dots[row] is the sum of
+ * grad * out without the factor, which is the gradient of the factor. */
 void ossia_gate_backward_bf16(uint16_t *h, const uint16_t *grad, const float *factors, uint16_t *out, float *dots,
                               int64_t rows, int64_t inner, float alpha, float limit, int level) {
     float (*const versions[])(uint16_t *, const uint16_t *, float, uint16_t *, int64_t, float, float) = {

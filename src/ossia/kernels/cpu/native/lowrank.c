@@ -1,8 +1,8 @@
 /* The thin products of LoRA on bfloat16, for processors with AVX-512 BF16: one side is the rank.
  *
- * A general library prepares code for every new shape, and each expert has another number of tokens at every step; for
- * products as small as these that takes several times as long as the product. Sums are float32. The truth is
- * ossia.kernels.reference.lowrank.
+ * A general library prepares code for every new shape, and each expert has a different number of tokens at every step.
+ * For products this small, the preparation takes several times as long as the product. Sums are float32. The reference
+ * is ossia.kernels.reference.lowrank.
  */
 #include <stdlib.h>
 
@@ -11,7 +11,8 @@
 #ifdef X86
 enum { ROWS = 8, DEEP = 512 };
 
-/* sum [ROWS][16] += ROWS rows of words times rows of 16 pairs. Row n begins at rows[n]; its words lie `stride` apart. */
+/* sum [ROWS][16] += ROWS rows of words times rows of 16 pairs. Row n begins at rows[n], with a word every `stride`
+ * values. */
 INLINE void thin(const uint16_t *const rows[ROWS], int64_t stride, const uint16_t *pairs, int64_t count,
                  __m512 sum[ROWS]) {
     for (int64_t pair = 0; pair < count; pair++) {
@@ -27,14 +28,14 @@ INLINE void thin(const uint16_t *const rows[ROWS], int64_t stride, const uint16_
 
 static inline __mmask16 lanes(int64_t count) { return (__mmask16)(count >= LANES ? 0xFFFF : (1 << count) - 1); }
 
-/* 16 values each of two rows, of which `some` are there -> pairs. */
+/* Write up to 16 values of each of two rows as pairs. `some` has a bit for each value that exists. */
 INLINE void pair_some(const uint16_t *first, const uint16_t *second, __mmask16 some, uint16_t *out) {
     const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, first));
     const __m512i b = second ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, second)) : _mm512_setzero_si512();
     _mm512_storeu_si512(out, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
 }
 
-/* Steps `from` to `from` + 32 of 16 columns of w -> pairs. */
+/* Write steps `from` to `from` + 32 of 16 columns of w as pairs. */
 FUSED static void pack_narrow(const uint16_t *w, int64_t depth, int64_t rank, int64_t transposed, int64_t column,
                               int64_t from, uint16_t *out) {
     if (transposed) {
@@ -61,13 +62,14 @@ FUSED static void narrow_rows(const uint16_t *x, const uint16_t *packed, uint16_
     }
 }
 
-/* 16 columns of `a`, of which `some` are there -> pairs. */
+/* Write up to 16 columns of `a` as pairs. `some` has a bit for each column that exists. */
 FUSED static void pack_panel(const uint16_t *a, int64_t rows, int64_t rank, __mmask16 some, uint16_t *out) {
     for (int64_t row = 0; row < rows; row += 2, out += 2 * LANES)
         pair_some(a + row * rank, row + 1 < rows ? a + (row + 1) * rank : NULL, some, out);
 }
 
-/* 64 columns of a^T b, or of its transpose. a_pairs: [panels][pairs][16][2]; b_pairs: DEEP / 2 rows of pairs. */
+/* Compute a^T b, or its transpose, for 64 columns of b. a_pairs: [panels][pairs][16][2]. b_pairs: scratch space for
+ * DEEP / 2 rows of pairs. */
 FUSED static void outer_columns(const uint16_t *a_pairs, const uint16_t *b, uint16_t *b_pairs, float *out, int64_t column,
                                 int64_t rows, int64_t rank, int64_t width, int64_t transposed) {
     const int64_t pairs = (rows + 1) / 2;
@@ -107,8 +109,8 @@ FUSED static void outer_columns(const uint16_t *a_pairs, const uint16_t *b, uint
 }
 #endif
 
-/* out [rows, rank] = scale * x [rows, depth] times w, [depth, rank] or, transposed, [rank, depth]. All bfloat16; depth
- * is a multiple of 32. Returns 0, or 1 if there was no memory. */
+/* out [rows, rank] = scale * x [rows, depth] times w [depth, rank], or times w^T with w [rank, depth] if transposed.
+ * All are bfloat16, and depth is a multiple of 32. Returns 0, or 1 if memory was not available. */
 int ossia_narrow_bf16(const uint16_t *x, const uint16_t *w, uint16_t *out, int64_t rows, int64_t depth, int64_t rank,
                       int64_t transposed, float scale) {
 #ifdef X86
@@ -133,8 +135,8 @@ int ossia_narrow_bf16(const uint16_t *x, const uint16_t *w, uint16_t *out, int64
 #endif
 }
 
-/* out = a^T b, float32 [rank, width], or its transpose. a [rows, rank] and b [rows, width] are bfloat16; width is a
- * multiple of 64. Returns 0, or 1 if there was no memory (then nothing is written). */
+/* out = a^T b, float32 [rank, width], or its transpose. a [rows, rank] and b [rows, width] are bfloat16, and width is a
+ * multiple of 64. Returns 0, or 1 if memory was not available (then nothing is written). */
 int ossia_outer_bf16(const uint16_t *a, const uint16_t *b, float *out, int64_t rows, int64_t rank, int64_t width,
                      int64_t transposed) {
     int failed = 0;

@@ -1,16 +1,16 @@
 /* MXFP4 to bfloat16 and float32 (OCP Microscaling Formats 1.0): groups of 32 E2M1 codes with one E8M0 scale.
  *
- * A bfloat16 has float32's exponent, so multiplying a code by 2^(s - 127) is adding s - 127 to its exponent field, as
- * long as the result stays a normal number. Scale bytes at the ends of the range go through float arithmetic instead.
- * The truth is ossia.kernels.reference.mxfp4; tests compare every code under every scale byte.
+ * A bfloat16 has float32's exponent. Multiplying a code by 2^(s - 127) therefore adds s - 127 to its exponent field, as
+ * long as the result stays a normal number. Scale bytes at the ends of the range use float arithmetic instead. The
+ * reference is ossia.kernels.reference.mxfp4. Tests compare every code under every scale byte.
  *
- * No Python and no torch in here: pointers in, pointers out. Loops are shared among OpenMP threads where there are any.
+ * The library uses neither Python nor torch: its functions take pointers and numbers. OpenMP threads share the loops.
  */
 #include "mxfp4.h"
 
 int ossia_mxfp4_level(void) { return best_level(); }
 
-/* blocks: 16 bytes a group; scales: one; out: 32 bfloat16. `level` caps the instructions that are used (for tests). */
+/* Per group: 16 bytes of blocks, 1 of scales, 32 bfloat16 of out. `level` limits the instructions used (for tests). */
 void ossia_mxfp4_bf16(const uint8_t *blocks, const uint8_t *scales, uint16_t *out, int64_t groups, int level) {
     const group_bf16 group = chosen(level);
 #pragma omp parallel for schedule(dynamic, 1024) if (groups > 4096)
@@ -22,7 +22,7 @@ void ossia_mxfp4_bf16(const uint8_t *blocks, const uint8_t *scales, uint16_t *ou
     }
 }
 
-/* The same into float32. Every value of the format is a bfloat16, so this only widens. */
+/* The same into float32. Every value of the format is a bfloat16, so it is only widened. */
 void ossia_mxfp4_f32(const uint8_t *blocks, const uint8_t *scales, float *out, int64_t groups, int level) {
     const group_bf16 group = chosen(level);
 #pragma omp parallel for schedule(dynamic, 1024) if (groups > 4096)

@@ -1,4 +1,4 @@
-/* What the kernels share: the codes of MXFP4 (OCP Microscaling Formats 1.0), alone and by the group of 32. */
+/* Shared code of the kernels: decoding MXFP4 (OCP Microscaling Formats 1.0), by code and by group of 32. */
 #ifndef OSSIA_MXFP4_H
 #define OSSIA_MXFP4_H
 
@@ -9,12 +9,12 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
-/* For what needs AVX-512 BF16. */
+/* For functions that need AVX-512 BF16. */
 #define FUSED __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #define INLINE static inline __attribute__((always_inline)) FUSED
 #endif
 
-/* For what is compiled again into each function that is made for one kind of processor. */
+/* For functions that are inlined, and so compiled again, in each function for one kind of processor. */
 #if defined(__GNUC__)
 #define ALWAYS static inline __attribute__((always_inline))
 #else
@@ -25,7 +25,7 @@
 static const uint16_t CODES[16] = {0x0000, 0x3F00, 0x3F80, 0x3FC0, 0x4000, 0x4040, 0x4080, 0x40C0,
                                    0x8000, 0xBF00, 0xBF80, 0xBFC0, 0xC000, 0xC040, 0xC080, 0xC0C0};
 
-/* 0.5 is 2^-1 and 6 lies below 2^3: within these bytes every product is a normal number. */
+/* The scale bytes for which every scaled code is a normal number: 0.5 is 2^-1, and 6 is below 2^3. */
 enum { LOWEST = 3, HIGHEST = 251 };
 
 ALWAYS float widened(uint16_t bits) {
@@ -35,7 +35,7 @@ ALWAYS float widened(uint16_t bits) {
     return value;
 }
 
-/* The bfloat16 of a code under any scale byte. Exact, but for what becomes infinite or NaN. */
+/* Return the bfloat16 of a code under any scale byte. It is exact, except for values that become infinite or NaN. */
 static inline uint16_t scaled(uint8_t code, uint8_t scale) {
     if (scale == 255) return 0x7FC0;
     float value = ldexpf(widened(CODES[code]), (int)scale - 127);
@@ -94,7 +94,7 @@ __attribute__((target("avx2"))) static inline void group_avx2(const uint8_t *blo
 }
 #endif
 
-/* What this processor can do: 2 AVX-512, 1 AVX2, 0 neither. */
+/* Return the level of this processor: 2 AVX-512, 1 AVX2, 0 neither. */
 static inline int best_level(void) {
 #ifdef X86
     if (__builtin_cpu_supports("avx512bw")) return 2;
@@ -103,7 +103,7 @@ static inline int best_level(void) {
     return 0;
 }
 
-/* Whether what is FUSED runs here. */
+/* Return whether this processor runs FUSED functions. */
 static inline int has_bf16(void) {
 #ifdef X86
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&

@@ -1,16 +1,16 @@
 /* Attention of a forest of segments with learned sinks, for processors with AVX-512 BF16: heads of 64, bfloat16.
  *
- * A segment's tokens see their path: the ranges of its ancestors, then the segment itself up to the token, and of all
- * that in windowed layers only the last `window`. Nothing is masked that need not be looked at, and nothing is copied
- * for a branch: blocks of 64 keys are gathered from wherever on the path they lie while they are packed into the order
- * that VDPBF16PS multiplies in. The query heads that share a key head are rows of one matrix.
+ * A segment's tokens see their path: the ranges of its ancestors, then the segment itself up to the token. In windowed
+ * layers they see only the last `window` tokens of it. Keys outside the path and the window are skipped and need no
+ * mask, and no key is copied for a branch. Blocks of 64 keys are gathered from their places on the path while they are
+ * packed into the order for VDPBF16PS. The query heads that share a key head are rows of one matrix.
  *
- * Forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022, FlashAttention), in which the sink is the
- * first logit, without a value. Backward: Dao et al. 2022, algorithm 4, from the log-sum-exp with the sink in it.
- * Sums are float32; probabilities and their gradients are rounded to bfloat16 where they are multiplied. What a query
- * does not see has probability zero and is multiplied all the same: a NaN there reaches the rows of the block.
+ * Forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022, FlashAttention). The sink is its first logit,
+ * without a value. Backward: Dao et al. 2022, algorithm 4, from the log-sum-exp that includes the sink. Sums are
+ * float32. Probabilities and their gradients are rounded to bfloat16 before they are multiplied. A key of the block
+ * that a query does not see has probability zero, but is multiplied as well. A NaN in it reaches the rows of the block.
  *
- * The truth is ossia.kernels.reference.attention, put together by ossia.model.attention.
+ * The reference is the dense form in ossia.model.attention, which uses ossia.kernels.reference.attention.
  */
 #include <stdlib.h>
 
@@ -34,33 +34,33 @@ typedef struct {
 #ifdef X86
 enum { HEAD = WIDE, BLOCK = WIDE, MOST_ROWS = 256 };
 
-/* What a thread works in. Rows are a chunk's tokens times the query heads of a group, token by token. */
+/* The scratch space of a thread. Rows are a chunk's tokens times the query heads of a group, token by token. */
 typedef struct {
     uint16_t q[MOST_ROWS][HEAD], grad[MOST_ROWS][HEAD];
     uint16_t q_pairs[MOST_ROWS / 2][PAIR], grad_pairs[MOST_ROWS / 2][PAIR];
-    uint16_t k_across[HEAD / 2][PAIR], v_across[HEAD / 2][PAIR]; /* pairs along the head, a key per lane */
-    uint16_t k_pairs[BLOCK / 2][PAIR], v_pairs[BLOCK / 2][PAIR]; /* pairs of keys, a place of the head per lane */
+    uint16_t k_across[HEAD / 2][PAIR], v_across[HEAD / 2][PAIR]; /* pairs along the head, one key per lane */
+    uint16_t k_pairs[BLOCK / 2][PAIR], v_pairs[BLOCK / 2][PAIR]; /* pairs of keys, one place of the head per lane */
     uint16_t slope[MOST_ROWS][BLOCK];
     uint16_t weight_pairs[MOST_ROWS / 2][PAIR], slope_pairs[MOST_ROWS / 2][PAIR];
     float sum[MOST_ROWS][HEAD];
     float total[MOST_ROWS][LANES], most[MOST_ROWS], lse[MOST_ROWS], delta[MOST_ROWS];
 } scratch;
 
-/* A chunk of one key head's queries on its path. */
+/* A chunk: consecutive tokens of a segment, with the query heads of one key head. */
 typedef struct {
     const int64_t *ranges;
     int64_t first, tokens, rows, group, head; /* first flat token; rows = tokens * group; first query head */
-    int64_t place;                            /* of the first token on the path */
+    int64_t place;                            /* place of the first token on the path */
     int64_t window;
 } chunk;
 
-/* Keys of a path, 64 at a time. */
+/* The keys of a path, in blocks of 64. */
 typedef struct {
     const int64_t *range;
     int64_t next;          /* flat place of the next key */
-    int64_t at, end;       /* places on the path: of the next key, and after the last */
+    int64_t at, end;       /* places on the path: of the next key, and after the last key */
     int64_t flat[BLOCK];   /* flat places of the block's keys */
-    int64_t start, count;  /* the block: place on the path of its first key, and how many it has */
+    int64_t start, count;  /* the block's first place on the path, and its number of keys */
 } keys;
 
 INLINE chunk chunk_of(const attention *p, int64_t number, int64_t key_head) {
@@ -92,7 +92,7 @@ INLINE int next_block(keys *k) {
     return k->count > 0;
 }
 
-/* The rows that see any key of the block: whole tokens, and from a multiple of TALL to one. */
+/* Set the range of rows that see any key of the block, widened to multiples of TALL. */
 INLINE void rows_of(const chunk *c, const keys *k, int64_t *first, int64_t *last) {
     const int64_t from = k->start > c->place ? k->start - c->place : 0;
     const int64_t reach = k->start + k->count - 1 + c->window - c->place; /* the first token too far behind */
@@ -100,7 +100,7 @@ INLINE void rows_of(const chunk *c, const keys *k, int64_t *first, int64_t *last
     *last = ((reach < c->tokens ? reach : c->tokens) * c->group + TALL - 1) / TALL * TALL;
 }
 
-/* Which keys of the block a row sees. */
+/* Return the keys of the block that a row sees, one bit each. */
 INLINE uint64_t seen(const chunk *c, const keys *k, int64_t row) {
     if (row >= c->rows) return 0;
     const int64_t place = c->place + row / c->group;
@@ -110,7 +110,7 @@ INLINE uint64_t seen(const chunk *c, const keys *k, int64_t row) {
     return (high - low == 64 ? ~0ull : (1ull << (high - low)) - 1) << low;
 }
 
-/* A block's keys -> pairs along the head, a key per lane; keys that are not there are zeros. */
+/* Pack a block's keys as pairs along the head, one key per lane. Keys that do not exist are zeros. */
 INLINE void pack_across(const uint16_t *x, int64_t stride, const keys *k, uint16_t out[HEAD / 2][PAIR]) {
     for (int lane = 0; lane < BLOCK; lane += LANES) {
         const uint16_t *rows[LANES];
@@ -125,9 +125,9 @@ INLINE void pack_pairs(const uint16_t *x, int64_t stride, const keys *k, uint16_
                 out[n / 2]);
 }
 
-/* exp(x) to about one unit in the last place: 2^n times a polynomial (Cephes, expf). A NaN stays one. */
+/* Return exp(x) to about one unit in the last place: 2^n times a polynomial (Cephes, expf). A NaN stays a NaN. */
 INLINE __m512 exponential(__m512 given) {
-    const __m512 x = _mm512_max_ps(_mm512_set1_ps(-110.0f), given); /* below, there is only zero */
+    const __m512 x = _mm512_max_ps(_mm512_set1_ps(-110.0f), given); /* below this the result is zero */
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
@@ -141,7 +141,7 @@ INLINE __m512 exponential(__m512 given) {
     return _mm512_scalef_ps(y, n);
 }
 
-/* Add what a product gives to rows of float32. */
+/* Add a product to rows of float32. */
 INLINE void add_product(const uint16_t *a, int64_t row_stride, int64_t pair_stride, const uint16_t *b, int64_t pairs,
                         float *const rows[TALL]) {
     __m512 sum[TALL][LINES];
@@ -156,14 +156,14 @@ INLINE void add_product(const uint16_t *a, int64_t row_stride, int64_t pair_stri
         for (int n = 0; n < LINES; n++) _mm512_storeu_ps(rows[row] + n * LANES, sum[row][n]);
 }
 
-/* The heads of a chunk's tokens as rows; up to TALL - 1 rows of zeros follow. */
+/* Copy the heads of a chunk's tokens to rows, followed by up to TALL - 1 rows of zeros. */
 INLINE void copy_rows(const uint16_t *x, int64_t head, int64_t token, const chunk *c, uint16_t rows[][HEAD]) {
     for (int64_t row = 0; row < c->rows; row++)
         memcpy(rows[row], x + (c->head + row % c->group) * head + (c->first + row / c->group) * token, 2 * HEAD);
     memset(rows[c->rows], 0, (size_t)((c->rows + TALL - 1) / TALL * TALL - c->rows) * sizeof(rows[0]));
 }
 
-/* One tile of rows meets one block: new maxima, sums, and the output so far. */
+/* Process one block for one tile of rows: update the maxima, the sums and the output so far. */
 INLINE void forward_tile(const chunk *c, const keys *k, scratch *s, int64_t row, float scale) {
     __m512 logits[TALL][LINES];
     uint16_t weights[TALL][BLOCK];
@@ -218,7 +218,7 @@ FUSED static void forward_chunk(const attention *p, int64_t number, int64_t key_
     memset(s->total, 0, (size_t)padded * sizeof(s->total[0]));
     for (int64_t row = 0; row < padded; row++) {
         const float sink = p->sinks[c.head + row % c.group];
-        s->most[row] = sink < -1e30f ? -1e30f : sink; /* without a sink: -inf */
+        s->most[row] = sink < -1e30f ? -1e30f : sink; /* a sink of -inf means none */
         s->total[row][0] = 1.0f;
     }
     keys k = keys_of(&c);
@@ -240,12 +240,13 @@ FUSED static void forward_chunk(const attention *p, int64_t number, int64_t key_
     }
 }
 
-/* Two rows of 16 float32 -> pairs of bfloat16. */
+/* Return two rows of 16 bfloat16 as pairs. */
 INLINE __m512i paired(__m256i first, __m256i second) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
 }
 
-/* Probabilities of one tile and one block, the gradient of its logits, and what that gives to the queries. */
+/* Compute the probabilities of one tile and one block, the gradients of its logits, and their part in the gradients of
+ * the queries. */
 INLINE void backward_tile(const chunk *c, const keys *k, scratch *s, int64_t row, float scale) {
     __m512 values[TALL][LINES];
     float weights[TALL][BLOCK];
@@ -287,7 +288,8 @@ INLINE void backward_tile(const chunk *c, const keys *k, scratch *s, int64_t row
     add_product(s->slope[row], BLOCK, 2, s->k_pairs[0], BLOCK / 2, sums);
 }
 
-/* What rows `first` to `last` give to a block's keys: weights^T [64, rows] times rows of 64, for four keys at a time. */
+/* Add the contributions of rows `first` to `last` to the gradients of a block's keys: weights^T [64, rows] times rows
+ * of 64, for four keys at a time. */
 INLINE void add_to_keys(const keys *k, uint16_t weight_pairs[][PAIR], uint16_t pairs[][PAIR], int64_t first, int64_t last,
                         float *total) {
     float none[HEAD];
@@ -336,7 +338,8 @@ FUSED static void backward_chunk(const attention *p, int64_t number, int64_t key
 }
 #endif
 
-/* Most rows of a chunk (tokens times query heads of a group), or 0 where this processor cannot run these kernels. */
+/* Return the largest number of rows of a chunk (tokens times query heads of a group); 0 if this processor cannot run
+ * these kernels. */
 int64_t ossia_paths_rows(void) {
 #ifdef X86
     return has_bf16() ? MOST_ROWS : 0;
@@ -349,18 +352,18 @@ int64_t ossia_paths_size(void) { return sizeof(attention); }
 
 #ifdef X86
 static void forward_unit(const attention *p, int64_t unit, scratch *s) {
-    const int64_t last = p->chunk_count * p->key_heads - 1; /* later chunks have longer paths as a rule: they come first */
+    const int64_t last = p->chunk_count * p->key_heads - 1; /* later chunks come first: their paths are mostly longer */
     forward_chunk(p, (last - unit) / p->key_heads, (last - unit) % p->key_heads, s);
 }
 
-/* A key's gradient is summed by one thread for each part, so parts are added up later. */
+/* Each part of a key head's gradients is summed by one thread. The caller adds up the parts. */
 static void backward_unit(const attention *p, int64_t unit, scratch *s) {
     const int64_t size = p->tokens * HEAD;
     for (int64_t number = unit / p->key_heads; number < p->chunk_count; number += p->parts)
         backward_chunk(p, number, unit % p->key_heads, p->dk + unit * size, p->dv + unit * size, s);
 }
 
-/* Every unit, by whichever thread is free. Returns 1 if there was no memory (then nothing is done). */
+/* Process every unit by the next free thread. Returns 0, or 1 if memory was not available (then nothing is done). */
 static int each(const attention *p, int64_t units, void (*work)(const attention *, int64_t, scratch *)) {
     int failed = 0;
 #pragma omp parallel
@@ -381,7 +384,7 @@ static int each(const attention *p, int64_t units, void (*work)(const attention 
 }
 #endif
 
-/* Returns 0, or 1 if there was no memory (then nothing is written). Chunks have at most ossia_paths_rows() rows. */
+/* Chunks have at most ossia_paths_rows() rows. Returns 0, or 1 if memory was not available (nothing is then written) */
 int ossia_paths_forward(const attention *p) {
 #ifdef X86
     return each(p, p->chunk_count * p->key_heads, forward_unit);
@@ -391,7 +394,7 @@ int ossia_paths_forward(const attention *p) {
 #endif
 }
 
-/* The same of the gradients. */
+/* The same for the gradients. */
 int ossia_paths_backward(const attention *p) {
 #ifdef X86
     return each(p, p->parts * p->key_heads, backward_unit);

@@ -1,13 +1,14 @@
 /* Products with a matrix that stays in MXFP4, for processors with AVX-512 BF16.
  *
- * A fast matrix product packs its second operand into panels that fit the cache before it multiplies. Here the packing
- * is the dequantisation: weights are read as four bits, become bfloat16 on their way into a panel, and never meet main
- * memory. One byte of MXFP4 holds two neighbours along the input, which is the pair that VDPBF16PS multiplies.
+ * A fast matrix product packs its second operand into panels that fit in the cache before it multiplies. Here the
+ * packing also dequantises. Weights are read as four bits and become bfloat16 when they are written to a panel, so that
+ * bfloat16 weights are never in main memory. One byte of MXFP4 holds two neighbours along the input, which is the pair
+ * that VDPBF16PS multiplies.
  *
- * out = x W^T (a layer's forward pass) or x W (its backward pass), W [outputs, inputs]; then a low-rank update
- * more_x more_w is added as a few more steps of the same sum, and a bias. Sums are float32.
+ * out = x W^T (a layer's forward pass) or x W (its backward pass), W [outputs, inputs]. A low-rank update more_x more_w
+ * is added as a few more steps of the same sum, and a bias as its first value. Sums are float32.
  *
- * The truth is ossia.kernels.reference.product: dequantise, then torch's own product.
+ * The reference is ossia.kernels.reference.product: dequantise, then torch's own product.
  */
 #include <stdlib.h>
 
@@ -16,32 +17,32 @@
 typedef struct {
     const uint16_t *x; /* bfloat16 [rows, inputs], or [rows, outputs] when not transposed */
     const uint8_t *blocks, *scales;
-    const uint16_t *more_x; /* bfloat16 [rows, rank], or nothing; rank is even */
+    const uint16_t *more_x; /* bfloat16 [rows, rank], or NULL; rank is even */
     const uint16_t *more_w; /* bfloat16 [outputs, rank], or [rank, inputs] when not transposed */
-    const uint16_t *bias;   /* bfloat16, one per output, or nothing; only when transposed */
-    uint16_t *out;          /* bfloat16 [rows, columns], or nothing */
-    float *into;            /* instead of out: the rows times their factors are added to these rows */
-    const int64_t *places;  /* [rows]: which row of `into`; no two are equal */
-    const float *factors;   /* [rows], or nothing for ones */
+    const uint16_t *bias;   /* bfloat16, one per output, or NULL; only when transposed */
+    uint16_t *out;          /* bfloat16 [rows, columns], or NULL */
+    float *into;            /* used if out is NULL: the rows times their factors are added to rows of it */
+    const int64_t *places;  /* [rows]: the row of `into` for each row; all different */
+    const float *factors;   /* [rows], or NULL for ones */
     int64_t rows, outputs, inputs, rank, transposed;
 } product;
 
 #ifdef X86
-/* A strip of columns is four panels, which is a cache line of codes. DEPTH steps of the sum are packed at a time and
- * multiplied with BLOCK rows, TALL at a time: packed weights and sums fill half of a megabyte of level 2, the rows of a
- * tile level 1. */
+/* A strip of columns is four panels, which is a cache line of codes. DEPTH steps of the sum are packed at a time. They
+ * are multiplied with BLOCK rows, TALL at a time. Packed weights and sums fill half a megabyte of the level-2 cache,
+ * and the rows of a tile fill the level-1 cache. */
 enum { LANES = 16, PANEL = 32, PANELS = 4, STRIP = PANEL * PANELS, TALL = 12, DEPTH = 960, BLOCK = 504, FEW = 4, AHEAD = 24, LAST = 2 };
 
-/* The column of a panel that a lane holds (see pack_columns). */
+/* Return the column of a panel that a lane holds (see pack_columns). */
 static inline int column_of(int lane, int transposed) { return transposed ? lane : lane % LANES * 2 + lane / LANES; }
 
-/* Codes in the low four bits of each 16-bit word -> bfloat16. `codes` repeats its 16 entries. */
+/* Return the bfloat16 of the codes in the low four bits of each 16-bit word. `codes` repeats its 16 entries. */
 INLINE __m512i decoded(__m512i index, __m512i codes, __m512i shift) {
     const __m512i value = _mm512_permutexvar_epi16(index, codes);
     return _mm512_mask_add_epi16(value, _mm512_test_epi16_mask(value, _mm512_set1_epi16(0x7FFF)), value, shift);
 }
 
-/* Up to 16 bytes of each of 16 rows, transposed: words[n] has bytes 4n to 4n + 3 of all rows, a row per lane. */
+/* Transpose up to 16 bytes of each of 16 rows: words[n] gets bytes 4n to 4n + 3 of all rows, one row per lane. */
 INLINE void transposed(const uint8_t *rows, int64_t stride, int bytes, __m512i *words) {
     const __mmask16 some = (__mmask16)((1u << bytes) - 1);
     __m512i four[4];
@@ -60,8 +61,8 @@ INLINE void transposed(const uint8_t *rows, int64_t stride, int bytes, __m512i *
     words[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-/* x W^T: 16 rows of W, one group of 32 inputs -> 16 pairs of inputs, each [16 rows][2], PANEL lanes apart. The low
- * byte of each lane of `scales` is a row's. */
+/* For x W^T: pack one group of 32 inputs of 16 rows of W as 16 pairs of inputs, each [16 rows][2], PANEL lanes apart.
+ * The low byte of each lane of `scales` is the scale of a row. */
 INLINE void pack_rows(const uint8_t *blocks, __m512i scales, int64_t groups, __m512i codes, uint16_t *panel) {
     const __m512i low = _mm512_and_si512(scales, _mm512_set1_epi32(0xFF));
     const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(low, 16));
@@ -95,20 +96,21 @@ INLINE void pack_half(const product *p, int64_t row, int64_t first, int64_t last
     }
 }
 
-/* x W: two rows of W, one group of 32 inputs -> one pair of rows, [32 inputs][2]: first the even inputs, then the odd. */
+/* For x W: pack one group of 32 inputs of two rows of W as one pair of rows, [32 inputs][2]. The even inputs come
+ * first, then the odd inputs. */
 INLINE void pack_columns(const uint8_t *blocks, const uint8_t *scales, int64_t groups, __m512i codes, uint16_t *panel) {
     const uint32_t first = (uint32_t)(scales[0] - 127) * 128 & 0xFFFF;
     const uint32_t second = (uint32_t)(scales[groups] - 127) * 128 << 16;
     const __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)blocks));
     const __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(blocks + groups * 16)));
     const __m512i shift = _mm512_set1_epi32((int32_t)(first | second));
-    /* The table looks at four bits of each half and repeats itself: what lies above them does not matter. */
+    /* The look-up repeats its 16 entries, so only four bits of each half matter, and the bits above them do not. */
     const __m512i even = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     _mm512_storeu_si512(panel, decoded(even, codes, shift));
     _mm512_storeu_si512(panel + 2 * LANES, decoded(_mm512_srli_epi32(even, 4), codes, shift));
 }
 
-/* Steps `from` to `to` of the sum, of `panels` panels from `column` on: [panel][pair][32 columns][2]. */
+/* Pack steps `from` to `to` of the sum, for `panels` panels from `column` on: [panel][pair][32 columns][2]. */
 INLINE void pack(const product *p, int64_t column, int panels, int64_t from, int64_t to, uint16_t *packed) {
     const int64_t groups = p->inputs / 32, size = PANEL * (to - from);
     if (p->transposed) {
@@ -118,7 +120,7 @@ INLINE void pack(const product *p, int64_t column, int panels, int64_t from, int
     }
     const __m512i codes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)CODES));
     for (int64_t row = from; row < to; row += 2) {
-        /* Each row lies in a line of its own, too far from the last one for the processor to foresee. */
+        /* Each row is in another cache line, too far from the last one for the processor's own prefetching. */
         for (int64_t next = row + AHEAD; next < row + AHEAD + 2; next++) {
             const int64_t place = (next < p->outputs ? next : p->outputs - 1) * groups + column / 32;
             _mm_prefetch((const char *)(p->blocks + place * 16), _MM_HINT_T0);
@@ -132,7 +134,7 @@ INLINE void pack(const product *p, int64_t column, int panels, int64_t from, int
     }
 }
 
-/* The same of a matrix some of whose scales lie at the ends of the range. */
+/* The same for a matrix with scales at the ends of the range. */
 static void pack_slowly(const product *p, int64_t column, int panels, int64_t from, int64_t to, uint16_t *packed) {
     const int64_t groups = p->inputs / 32, size = PANEL * (to - from);
     uint16_t values[32];
@@ -153,7 +155,7 @@ static void pack_slowly(const product *p, int64_t column, int panels, int64_t fr
         }
 }
 
-/* Whether every scale lets a code stay a normal number. */
+/* Return whether every code stays a normal number under every one of these scales. */
 FUSED static int is_ordinary(const uint8_t *scales, int64_t count) {
     uint8_t least = 255, most = 0;
     for (int64_t n = 0; n < count; n++) {
@@ -163,7 +165,7 @@ FUSED static int is_ordinary(const uint8_t *scales, int64_t count) {
     return least >= LOWEST && most <= HIGHEST;
 }
 
-/* The same of the low-rank update. */
+/* The same for the low-rank update. */
 INLINE void pack_more(const product *p, int64_t column, int panels, int64_t columns, uint16_t *packed) {
     for (int panel = 0; panel < panels; panel++, packed += PANEL * p->rank, column += PANEL)
         for (int64_t step = 0; step < p->rank; step++)
@@ -173,7 +175,7 @@ INLINE void pack_more(const product *p, int64_t column, int panels, int64_t colu
                                   : p->more_w[step * columns + column + column_of(lane, 0)];
 }
 
-/* sums [rows][STRIP] += x [rows][2 * pairs] times a panel. `rows` is a constant where this is called. */
+/* sums [rows][STRIP] += x [rows][2 * pairs] times a panel. Callers pass a constant for `rows`. */
 INLINE void tile(const int rows, const uint16_t *x, int64_t stride, const uint16_t *panel, int64_t pairs, float *sums) {
     __m512 sum[TALL][2];
 #pragma GCC unroll 12
@@ -208,7 +210,7 @@ FUSED static void some_rows(int rows, const uint16_t *x, int64_t stride, const u
     }
 }
 
-/* All rows, in tiles of nearly the same height: a tile of one row takes as long as one of three. */
+/* Multiply all rows, in tiles of nearly the same height, because a tile of one row takes as long as one of three. */
 FUSED static void tiles(int64_t rows, const uint16_t *x, int64_t stride, const uint16_t *packed, int panels,
                         int64_t pairs, float *sums) {
     for (int64_t left = (rows + TALL - 1) / TALL; left > 0; left--) {
@@ -219,7 +221,7 @@ FUSED static void tiles(int64_t rows, const uint16_t *x, int64_t stride, const u
     }
 }
 
-/* The sums of 32 columns in the columns' order. */
+/* Load the sums of 32 columns in the order of the columns. */
 INLINE void ordered(const float *sums, int64_t transposed, __m512 *first, __m512 *second) {
     const __m512 a = _mm512_loadu_ps(sums), b = _mm512_loadu_ps(sums + LANES);
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -245,7 +247,8 @@ INLINE void finish(const product *p, int64_t first, int64_t rows, int64_t column
         }
 }
 
-/* All rows of the columns of one strip. packed: STRIP * DEPTH values (or rank); sums: BLOCK * STRIP. */
+/* Compute all rows of one strip of columns. Scratch space: `packed` has STRIP * DEPTH values (STRIP * rank if that is
+ * more), `sums` has BLOCK * STRIP. */
 FUSED static void strip(const product *p, int ordinary, int64_t column, int panels, uint16_t *packed, float *sums) {
     const int64_t depth = p->transposed ? p->inputs : p->outputs, columns = p->transposed ? p->outputs : p->inputs;
     const int width = panels * PANEL;
@@ -270,7 +273,7 @@ FUSED static void strip(const product *p, int ordinary, int64_t column, int pane
     }
 }
 
-/* One output of a few rows: nothing is packed, each weight is used as it comes. */
+/* Compute one output of a few rows. Nothing is packed; each group of weights is used directly after decoding. */
 FUSED static void single(const product *p, int64_t output) {
     const int64_t groups = p->inputs / 32;
     const uint8_t *blocks = p->blocks + output * groups * 16, *scales = p->scales + output * groups;
@@ -300,12 +303,12 @@ FUSED static void single(const product *p, int64_t output) {
 }
 #endif
 
-/* Whether this processor can run `ossia_product_bf16`. */
+/* Return whether this processor can run `ossia_product_bf16`. */
 int ossia_product_supported(void) { return has_bf16(); }
 
 int64_t ossia_product_size(void) { return sizeof(product); }
 
-/* Returns 0, or 1 if there was no memory (then nothing is written). Outputs and inputs are multiples of 32. */
+/* Returns 0, or 1 if memory was not available (then nothing is written). Outputs and inputs are multiples of 32. */
 int ossia_product_bf16(const product *p) {
 #ifdef X86
     const int64_t columns = p->transposed ? p->outputs : p->inputs;
@@ -328,7 +331,7 @@ int ossia_product_bf16(const product *p) {
         }
 #pragma omp barrier
         if (!failed) {
-            /* The last columns go out in single panels, so that no thread waits long for another. */
+            /* The last columns are distributed in single panels, so that threads do not wait long for each other. */
 #pragma omp for schedule(dynamic, 1)
             for (int64_t unit = 0; unit < wide + narrow; unit++)
                 strip(p, ordinary, (unit < wide ? unit * PANELS : wide * PANELS + unit - wide) * PANEL, unit < wide ? PANELS : 1,

@@ -1,7 +1,7 @@
 /* Products of a few float32 rows with a matrix in MXFP4: the steps of decoding on processors without bfloat16.
  *
- * out [rows, outputs] = x [rows, inputs] W^T. Each group of weights is decoded once and used for all rows as it comes,
- * so a step reads four bits a weight and not thirty-two. The truth is ossia.kernels.reference.product.
+ * out [rows, outputs] = x [rows, inputs] W^T. Each group of weights is decoded once and used at once for all rows, so a
+ * step reads four bits per weight instead of thirty-two. The reference is ossia.kernels.reference.product.
  */
 #include "mxfp4.h"
 
@@ -48,7 +48,7 @@ __attribute__((target("avx2,fma"))) static void avx2(const float *x, int64_t row
 #define avx2 portable
 #endif
 
-/* rows is at most 8. `level` caps the instructions that are used (for tests). */
+/* There are at most 8 rows. `level` limits the instructions used (for tests). */
 void ossia_product_few_f32(const float *x, int64_t rows, const uint8_t *blocks, const uint8_t *scales, int64_t outputs,
                    int64_t inputs, float *out, int level) {
     const version one = level >= 1 && best_level() >= 1 ? avx2 : portable;
