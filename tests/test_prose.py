@@ -16,13 +16,18 @@ WIDTH = 100
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py"))
 
 
+MODEL_FACING = {PACKAGE / "harmony" / "builtin.py", PACKAGE / "data" / "formats" / "hermes.py"}
+"""Files with texts that models were trained on, or that they are recognised by. These stay as they are."""
+
+
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("place", [*CODE, *PAGES], ids=named)
 def test_sentences_have_at_most_25_words(place: Path) -> None:
-    long = [f"{one.path}:{one.line}: {one.text}" for one in prose.of_tree(place) if one.words > prose.LONGEST]
+    found = (one for one in prose.of_tree(place) if one.path not in MODEL_FACING)
+    long = [f"{one.path}:{one.line}: {one.text}" for one in found if one.words > prose.LONGEST]
     assert not long, "\n".join(long)
 
 

@@ -57,8 +57,8 @@ def run_session(
         The last event, whose status is done or stopped.
 
     Raises:
-        UserError: no data; data, base or recipe changed since the run began; a checkpoint is damaged; another process
-            works on the run; or the recipe asks for what this job or machine does not have.
+        UserError: there are no data, or data, base or recipe changed since the run began. Or a checkpoint is damaged,
+            or another process works on the run. Or the recipe asks for something that this job or machine lacks.
         OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
         DoesNotFitError: the GPU ran out of memory.
     """
