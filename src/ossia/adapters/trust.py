@@ -1,7 +1,8 @@
 """What a run began with, and the one check that every command makes before it uses a run, a checkpoint or an adapter.
 
 `identity.json` of a run folder holds the identity of the base and the digests of tokenizer and examples. It also holds
-the recipe as it ran and the compute type. Resuming, evaluating, chatting and exporting call `check_unchanged` and refuse what differs.
+the recipe as it ran and the compute type. Resuming, evaluating, chatting and exporting call `check_unchanged` and
+refuse what differs.
 """
 
 from __future__ import annotations
