@@ -113,7 +113,7 @@ def _messages(tree: ast.AST, documented: set[int]) -> Iterator[tuple[int, str]]:
             said = node.value
         else:
             continue
-        if len(said.split()) >= _SHORTEST_MESSAGE and not said.startswith(("{", "<")):
+        if len(said.split()) >= _SHORTEST_MESSAGE and not said.startswith(("{", "<", "import ")):
             yield from ((node.lineno, paragraph) for paragraph in said.split("\n"))
 
 
