@@ -1,8 +1,8 @@
 """Damaged files: a mutation of a run, checkpoint, base, adapter or recipe ends in a sentence or changes nothing.
 
-A mutation changes bytes, a value of JSON or the size of one file. Code that uses the file afterwards must refuse it with
-an `OssiaError`, or give the same result as before. Any other exception is a traceback for a user. More than ten seconds
-of processor time count as a hang.
+A mutation changes bytes, a value of JSON or the size of one file. Code that uses the file afterwards must refuse it
+with an `OssiaError`, or give the same result as before. Any other exception is a traceback for a user. More than ten
+seconds of processor time count as a hang.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Killed trainings: SIGKILL and SIGTERM at random moments, and a full disk, lose nothing that a checkpoint held.
 
-A chunk is one training of a micro model in one or two processes of its own, in float32 or bfloat16. It is disturbed at a
-random moment and then resumed. The moment is in start-up, steps, validation, a checkpoint or at the end. All losses and
-the bytes of the last adapter must be those of an undisturbed training.
+A chunk is one training of a micro model in one or two processes of its own, in float32 or bfloat16. It is disturbed
+at a random moment and then resumed. The moment is in start-up, steps, validation, a checkpoint or at the end. All
+losses and the bytes of the last adapter must be those of an undisturbed training.
 """
 
 from __future__ import annotations

@@ -183,8 +183,9 @@ def _check_place(adapter: Path, run: Run, found: Mapping[str, Any] | None) -> No
         raise UserError(
             f"{IDENTITY_FILE} is missing", where=str(adapter), why="the checkpoint cannot be trusted", do=remedy
         )
-    if adapter.resolve() != run.checkpoint(int(found.get("step", -1))).resolve():
-        what = f"this folder holds the checkpoint of step {found.get('step')}"
+    step = found.get("step")
+    if type(step) is not int or adapter.resolve() != run.checkpoint(step).resolve():
+        what = f"this folder holds the checkpoint of step {str(step)[:20]}"
         raise UserError(what, where=str(adapter), why="the folder was renamed or copied", do=remedy)
 
 

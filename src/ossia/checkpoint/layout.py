@@ -130,11 +130,15 @@ class Shape:
                 do="use openai/gpt-oss-20b, openai/gpt-oss-120b or a model derived from them",
             )
         if config.get("tie_word_embeddings"):
-            raise UserError("tie_word_embeddings is true, and gpt-oss has a head of its own", where=where)
+            raise UserError("tie_word_embeddings is true, but gpt-oss has a separate head", where=where)
         rope = {"rope_theta": config.get("rope_theta")}
         for key in ("rope_scaling", "rope_parameters"):
             if not isinstance(found := config.get(key) or {}, Mapping):
                 raise UserError(f"{key} is not an object", where=where, do="fetch the file again")
+            for name, value in found.items():
+                if rope.get(name) is not None and rope[name] != value:
+                    what = f"{name} is {_short(rope[name])} and, in {key}, {_short(value)}"
+                    raise UserError(what, where=where, why="readers take one or the other", do="fetch the file again")
             rope |= found
         if "rope_type" in rope:
             rope.setdefault("truncate", True)  # transformers' default for yarn
@@ -168,8 +172,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "context": (1, 2**31),
     "rope_theta": (1.0, 1e12),
     "rope_factor": (1e-3, 1e6),
-    "rope_beta_fast": (0.0, 1e6),
-    "rope_beta_slow": (0.0, 1e6),
+    "rope_beta_fast": (1e-3, 1e6),
+    "rope_beta_slow": (1e-3, 1e6),
     "rope_original_context": (1, 2**31),
     "swiglu_limit": (1e-6, 1e9),
     "rms_eps": (0.0, 1.0),

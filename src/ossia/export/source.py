@@ -72,5 +72,5 @@ def find_source(reference: str, model: str | None = None, step: int | None = Non
         raise UserError("this is a model without an adapter", where=reference, do="name a run or an adapter folder")
     if not (subject.adapter / CONFIG_FILE).is_file():
         where = str(subject.adapter)
-        raise UserError("the checkpoint holds no adapter", where=where, do="export another --checkpoint STEP")
+        raise UserError("the checkpoint has no adapter", where=where, do="export another --checkpoint STEP")
     return ExportSource(subject, subject.adapter, subject.recipe.model.path, subject.run)
