@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,47 @@ def test_schema_accepts_what_the_model_accepts() -> None:
 def test_yaml_keys_that_are_no_text() -> None:
     assert "1 is not a setting" in failure("1: 2\n").what
     assert yaml.safe_load("1: 2") == {1: 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.steps=true", "steps is true, and a number is expected"),
+        ("train.learning_rate=no", "learning_rate is false, and a number is expected"),
+        ("chat.seed=yes", "seed is true, and a number is expected"),
+        ("data.max_tokens=on", "max_tokens is true, and a number is expected"),
+        ("train.learning_rate=.inf", "finite"),
+        ("lora.alpha=.nan", "finite"),
+        ("eval.temperature=1e400", "finite"),
+        ("train.seed=-1", "greater than or equal to 0"),
+        ("train.seed=4294967296", "less than or equal to 4294967295"),
+        ("eval.seed=1e23", "seed"),
+        ("chat.seed=-5", "greater than or equal to 0"),
+        ("data.max_tokens=20000", "Set both"),
+    ],
+)
+def test_values_that_are_not_numbers_of_their_kind_are_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        recipes.parse_recipe("", where="test", overrides=[override])
+    assert says in str(refused.value)
+
+
+def test_lists_may_be_given_as_words_on_the_command_line() -> None:
+    found = recipes.parse_recipe(
+        "", where="test", overrides=["lora.targets=attention, router", "train.report_to=tensorboard"]
+    )
+    assert found.lora.targets == ["attention", "router"]
+    assert found.train.report_to == ["tensorboard"]
+    with pytest.raises(UserError, match="attentoin"):
+        recipes.parse_recipe("", where="test", overrides=["lora.targets=attentoin"])
+    flags = recipes.parse_recipe("", where="test", overrides=["train.recompute=false", "train.share_prefixes=on"])
+    assert (flags.train.recompute, flags.train.share_prefixes) == (False, "on")
+
+
+def test_aliases_that_stand_for_too_many_values_are_refused_at_once() -> None:
+    lines = ["a: &a [x, x]", *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise("abcdefghij"))]
+    for text in ("\n".join(lines), "a: &a\n  b: *a\n"):
+        with pytest.raises(UserError):
+            recipes.parse_recipe(text, where="test")
+    with pytest.raises(UserError, match="stands for more than"):
+        recipes.parse_recipe("", where="test", overrides=["data.train=" + "{" + ", ".join(lines) + "}"])

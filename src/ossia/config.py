@@ -10,7 +10,7 @@ import datetime
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -48,6 +48,18 @@ PathList = Annotated[list[str], BeforeValidator(lambda value: [value] if isinsta
 """Files, folders or ids. A single one may be given without brackets."""
 
 
+def _words(value: Any) -> Any:
+    """Return the words of a text with commas, as a command line gives them."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes numbers and no flag. `annotation`: as pydantic gives it."""
+    parts = [part for part in get_args(annotation) if isinstance(part, type) or get_origin(part)]
+    kinds = {annotation, *parts, *(inner for part in parts for inner in get_args(part)[:1])}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
 def _a_date(value: str) -> str:
     try:
         return datetime.date.fromisoformat(value).isoformat()
@@ -58,7 +70,19 @@ def _a_date(value: str) -> str:
 class Section(BaseModel):
     """A part of a recipe. An unknown key is an error, and values are validated."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_assignment=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_assignment=True, frozen=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_flag_is_not_a_number(cls, values: Any) -> Any:
+        """Refuse `steps: true`, which pydantic would read as 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and _is_number(field.annotation):
+                raise ValueError(f"{name} is {str(value).lower()}, and a number is expected")
+        return values
 
 
 class ModelSection(Section):
@@ -223,7 +247,7 @@ class LoraSection(Section):
     vocabulary_alpha: Annotated[float, Field(gt=0)] = 8.0
     """The update of embeddings and head is scaled by vocabulary_alpha / vocabulary_rank."""
 
-    targets: Annotated[list[LoraTarget], Field(min_length=1)] = ["attention", "experts"]
+    targets: Annotated[list[LoraTarget], Field(min_length=1), BeforeValidator(_words)] = ["attention", "experts"]
     """Groups of matrices that get an adapter. All others stay frozen."""
 
     start_from: str | None = None
@@ -339,7 +363,7 @@ class TrainSection(Section):
     sample_temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature of the samples. 0: always the most likely token."""
 
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    report_to: Annotated[list[Literal["tensorboard", "wandb", "trackio"]], BeforeValidator(_words)] = []
     """Experiment trackers that get the run's metrics in addition to the run folder."""
 
     def total_steps(self, examples: int) -> int:
@@ -443,6 +467,6 @@ class Recipe(Section):
         if self.train.tokens_per_micro_batch < self.data.max_tokens:
             raise ValueError(
                 f"train.tokens_per_micro_batch ({self.train.tokens_per_micro_batch}) must be at least data.max_tokens "
-                f"({self.data.max_tokens}): one example has to fit into one micro-batch"
+                f"({self.data.max_tokens}): one example has to fit into one micro-batch. Set both"
             )
         return self

@@ -25,6 +25,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from ossia import events, files, recipes
 from ossia.config import Recipe
@@ -163,7 +164,7 @@ def create(recipe: Recipe, command: str) -> Run:
         raise UserError(
             f"the run folder cannot be made ({error.strerror})", where=str(path), do="set OSSIA_RUNS to another folder"
         ) from None
-    files.write_atomically(path / "recipe.yaml", recipes.dump(recipe))
+    files.write_atomically(path / "recipe.yaml", recipes.dump(_with_absolute_paths(recipe)))
     files.write_json(path / ENVIRONMENT, environment(command))
     return Run(path)
 
@@ -179,7 +180,7 @@ def find_run(reference: str) -> Run:
         return Run(folder)
     everything = _folders()
     if reference == "last" and everything:
-        return Run(max(everything, key=lambda path: (path / "recipe.yaml").stat().st_mtime_ns))
+        return Run(max(everything, key=_used))
     matches = [path for path in everything if path.name == reference] or [p for p in everything if reference in p.name]
     if len(matches) == 1:
         return Run(matches[0])
@@ -218,12 +219,39 @@ def environment(command: str) -> dict[str, object]:
             versions[name] = metadata.version(name)
     return {
         "command": command,
+        "folder": str(Path.cwd()),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "versions": versions,
     }
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the files and folders that it names written out, so that a run works from any folder."""
+
+    def place(value: Any) -> Any:
+        return str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
+
+    values = recipe.model_dump(mode="json")
+    for section, key in (("model", "path"), ("lora", "start_from"), ("train", "spare_folder")):
+        values[section][key] = place(values[section][key])
+    for section, key in (("data", "train"), ("data", "validation"), ("eval", "data")):
+        values[section][key] = [
+            {**entry, "path": place(entry["path"])} if isinstance(entry, dict) else place(entry)
+            for entry in values[section][key]
+        ]
+    return Recipe.model_validate(values)
+
+
+def _used(folder: Path) -> tuple[float, float]:
+    """When training last began in a run; where it never did, when the folder was made. For `last`."""
+    made = (folder / "recipe.yaml").stat().st_mtime
+    with contextlib.suppress(OssiaError, OSError):
+        began = [event.time for event in events.read(folder) if isinstance(event, events.Started)]
+        return max(began, default=made), made
+    return made, made
 
 
 def _folders() -> list[Path]:
