@@ -1,4 +1,4 @@
-"""The split into training and validation: how many conversations are held back, and which."""
+"""Tests of the split into training and validation: the number of held-back conversations, and their choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a conversation with a run, an adapter or a model, alone or beside its base."""
+"""The workflow that opens a conversation with a run, an adapter or a model, alone or beside its base."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenChat:
-    """An open conversation. Each session answers what it is told by `Session.say(text, like)`."""
+    """An open conversation. `Session.say(text, like)` of each session answers a message."""
 
     subject: Subject
     sessions: dict[str, Session]
-    """By the name of the answerer: base and tuned, or an empty name for a single one."""
+    """The sessions by name: "base" and "tuned", or an empty name for a single session."""
     like: Request
-    """How a turn is generated: the request of a turn, without its prompt."""
+    """The request of a turn without its prompt: sampling, length and seed."""
 
 
 def chat(
@@ -42,17 +42,17 @@ def chat(
     """Load the model and return an open conversation.
 
     Args:
-        reference: a run, checkpoint, adapter or model, see `ossia.generate.subject.open_subject`.
-        vs_base: the base model answers too, before the tuned one.
-        effort: reasoning effort; by default the run's.
+        reference: a run, checkpoint, adapter or model, as in `ossia.generate.subject.open_subject`.
+        vs_base: whether the base model answers too, before the tuned model.
+        effort: the reasoning effort. By default it is that of the run's recipe.
         instructions: the developer message.
-        seed: repeats a conversation; by default the recipe's `chat.seed`, else a new one.
-        checkpoint: step of a run's checkpoint; by default its best one.
-        overrides: `section.key=value`, on top of the recipe; its section `chat` says how to sample.
+        seed: the seed that repeats a conversation. By default it is the recipe's `chat.seed`, else a random one.
+        checkpoint: the step of a run's checkpoint. By default it is the run's best checkpoint.
+        overrides: `section.key=value`, applied to the recipe. Its section `chat` has the settings of sampling.
         on_event: called with progress.
 
     Raises:
-        UserError: nothing of that name, or a base is asked for where there is none.
+        UserError: nothing matches the reference, or `vs_base` is set for a model without an adapter.
     """
     from ossia.generate.engine import BASE_WEIGHTS
     from ossia.generate.session import Session
@@ -60,7 +60,7 @@ def chat(
 
     subject = open_subject(reference, checkpoint=checkpoint, overrides=overrides)
     if vs_base and subject.adapter is None:
-        raise UserError("only a run can be compared with its base", where=subject.name, do="leave --vs base out")
+        raise UserError("this model has no adapter to compare with its base", where=subject.name, do="omit --vs base")
     vocabulary, system = subject.vocabulary(), subject.system()
     with counting(on_event, "loading the model"):
         engine = subject.engine()

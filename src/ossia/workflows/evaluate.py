@@ -1,4 +1,4 @@
-"""Measure whoever answers on held-out questions."""
+"""The workflow that measures a run, an adapter or a model on held-out questions."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def evaluate(
     """Return the report of an evaluation. It is also written to the run's `evals/`.
 
     Args:
-        reference: a run, checkpoint, adapter or model, see `ossia.generate.subject.open_subject`.
-        data: held-out files; by default the recipe's `eval.data`.
-        vs_base: ask the base model the same questions. A model without an adapter has no base.
-        limit: most questions; a random part of the data. By default the recipe's `eval.limit`.
-        checkpoint: step of a run's checkpoint; by default its best one.
-        overrides: `section.key=value`, on top of the recipe.
+        reference: a run, checkpoint, adapter or model, as in `ossia.generate.subject.open_subject`.
+        data: held-out files. By default they are the recipe's `eval.data`.
+        vs_base: whether the base model gets the same questions. Without an adapter there is no base to compare with.
+        limit: the largest number of questions, drawn at random from the data. By default it is the recipe's
+            `eval.limit`.
+        checkpoint: the step of a run's checkpoint. By default it is the run's best checkpoint.
+        overrides: `section.key=value`, applied to the recipe.
         on_event: called with notes and progress.
 
     Raises:
-        UserError: nothing of that name, no question, or data that cannot be read.
+        UserError: nothing matches the reference, there are no questions, or the data cannot be read.
     """
     from ossia.data import load_conversations
     from ossia.evaluate import runner
@@ -50,11 +51,11 @@ def evaluate(
         raise UserError("there are no held-out questions", do="--data FILE, or set eval.data in the recipe")
     loaded = load_conversations(files, subject.recipe.data)
     if loaded.errors:
-        message = f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them"
+        message = f"{len(loaded.errors)} rows cannot be used (ossia data check {files[0]} lists them)"
         on_event(Note(level="warning", message=message))
     arms = 2 if subject.adapter is not None and vs_base else 1
     count = min(subject.recipe.eval.limit or len(loaded.conversations), len(loaded.conversations))
-    both = ", each also to the base" if arms == 2 else ""
+    both = ", each also for the base" if arms == 2 else ""
     on_event(Note(level="info", message=f"{subject.name}: {count} questions{both}"))
     with counting(on_event, "answers", count * arms) as advance:
         return runner.run_evaluation(subject, loaded.conversations, vs_base=vs_base, data=files, on_progress=advance)

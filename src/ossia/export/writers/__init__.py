@@ -1,6 +1,8 @@
-"""File formats of merged tensors, one module each. A writer takes a `MergedModel` and returns `WrittenTensors`.
+"""File formats of merged tensors, one module each.
 
-safetensors    a checkpoint in the published layout
+    safetensors    a checkpoint in the published layout
+
+A writer takes a `MergedModel` and returns `WrittenTensors`.
 """
 
 from __future__ import annotations
