@@ -131,9 +131,7 @@ def _peer(side: str, case: str, path: Path, ids: Any, device: str) -> tuple[Any,
     from transformers import GptOssForCausalLM, Mxfp4Config
 
     kind: dict[str, Any] = {"experts_implementation": "eager"} if "eager" in side else {}
-    kind["quantization_config"] = Mxfp4Config(
-        dequantize=True
-    )  # with the package `kernels`, experts would stay packed and have no backward
+    kind["quantization_config"] = Mxfp4Config(dequantize=True)  # packed experts (package `kernels`) have no backward
     base = GptOssForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager", **kind)
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"] if "experts" in case else None
     config = LoraConfig(

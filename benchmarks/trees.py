@@ -19,8 +19,8 @@ TRL differs from its defaults in four points, because the comparison is impossib
 
 TRL trains a sample of the examples (with packing, of the packs), evenly spaced by length. The time of its epoch is
 extrapolated by tokens, padding included. The factor is in the results, beside the ratios. Both sides of Ossia train the
-whole epoch. Every side trains one example before the clock starts. A step holds whole conversations in the order of the
-file, which is the best case for sharing. The benchmark takes about 25 minutes on two cores.
+whole epoch. Every side computes one example before the clock starts. A step holds whole conversations in the order of
+the file, which is the best case for sharing. The benchmark takes about 25 minutes on two cores.
 
 `python -m benchmarks.trees --width small` tries everything with a small model of the same structure and short texts.
 """

@@ -2,8 +2,7 @@
 
     python examples/trl_trees.py MODEL ROWS.jsonl ADAPTER_FOLDER [STEPS]
 
-Rows have TRL's own format, one per assistant turn: {"prompt": [messages], "completion": [messages]}. Batches are
-consecutive rows of the file.
+Rows have TRL's format, one per assistant turn and in order: {"prompt": [messages], "completion": [messages]}.
 """
 
 import sys
@@ -17,12 +16,7 @@ from ossia.adapters.apply import attach_adapter, save_adapter
 from ossia.train.steps import TreeCollator
 
 
-class TreeTrainer(SFTTrainer):
-    """A trainer whose loss is the mean over the step's tokens in all processes.
-
-    The processes average their gradients, so each one multiplies its loss by their number.
-    """
-
+class TreeTrainer(SFTTrainer):  # the loss is a mean over the step's tokens in all processes, which average gradients
     def _get_num_items_in_batch(self, batches, device):
         return self.accelerator.gather(sum(batch["weights"].sum() for batch in batches).to(device)).sum()
 
@@ -31,7 +25,6 @@ class TreeTrainer(SFTTrainer):
 
 
 def main(path: str, rows: str, folder: str, steps: str = "20") -> None:
-    """Train an adapter with TRL on prefix trees and save it."""
     model, tokenizer = ossia.load(path)
     settings = SFTConfig(
         folder, max_steps=int(steps), per_device_train_batch_size=8, max_length=None, bf16=False, learning_rate=2e-3,

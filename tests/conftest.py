@@ -1,4 +1,4 @@
-"""Shared fixtures and the choice of slow tests. Every test gets a cache folder that the whole session shares."""
+"""Shared fixtures and the choice of slow tests. All tests of a session share one cache folder."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 
 import pytest
 
-# Set before anything imports transformers or huggingface_hub, in this process and in the ones that tests start.
+# These are set before transformers or huggingface_hub is imported, here and in the processes that tests start.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OSSIA_CACHE", str(Path(tempfile.gettempdir()) / f"ossia-test-cache-{os.getuid()}"))
 
 SLOW = Path(__file__).parent / "slow.txt"
-"""The slow tests: a file, or a test in it with all its parameters, per line, with its seconds of processor time."""
+"""The slow tests. A line names a file, or a test with all its parameters, and its seconds of processor time."""
 _LEFT_OUT = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder() -> Path:
-    """The offline tokenizer files, built once per session (about ten seconds when the cache is cold)."""
+    """The folder of the offline tokenizer files, built once per session (about ten seconds when the cache is cold)."""
     from ossia.harmony.tokenizer.vocabulary import offline_tokenizer_folder
 
     return offline_tokenizer_folder()
 
 
 def slow_tests() -> set[str]:
-    """Return what `slow.txt` names: `train/test_x.py`, or `train/test_x.py::test_y`."""
+    """Return the names in `slow.txt`: `train/test_x.py`, or `train/test_x.py::test_y`."""
     lines = (line.partition("#")[0].split() for line in SLOW.read_text(encoding="utf-8").splitlines())
     return {words[0] for words in lines if words}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of `slow.txt` their marker, before `-m` chooses by it."""
+    """Give the tests of `slow.txt` the marker `slow`, before `-m` selects tests by it."""
     slow = slow_tests()
     for item in items:
         file = item.path.relative_to(SLOW.parent).as_posix() if item.path.is_relative_to(SLOW.parent) else ""
@@ -49,12 +49,12 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     if left_out:
         config = items[0].config
         config.stash[_LEFT_OUT] = left_out
-        if hasattr(config, "workeroutput"):  # a process of pytest-xdist: the one that prints is another
+        if hasattr(config, "workeroutput"):  # a worker of pytest-xdist, which does not print
             config.workeroutput["left_out"] = left_out
 
 
 class _Workers:
-    """Hears from the processes of pytest-xdist how many slow tests they left out. Each leaves out the same."""
+    """Receives the number of slow tests that the workers of pytest-xdist left out. All workers leave out the same."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -70,5 +70,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     left_out = config.stash.get(_LEFT_OUT, 0)
-    if left_out and "slow" in config.option.markexpr:  # not where -k or a path asked for some tests
+    if left_out and "slow" in config.option.markexpr:  # not if -k or a path selected the tests
         terminalreporter.write_line(f"{left_out} slow tests were left out (tests/slow.txt): make test runs all tests")

@@ -1,4 +1,4 @@
-"""Reading recipes: what is wrong is said with its place, and nothing is dropped in silence."""
+"""Tests of reading recipes: an error names its place, and no setting is ignored."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_whole_number_in_exponent_form() -> None:
 
 
 def test_a_date_is_text() -> None:
-    """YAML 1.1 makes a date object of it."""
+    """YAML 1.1 reads it as a date object."""
     assert parse("data:\n  date: 2026-11-20\n").data.date == "2026-11-20"
     assert parse("", "data.date=2026-11-20").data.date == "2026-11-20"
 
@@ -141,7 +141,7 @@ OLD, NEW = "train.tokens_per_pass", "train.tokens_per_micro_batch"
 
 
 def test_a_setting_is_known_by_its_former_name() -> None:
-    """The same number from a file, from overrides and from Python; what is written has the present name only."""
+    """A file, overrides and Python give the same number. Written recipes have only the present name."""
     wanted = parse("train: {tokens_per_micro_batch: 5000}")
     assert parse("train: {tokens_per_pass: 5000}") == parse("name: run", f"{OLD}=5000") == wanted
     assert Recipe.model_validate({"train": {"tokens_per_pass": 5000}}) == wanted

@@ -1,4 +1,4 @@
-"""What must hold on a GPU; run by `make gpu`."""
+"""Tests that need a GPU. `make gpu` runs them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_generation_is_that_of_the_cpu(folder: Path) -> None:
     assert said["cpu"] == said["cuda"]
 
 
-# torch's flash kernels; on a CPU tests/kernels/cuda/test_flash.py drives the code around them with stand-ins
+# torch's flash kernels. On a CPU, tests/kernels/cuda/test_flash.py tests the code around them with stand-ins.
 
 AMPERE = pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs compute capability 8.0"
@@ -76,7 +76,7 @@ AMPERE = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", flash.DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 32, 64])
 def test_the_flash_kernels_pass_their_trial(dtype: torch.dtype, head_dim: int) -> None:
-    """Without a warning, which would be an error here. 16, 32 and 64 are the tiny models' and the published ones'."""
+    """A warning is an error here. The tiny models have heads of 16 and 32, and the published models of 64."""
     flash._verdict.cache_clear()
     assert flash.serves(torch.device("cuda", torch.cuda.current_device()), dtype, head_dim)
 
@@ -87,7 +87,10 @@ def test_the_flash_kernels_pass_their_trial(dtype: torch.dtype, head_dim: int) -
     "forest", [[(None, 700)], [(None, 300), (None, 5), (None, 129)], [(None, 300), (0, 290), (1, 5), (0, 130)]]
 )
 def test_attention_on_the_gpu_is_the_definition(window: int | None, forest: list[tuple[int | None, int]]) -> None:
-    """The published heads, 64 over 8 of size 64, in bfloat16; the judge is dense, in float32, with a sink column."""
+    """The heads are the published ones, 64 over 8 of size 64, in bfloat16.
+
+    The judge is dense attention in float32 with a sink column.
+    """
     segments, seen_TT = laid_out(forest)
     if window is not None:
         seen_TT = seen_TT & (segments.positions_T[:, None] - segments.positions_T < window)

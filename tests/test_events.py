@@ -1,4 +1,4 @@
-"""The event log: what survives a killed process, what a resumed run supersedes, and following a job."""
+"""Tests of the event log: killed processes, the events that a resumed run supersedes, and following a job."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_a_torn_line_costs_only_itself(tmp_path: Path) -> None:
-    """A process dies in the middle of a line, at any of its bytes; the next process goes on writing."""
+    """A process dies in the middle of a line, at any of its bytes. The next process continues to write."""
     write(tmp_path, step(1), step(2))
     path = tmp_path / events.FILE
     complete = path.read_bytes()
     start, end = complete.index(b"\n") + 1, len(complete)
     for cut in range(start, end):
         path.write_bytes(complete[:cut])
-        whole = [1, 2] if cut == end - 1 else [1]  # only the newline is missing: the event is there
+        whole = [1, 2] if cut == end - 1 else [1]  # if only the newline is missing, the event is complete
         assert steps(tmp_path) == whole
         write(tmp_path, step(3))
         assert steps(tmp_path) == [*whole, 3]

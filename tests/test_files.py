@@ -1,4 +1,4 @@
-"""Writing that nobody sees half done, what killed processes leave, and room on the disk."""
+"""Tests of atomic writing, of the leftovers of killed processes, and of the space on the disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEAD = 4194999
 
 
 def killed(code: str, *arguments: object) -> None:
-    """Run a program that kills itself with `die()`."""
+    """Run a program that kills itself with `die()`, and assert that it was killed."""
     lines = "import os, signal, sys\nfrom pathlib import Path\nfrom ossia import files\n"
     lines += "def die(): os.kill(os.getpid(), signal.SIGKILL)\n"
     command = [sys.executable, "-c", lines + code, *map(str, arguments)]
@@ -161,7 +161,7 @@ def test_a_folder_is_written_where_others_look_for_it(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_take_its_place_is_an_error_and_no_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process made the folder between the look and the renaming: with `replace` nobody may lose the content."""
+    """Another process made the folder between the check and the renaming. With `replace`, no content may be lost."""
     final = tmp_path / "made"
     final.mkdir()
     (final / "theirs").touch()
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_take_its_place_is_an_error_and_no_silence(
 
 
 def test_a_process_that_may_not_be_asked_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What belongs to another user is never taken for the rest of a dead process."""
+    """The files of another user's process never count as the leftovers of a dead process."""
     import psutil
 
     def refuse(process: int) -> None:
@@ -191,7 +191,7 @@ def test_who_is_alive(sleeper: int) -> None:
     assert not files.is_alive(sleeper, since=time.time() - 3600)  # it has the number of an older process
     zombie = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
     assert zombie.stdout is not None
-    zombie.stdout.read()  # it has ended, and nobody has asked how
+    zombie.stdout.read()  # it has ended, and no process has waited for it
     deadline = time.monotonic() + 60
     while files.is_alive(zombie.pid) and time.monotonic() < deadline:
         time.sleep(0.01)

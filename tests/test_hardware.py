@@ -1,4 +1,4 @@
-"""Answers about the machine: each with its reason, from the files that Linux keeps."""
+"""Tests of the facts about the machine, each with its reason."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def cgroup(monkeypatch: pytest.MonkeyPatch, folder: Path, **files: str) -> None:
 def test_memory_is_what_the_container_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     used = {"memory__current": "700000", "memory__stat": "anon 300000\nfile 400000\n"}
     cgroup(monkeypatch, tmp_path, memory__max="1000000\n", **used)
-    # 700,000 are used, but 400,000 of them are file cache, which is given up on demand.
+    # 700,000 bytes are used, but 400,000 of them are file cache, which the kernel frees on demand.
     assert hardware.memory() == Answer(700_000, "left under the container's memory limit")
 
 

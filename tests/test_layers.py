@@ -1,4 +1,4 @@
-"""The house keeps its order: who may import whom, and what importing the package may load."""
+"""Tests of the layers: the allowed imports between parts, and the modules that importing the package may load."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ HEAVY = {"torch", "transformers", "peft", "accelerate", "huggingface_hub", "toke
 
 
 def part_of(module: str) -> str:
-    """The part of the house: `ossia.adapters.apply` is in `model`, `ossia` itself in `ossia`."""
+    """Return the part of a module: `adapters` for `ossia.adapters.apply`, and `ossia` for the package itself."""
     names = module.split(".")
     return names[1] if len(names) > 1 else names[0]
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
-    """Every import of a part of Ossia in a file, also those inside functions: (line, part)."""
+    """Yield every import of a part of Ossia in a file as (line, part). Imports inside functions are included."""
     package = ["ossia", *file.relative_to(SOURCE).parts[:-1]]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,7 +56,7 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def is_allowed(importer: str, imported: str) -> bool:
-    """A part uses itself and what lies below it. Parts of one level use each other, but for the stages."""
+    """Return whether a part may import another: itself, a lower one, or one of its own level if it is not a stage."""
     if importer == imported or LEVEL[imported] < LEVEL[importer]:
         return True
     return LEVEL[imported] == LEVEL[importer] and importer not in STAGES
@@ -69,7 +69,7 @@ def violations() -> list[str]:
         importer = place.parts[0].removesuffix(".py")
         importer = "ossia" if importer == "__init__" else importer
         for line, imported in imports(file):
-            # A name of the package itself, such as its `load`, is no part of the house.
+            # A name of the package itself, such as its `load`, is not a part.
             if imported in LEVEL and not is_allowed(importer, imported):
                 found.append(f"{place}:{line} {importer} imports {imported}")
     return found
@@ -86,7 +86,7 @@ def test_nobody_imports_upwards_or_sideways() -> None:
 
 
 def test_the_rule_sees_what_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check itself is checked: each way of writing a forbidden import is found."""
+    """The check finds each way of writing a forbidden import."""
     lines = [
         "from ossia.train import steps",
         "import ossia.cli.app",
@@ -111,8 +111,10 @@ CLI_LIBRARIES = {"typer", "rich", "click"} | set(sys.stdlib_module_names)
 
 
 def cli_violations(source: Path) -> list[str]:
-    """What modules of the command line import beyond workflows, themselves and the ground floor, inside functions too;
-    imports for type checkers are left out."""
+    """Return the forbidden imports in modules of the command line, those inside functions included.
+
+    Allowed are workflows, the command line, the ground floor, some libraries, and any import for type checkers.
+    """
     found = []
     for file in sorted((source / "cli").glob("*.py")):
         for node in _without_type_checking(ast.parse(file.read_text(encoding="utf-8"))):
@@ -164,7 +166,7 @@ def test_an_import_of_the_command_line_past_the_workflows_is_seen(tmp_path: Path
 
 
 def module_imports() -> dict[str, set[str]]:
-    """Every module of the package with the modules of the package that it imports when it is imported itself."""
+    """Return for every module of the package the modules of the package that importing it imports."""
     files = {file.relative_to(SOURCE).with_suffix(""): file for file in SOURCE.rglob("*.py")}
     names = {".".join(["ossia", *place.parts]): file for place, file in files.items()}
     names = {name.removesuffix(".__init__"): file for name, file in names.items()}
@@ -182,7 +184,7 @@ def module_imports() -> dict[str, set[str]]:
 
 
 def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """The statements that run when a module is imported: not those of functions, nor those for type checkers."""
+    """Yield the nodes that run when a module is imported, without functions and without code for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -193,7 +195,7 @@ def _run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def circle(imports: dict[str, set[str]]) -> list[str]:
-    """The modules of a circle of imports, the first one again at the end; empty where there is none."""
+    """Return the modules of a circle of imports, with the first one again at the end, or an empty list."""
     try:
         graphlib.TopologicalSorter(imports).prepare()
     except graphlib.CycleError as error:
@@ -217,7 +219,7 @@ def test_a_circle_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def loaded_after(statement: str) -> set[str]:
-    """Names of top-level modules that a fresh interpreter has loaded after a statement."""
+    """Return the names of top-level modules that a new interpreter has loaded after a statement."""
     code = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split()[-10_000:])

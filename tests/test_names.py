@@ -1,4 +1,4 @@
-"""A public name means one thing in the whole package: a reader who meets it, or searches for it, finds one owner."""
+"""Tests of public names: each has one definition in the whole package, so a search finds one owner."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ALLOWED: dict[str, str] = dict.fromkeys(
     "fetch": "the workflow around the download, under the name of the command",
     "FORMATS": "what data/formats collects from each of its modules",
 }
-"""Public name that several modules define -> why it may."""
+"""For each public name that several modules may define, the reason."""
 
 
 def public_names(tree: ast.Module) -> Iterator[str]:
-    """The public names that a module defines at its top level; commands of the command line are none."""
+    """Yield the names that a module defines at its top level, without the commands of the command line."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            # A command has the name of its stage, as do the stage's folder and its function.
+            # A command has the same name as its stage's folder and function.
             if not any(ast.unparse(decorator).startswith("app.command") for decorator in node.decorator_list):
                 yield node.name
         elif isinstance(node, ast.ClassDef):
@@ -44,13 +44,13 @@ def public_names(tree: ast.Module) -> Iterator[str]:
 
 
 def defined_twice(source: Path) -> dict[str, list[str]]:
-    """Public names with the modules that define them, where there are several."""
+    """Return the public names that several modules define, each with these modules."""
     owners: dict[str, list[str]] = defaultdict(list)
     for file in sorted(source.rglob("*.py")):
         place = file.relative_to(source).as_posix()
         names = set(public_names(ast.parse(file.read_text(encoding="utf-8"))))
         if place.startswith("cli/"):
-            names.discard("app")  # every command's module has one
+            names.discard("app")  # every command's module defines it
         for name in names:
             if not name.startswith("_"):
                 owners[name].append(place)

@@ -1,4 +1,4 @@
-"""The whole line through the command line, in processes of their own, on the tiny model that comes with Ossia."""
+"""Tests of all stages through the command line, in new processes, on the tiny model that comes with Ossia."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = ["train.evaluate_every=3", "train.checkpoint_every=2", "train.sample_tok
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with the runs in it."""
+    """An empty working folder, which also holds the runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -50,7 +50,7 @@ def test_the_demo_runs_the_whole_line(place: Path) -> None:
     story = done.stdout
     for number in range(1, 8):
         assert f"{number}/7" in story
-    assert "«<|channel|>analysis<|message|>" in story  # the mask, in words where there is no colour
+    assert "«<|channel|>analysis<|message|>" in story  # without colour, the mask is text
     assert "thought language" in story and "answer language" in story
     run = runs.find_run("last")
     (measured,) = run.path.glob("evals/*.json")
@@ -149,7 +149,7 @@ def test_an_interrupted_demo_says_so_and_goes_on(place: Path) -> None:
 
 
 def test_a_launched_job_is_one_run_that_its_processes_share(place: Path) -> None:
-    """accelerate's launcher for several processes is torchrun with GPUs in mind; on CPUs torchrun itself is used."""
+    """accelerate's launcher for several processes is torchrun for GPUs. On CPUs the test uses torchrun itself."""
     settings = sets("train.steps=2", "train.samples=0", "train.evaluate_every=2", "train.checkpoint_every=2")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The runner of large proofs: it adds up, it goes on where it stopped, and it does not go on after a change."""
+"""Tests of the runner of large proofs: sums, continuing a stopped proof, and starting anew after a change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prove import __main__ as runner
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """A proof of three chunks that counts how often each is run."""
+    """A proof of three chunks that records the chunks that run."""
     module: Any = ModuleType("prove.toy")
     module.CHUNKS, module.runs, module.broken = 3, [], None
 

@@ -1,4 +1,4 @@
-"""Run folders: found by any part of their name, summed up from their events, listed fast and from nothing."""
+"""Tests of run folders: finding by any part of their name, summaries from events, and listing with an index."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_killed_process_shows_as_interrupted() -> None:
     child.send_signal(signal.SIGKILL)
     while Path(f"/proc/{child.pid}/stat").is_file() and ") Z " not in Path(f"/proc/{child.pid}/stat").read_text():
         time.sleep(0.01)
-    # Dead but not yet waited for, then gone. The events did not change; the status does.
+    # The process is first a zombie and then gone. The events did not change, but the status did.
     assert run.summary().status == "interrupted"
     child.wait()
     assert [row.status for row in runs.list_runs()] == ["interrupted"]

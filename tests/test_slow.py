@@ -1,4 +1,4 @@
-"""The choice of slow tests: every line of the list names a test, and a run without them says how many it left out."""
+"""Tests of the list of slow tests: every line names a test, and a run without them gives their number."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_line_names_a_test_that_is_there() -> None:
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_run_without_slow_tests_says_how_many_it_left_out(tmp_path: Path, processes: int) -> None:
-    """A folder with the same conftest, without and with pytest-xdist."""
+    """The tests run in a folder with the same conftest, without and with pytest-xdist."""
     (tmp_path / "conftest.py").write_bytes((TESTS / "conftest.py").read_bytes())
     (tmp_path / "slow.txt").write_text("# comment\ntest_a.py  # 9 s\ntest_b.py::test_slow  # 7 s\n")
     (tmp_path / "test_a.py").write_text("def test_one(): pass\n")

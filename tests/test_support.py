@@ -1,4 +1,4 @@
-"""Where helpers of tests are: in `support`, each listed there, and no test imports another."""
+"""Tests of the helpers: all are in `support` and in its list, and no test imports another test."""
 
 from __future__ import annotations
 

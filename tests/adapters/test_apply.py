@@ -1,4 +1,4 @@
-"""LoRA on every target: against stock PEFT on stock transformers, in memory and through the files."""
+"""Tests of LoRA on every target against stock PEFT on stock transformers, in memory and through files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rows() -> Rows:
 
 def on_stock(folder: Path, adapter: Path) -> PeftModel:
     with warnings.catch_warnings():
-        # Stock PEFT says that the ranks of parameters were ignored although it uses them (checked by shape and value).
+        # Stock PEFT warns that it ignores the ranks of parameters, but it uses them (checked by shape and value).
         warnings.simplefilter("ignore")
         return PeftModel.from_pretrained(stock(folder), str(adapter), is_trainable=True)
 
@@ -60,7 +60,7 @@ def logits(model: Any) -> Tensor:
 
 
 def theirs_of(name: str, grads: dict[str, Tensor]) -> Tensor:
-    """Stock PEFT's gradient of our parameter, in our shape."""
+    """Return stock PEFT's gradient of our parameter `name`, in our shape."""
     prefix, _, leaf = name.rpartition(".experts.lora_")
     if not prefix:
         return grads[name]
@@ -107,7 +107,7 @@ warnings.simplefilter("ignore")
 base, ids, *adapters = sys.argv[1:]
 ids = torch.load(ids)
 for adapter in adapters:
-    # .float(): transformers 5.17 gives the experts, which are exact in bfloat16, in that whatever is asked for
+    # .float(): transformers 5.17 ignores the dtype for experts and loads them in bfloat16, where they are exact
     model = GptOssForCausalLM.from_pretrained(base, dtype=torch.float32).float()
     model = PeftModel.from_pretrained(model, adapter).eval()
     with torch.no_grad():
@@ -118,7 +118,7 @@ print("done")
 
 
 def test_adapters_load_where_ossia_is_not(folder: Path, tmp_path: Path) -> None:
-    """In a process of its own: stock PEFT on stock transformers says what the model said here."""
+    """In another process, stock PEFT on stock transformers gives the same logits as the model here."""
     torch.save(IDS, tmp_path / "ids.pt")
     said = {}
     for targets in SETS:
@@ -172,7 +172,7 @@ def test_switching_the_adapter_off_gives_the_base(folder: Path, rows: Rows, targ
 
 
 def test_a_new_adapter_changes_nothing_and_learns(folder: Path, rows: Rows) -> None:
-    """As PEFT does it: one of A and B is zero at first, and that one has a gradient."""
+    """As in PEFT, one of A and B is zero at first, and that matrix has a gradient."""
     base = base_model(folder)
     model = lora.attach_adapter(base_model(folder), targets=TARGETS)
     inputs = from_rows(rows).inputs()
@@ -221,7 +221,7 @@ def test_a_router_update_below_bfloat16s_resolution_counts(folder: Path) -> None
 
 
 def test_pefts_own_lora_on_the_head_is_in_the_loss_and_what_is_more_is_refused(folder: Path, rows: Rows) -> None:
-    """As other trainers attach it. DoRA, or dropout in training, is not what the chunked loss computes."""
+    """Other trainers attach LoRA in this way. The chunked loss does not support DoRA, or dropout in training."""
     inputs = from_rows(rows).inputs()
 
     def with_head(**settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an adapter's configuration says of a name: where patterns match, and which scale follows."""
+"""Tests of an adapter's configuration: the patterns that match a name, and its rank and scale."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ LAYER = "model.layers.0"
     [
         ("q_proj", f"{LAYER}.self_attn.q_proj", True),
         ("q_proj", "q_proj", True),
-        ("self_attn", f"{LAYER}.self_attn.q_proj", False),  # the end of the name counts
+        ("self_attn", f"{LAYER}.self_attn.q_proj", False),  # only the end of a name matches
         ("mlp.experts", f"{LAYER}.mlp.experts.down_proj", False),
-        ("proj", f"{LAYER}.self_attn.q_proj", False),  # and whole words of it
+        ("proj", f"{LAYER}.self_attn.q_proj", False),  # and only whole parts between dots
         ("up_proj", f"{LAYER}.mlp.experts.gate_up_proj", False),
         (r"layers\.\d+\..*", f"{LAYER}.self_attn.q_proj", True),
         ("q_proj|k", f"{LAYER}.self_attn.q_proj", True),

@@ -1,4 +1,4 @@
-"""Adapters that were trained elsewhere, with stock PEFT: loaded with the same logits, or refused by name."""
+"""Tests of adapters from stock PEFT: Ossia loads them with the same logits and saves the same tensors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_foreign_adapters_say_the_same_here_and_after_they_were_saved_again(
     parameters = [name for name in targets if name.rpartition(".")[2] in ("gate_up_proj", "down_proj", "weight")]
     modules = [name for name in targets if name not in parameters]
     stock_adapter(base, tmp_path, modules, parameters=parameters, **settings)
-    # Read again, because PEFT sorts the patterns when it writes them, and the first one that matches counts.
+    # The adapter is read again: PEFT sorts the patterns when it writes them, and the first matching pattern counts.
     theirs = logits(PeftModel.from_pretrained(stock_model(base), str(tmp_path)).eval())
     model = lora.load_adapter(base_model(base), tmp_path, trainable=True)
     assert relative(logits(model), theirs) < 1e-5
@@ -89,7 +89,7 @@ def test_a_regular_expression_chooses_the_modules_it_chose_there(base: Path, tmp
 
 
 def test_targets_that_gpt_oss_does_not_have_do_nothing_here_as_in_peft(base: Path, tmp_path: Path) -> None:
-    """Lists made for other models name projections of dense layers."""
+    """Lists of targets for other models contain projections of dense layers."""
     targets = ["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
     theirs = logits(stock_adapter(base, tmp_path, targets, **PLAIN))
     assert set(json.loads((tmp_path / CONFIG_FILE).read_text())["target_modules"]) == set(targets)
@@ -111,7 +111,7 @@ def test_the_other_convention_of_experts_says_the_same_and_is_saved_in_this_one(
 
 
 def test_experts_in_floating_point_take_the_same_adapters(base: Path, tmp_path: Path) -> None:
-    """A base that was exported as bfloat16: PEFT's own layers hold the experts' updates."""
+    """The base was exported as bfloat16. There, PEFT's own layers hold the updates of the experts."""
     from ossia.export import job
     from ossia.export.source import find_source
 

@@ -1,4 +1,4 @@
-"""Reading adapters: against PEFT's own updates, in both of its conventions."""
+"""Tests of reading adapters, against PEFT's own updates in both of its conventions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def deltas_of(model: Any) -> dict[str, torch.Tensor]:
-    """PEFT's updates in float32, under the names of the parameters they change, in transformers' orientation."""
+    """Return PEFT's updates by the names of the changed parameters, in float32 and in transformers' orientation."""
     found = {}
     for name, module in model.base_model.model.named_modules():
         if hasattr(module, "get_delta_weight"):
@@ -101,7 +101,7 @@ def test_any_shape_is_read_as_written_or_refused(
     transposed: bool,
     projections: tuple[str, ...],
 ) -> None:
-    """PEFT's layout written from its definition; refused exactly when all the matrices it holds are square."""
+    """The test writes PEFT's layout from its definition. It is refused exactly when all its matrices are square."""
     hidden, inner = sizes
     shape = Shape(1, hidden, inner, experts, 1, heads=2, kv_heads=1, head_dim=16, vocabulary=64)
     widths = {"gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}

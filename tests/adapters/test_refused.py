@@ -1,4 +1,4 @@
-"""What Ossia does not load is refused by name, and in the same words by everybody who reads adapters."""
+"""Tests of refused adapters: the message names the problem and is the same for all readers of adapters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def good(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def refusal(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
-    """What is said of an adapter by who puts it on a model, continues a run with it, plans with it and exports it."""
+    """A function that returns the message of refusal of an adapter.
+
+    The message is the same for loading it onto a model, continuing a run, planning and exporting.
+    """
     model, adapted = base_model(base), lora.attach_adapter(base_model(base))
     before = [parameter.clone() for parameter in adapted.parameters()]
     out = tmp_path_factory.mktemp("exports") / "out"
@@ -53,7 +56,7 @@ def refusal(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[P
             lambda: plan(base, folder),
             lambda: job.write_export(find_source(str(folder / "."), str(base)), "adapter", out),
         ]
-        # Without adapter_config.json a folder is no adapter, and `export` looks for a run of that name.
+        # Without adapter_config.json, `export` does not treat a folder as an adapter and looks for a run of that name.
         message = said_by(users if (folder / CONFIG_FILE).is_file() else users[:-1])
         assert not hasattr(model, "peft_config") and not out.exists()
         assert all(torch.equal(*pair) for pair in zip(before, adapted.parameters(), strict=True))
@@ -63,7 +66,7 @@ def refusal(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[P
 
 
 def said_by(users: Iterable[Callable[[], Any]]) -> str:
-    """The refusal, which is the same of all."""
+    """Return the message of refusal, which must be the same for all users."""
     messages = set()
     for use in users:
         with pytest.raises(UserError) as error:
@@ -79,7 +82,7 @@ def plan(base: Path, adapter: Path) -> Any:
 
 
 def edit(folder: Path, target: Path, config: Mapping[str, Any] | None = None, drop: str = "", **tensors: Any) -> Path:
-    """Copy an adapter with changes: of its configuration, without the tensors that contain `drop`, with new ones."""
+    """Copy an adapter with another configuration, without the tensors whose names contain `drop`, with new tensors."""
     target.mkdir()
     values = json.loads((folder / CONFIG_FILE).read_text()) | (config or {})
     (target / CONFIG_FILE).write_text(json.dumps(values))
@@ -241,7 +244,7 @@ def test_adapters_of_another_model(
 
 
 def test_experts_whose_convention_cannot_be_told(tmp_path: Path) -> None:
-    """A square matrix alone: PEFT's conventions differ by a transpose, and the shapes are the same."""
+    """The only matrix is square. PEFT's conventions differ by a transpose, so both give the same shapes."""
     square = write_tiny(tmp_path / "square", MICRO.replace(intermediate=MICRO.hidden))
     folder = tmp_path / "adapter"
     stock_adapter(square, folder, ["q_proj", EXPERTS[1]])
@@ -278,7 +281,7 @@ def test_copies_of_another_base(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_continues_with_its_own_adapter_only(good: Path, base: Path, tmp_path: Path) -> None:
-    """Ranks and targets that fit this model, but are not those on it."""
+    """The refused adapters fit the model, but their settings differ from those of the adapter on it."""
     adapted = lora.load_adapter(base_model(base), good)
     lora.load_adapter_weights(adapted, good)
     lora.load_adapter_weights(adapted, edit(good, tmp_path / "moved", {"base_model_name_or_path": "elsewhere"}))

@@ -1,4 +1,4 @@
-"""The benchmark of prefix sharing: its sets are what it says, and both sides of Ossia train the same."""
+"""Tests of the benchmark of prefix sharing: the sizes of its sets, and equal losses of both sides of Ossia."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching from a hub that runs in a thread of this process: huggingface_hub talks to it as to the real one."""
+"""Tests of fetching from a hub. The hub runs in a thread of this process, and huggingface_hub is the real library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """The hub's listing and file endpoints for one repository. Large files are redirected, as to the real CDN."""
+    """The hub's listing and file endpoints for one repository. It redirects large files, as the real hub does."""
 
     daemon_threads = True
 
@@ -33,7 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.repo = REPO
         self.token: str | None = None
         self.ranges = True
-        self.cut: dict[str, list[int]] = {}  # file -> after how many bytes its next transfers break off
+        self.cut: dict[str, list[int]] = {}  # for a file, the numbers of bytes after which its next transfers break off
         self.damaged: set[str] = set()
         self.served: list[tuple[str, str | None]] = []  # (file, Range header)
 
@@ -164,7 +164,7 @@ def test_a_second_fetch_transfers_nothing_and_mends_what_is_damaged(
     server.served.clear()
     assert hub.fetch(REPO, folder, endpoint=server.url) == folder
     assert server.served == []
-    (folder / ".hub.json").unlink()  # then the files are hashed again
+    (folder / ".hub.json").unlink()  # without it, the files are hashed again
     hub.fetch(REPO, folder, endpoint=server.url)
     assert server.served == []
     broken = folder / shard(published, 1).name
@@ -214,7 +214,7 @@ def test_a_server_without_ranges_starts_the_file_again(server: Hub, published: P
 def test_a_part_that_is_too_long_is_fetched_anew_and_a_whole_one_is_not(
     server: Hub, published: Path, tmp_path: Path, extra: int
 ) -> None:
-    """As another program, or a disk that was repaired, may leave it."""
+    """Another program or the repair of a disk may leave such a file."""
     file, folder = shard(published, 0), tmp_path / "m"
     folder.mkdir()
     whole = file.read_bytes()
@@ -290,7 +290,7 @@ def test_too_small_a_disk_is_noticed_before_the_download(
 
 def test_no_network(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OssiaError, match="could not be reached"):
-        hub.fetch(REPO, tmp_path / "m", endpoint="http://127.0.0.1:9")  # the discard port: nobody listens
+        hub.fetch(REPO, tmp_path / "m", endpoint="http://127.0.0.1:9")  # the discard port: no program listens
     with pytest.raises(UserError, match=r"not on this machine, and the network is off"):
         hub.fetch(REPO, endpoint=server.url, offline=True)
     folder = hub.fetch(REPO, endpoint=server.url)
@@ -310,6 +310,6 @@ def test_a_model_in_huggingface_hubs_own_cache_is_used(server: Hub, published: P
     assert hub.local("20b") == snapshot
     assert hub.fetch("20b", endpoint=server.url) == snapshot
     assert server.served == []
-    shard(snapshot, 0).unlink()  # an incomplete one is not
+    shard(snapshot, 0).unlink()  # an incomplete model is not used
     assert hub.local("20b") is None
     assert hub.fetch("20b", endpoint=server.url) == hub.models_folder() / "openai--gpt-oss-20b"

@@ -1,4 +1,4 @@
-"""The layout's totals against the published ones, its config against transformers, and reading and writing files."""
+"""Tests of the layout's totals (against published figures), of its config (against transformers) and of its files."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_an_interrupted_checkpoint_continues(micro: Path, tmp_path: Path) -> Non
         write_some(written(out, resume=True), source)
     with written(out, resume=True) as writer:
         assert 0 < len(writer.done) <= 25
-        for name in reversed(source.names()):  # any order, and in parts
+        for name in reversed(source.names()):  # tensors may come in any order and in parts
             if name not in writer.done:
                 tensor = source.get(name)
                 middle = len(tensor) // 2
@@ -274,7 +274,7 @@ def test_an_interrupted_checkpoint_continues(micro: Path, tmp_path: Path) -> Non
                 writer.add_rows(name, 0, tensor[:middle])
     for shard in micro.glob("*.safetensors*"):
         assert (out / shard.name).read_bytes() == shard.read_bytes()
-    # A different plan does not take these shards for its own.
+    # A writer with other metadata does not continue these shards.
     with pytest.raises(UserError, match="already holds a checkpoint"):
         written(out, resume=True, metadata={"seed": "1"})
 

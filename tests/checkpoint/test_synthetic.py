@@ -1,4 +1,4 @@
-"""Synthetic checkpoints: the published layout, decided by the seed, continued after an interruption."""
+"""Tests of synthetic checkpoints: the published layout, values that depend on the seed, and interruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = MICRO.replace(hidden=128, intermediate=128)
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 20 kB, so that tensors are written in several, as full-size ones are."""
+    """Set the size of parts to 20 kB, so that tensors are written in several parts, like full-size tensors."""
     monkeypatch.setattr(synthetic, "_PART_BYTES", 20_000)
 
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints are read by transformers as if OpenAI had published them."""
+"""Tests of tiny checkpoints: transformers reads them like the published ones."""
 
 from __future__ import annotations
 

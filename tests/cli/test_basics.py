@@ -1,4 +1,4 @@
-"""The command line as a whole: exit codes, help, what goes to which stream, and no tracebacks."""
+"""Tests of the whole command line: exit codes, help, the use of stdout and stderr, and no tracebacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ossia.errors import OssiaError
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Run in an empty folder, with a terminal wide enough not to wrap what is looked for."""
+    """Run in an empty folder, with a terminal so wide that the expected lines are not wrapped."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
@@ -33,12 +33,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ossia(*arguments: str) -> Result:
-    """Run a command in this process. An OssiaError stays in `result.exception`, as `main` would get it."""
+    """Run a command in this process. An OssiaError is in `result.exception`, as `main` would catch it."""
     return CliRunner().invoke(FakeTyper(), list(arguments))
 
 
 class FakeTyper:
-    """CliRunner asks for a Typer app; ours is a click command already."""
+    """A stand-in for the Typer app that CliRunner requires. `build` returns a click command already."""
 
     def _get_command(self) -> Any:
         return build()
@@ -50,7 +50,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user does."""
+    """Run the program in a new process, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "ossia", *arguments],
         capture_output=True,
@@ -116,7 +116,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_exit_3_does_not_fit(place: Path) -> None:
-    # A step of two million tokens kept on a CPU: no machine of today holds its attention scores.
+    # A step of two million tokens without recompute on a CPU: its attention scores fit on no machine of today.
     wide = [
         "data.max_tokens=131072",
         "train.tokens_per_micro_batch=2097152",
@@ -180,7 +180,7 @@ def test_interrupt_is_130_and_a_closed_pipe_is_no_error() -> None:
     assert done.stderr == ""
 
 
-# The verbs of this file's owner: recipes, plan, doctor, make, fetch
+# The commands recipes, plan, doctor, make and fetch
 
 
 def test_recipes() -> None:

@@ -1,4 +1,4 @@
-"""`ossia chat` and `ossia eval` as a person meets them; the model is a scripted engine."""
+"""Tests of `ossia chat` and `ossia eval` through the command line. The model is a scripted engine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Ossia = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def ossia(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ossia:
-    """Run the command line; returns the exit code, stdout and stderr."""
+    """A function that runs the command line and returns the exit code, stdout and stderr."""
 
     def call(*arguments: str, typed: Sequence[str | type[BaseException]] | None = None) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ossia", *arguments])
@@ -138,7 +138,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(world: World, ossia: O
     assert "--question" in err
     code, _, err = ossia("chat", str(tmp_path / "model"), "-q", "Hi", "--vs", "base")
     assert code == 2
-    assert "only a run" in err
+    assert "no adapter to compare with its base" in err
     code, _, err = ossia("chat", "nosuch", "-q", "Hi")
     assert code == 2
     assert "no run and no model 'nosuch'" in err
@@ -168,7 +168,7 @@ def test_unknown_commands_are_not_said_to_the_model(world: World, ossia: Ossia) 
     assert "did you mean /effort?" in err
     assert "/effort low, /effort medium or /effort high" in err
     assert "start a new conversation" in err
-    assert "/quit leaves" in err
+    assert "/quit ends the chat" in err
     assert not world.tuned.prompts
 
 
@@ -186,7 +186,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(world: World, ossia: Ossia,
     code, out, err = ossia("chat", "last", typed=["Count.", "Again."])
     assert code == 0
     assert out.split() == ["One", "two", "One", "two", "three"]
-    assert "stopped; what was said is kept" in err
+    assert "stopped; the answer so far is kept" in err
     assert "<|channel|>final<|message|>One two<|end|>" in asked[1]
     asked.clear()
     assert ossia("chat", "last", "-q", "Count.")[0] == 130

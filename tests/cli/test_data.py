@@ -1,4 +1,4 @@
-"""ossia data, as a person and as a program would use it: processes of their own, results on stdout."""
+"""Tests of `ossia data` as a person and as a program use it: in new processes, with results on stdout."""
 
 from __future__ import annotations
 
@@ -81,13 +81,16 @@ def test_show_writes_a_page_that_needs_nothing_else(place: Path, tokenizer_folde
         ids = [int(id) for _, listed in tokens for id in listed.split(",")]
         trained = [" on" in classes for classes, listed in tokens for _ in listed.split(",")]
         assert ids == example.ids and trained == [weight > 0 for weight in example.weights]
-        assert "easy <b>" not in turn  # other people's text is never markup
+        assert "easy <b>" not in turn  # the text of the data is never markup
     assert "&lt;|channel|&gt;" in turns[0] and "👋" in turns[2]
 
 
 @pytest.fixture
 def agent(place: Path) -> Path:
-    """Two turns with thoughts, a call in the second, then one without; a shared system message; a turn of one token."""
+    """A file with one conversation of three turns.
+
+    The first two turns have thoughts, and the second has a call. The third has no thought.
+    """
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
     messages = [
         {"role": "system", "content": "Be brief."}, U, A,
@@ -133,7 +136,7 @@ def test_what_a_tree_says_is_trained_are_the_edges_of_training(agent: Path, toke
 
     examples = compile_sources(agent / "a.jsonl", Vocabulary.load(tokenizer_folder), DataSection()).examples * 2
     (tree,), grown = grow(examples), forest(examples)
-    before = {  # row of the token -> row of the one before it on the path
+    before = {  # for the row of a token, the row of the token before it on the path
         start + place: start + place - 1 if place else tree.starts[node.parent + 1] - 1
         for start, node in zip(tree.starts, tree.nodes, strict=False)
         for place in range(len(node.ids))
@@ -143,7 +146,7 @@ def test_what_a_tree_says_is_trained_are_the_edges_of_training(agent: Path, toke
     edges = {(edge.row, edge.target): edge.weight for edge in tree.edges}
     weights = [weight for branch in grown.branches for weight in branch.weights]
     told = {(before[row], ids[row]): weight for row, weight in enumerate(weights) if weight}
-    assert told == edges and set(edges.values()) == {2.0}  # every example is there twice
+    assert told == edges and set(edges.values()) == {2.0}  # every example is in the list twice
 
 
 def test_show_draws_a_tree(agent: Path) -> None:
@@ -164,7 +167,7 @@ def test_show_draws_a_tree(agent: Path) -> None:
     one = ossia(agent, "data", "show", "d.jsonl", "--tree", "--row", "3").stdout
     assert "turn 1\n" in one and "1.00x" in one and "├" not in one
     refused = ossia(agent, "data", "show", "a.jsonl", "--tree", "--compare-template", "x.jinja", code=2).stderr
-    assert "--tree draws none" in refused
+    assert "--tree and --compare-template exclude each other" in refused
 
 
 def test_a_page_of_trees_folds_and_needs_nothing_else(agent: Path, tokenizer_folder: Path) -> None:
@@ -283,7 +286,7 @@ def test_check_writes_a_repaired_copy(place: Path) -> None:
     assert "exists already" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.jsonl", code=2).stderr
     assert "JSON lines" in ossia(place, "data", "check", "d.jsonl", "--fix", "fixed.csv", code=2).stderr
     both = ossia(place, "data", "check", "d.jsonl", "--fix", "new.jsonl", "--against", "d.jsonl", code=2).stderr
-    assert "--fix goes with neither" in both and not (place / "new.jsonl").exists()
+    assert "--fix cannot be combined with" in both and not (place / "new.jsonl").exists()
     (place / "bad.jsonl").write_text("{broken\n")
     nothing = ossia(place, "data", "check", "bad.jsonl", "--fix", "none.jsonl", code=2).stdout
     assert "1 left out; nothing to write, the rest to none.rejected.jsonl" in nothing
@@ -341,7 +344,7 @@ def test_a_closed_pipe_ends_quietly(place: Path) -> None:
 
 
 def test_a_hub_data_set_through_the_real_library(place: Path) -> None:
-    """`datasets` reads a folder of that name as it reads a repository of the hub: files, splits, nulls filled in."""
+    """`datasets` reads a folder of that name like a repository of the hub, with its files, splits and nulls."""
     folder = place / "org" / "name"
     folder.mkdir(parents=True)
     rows = [

@@ -1,4 +1,4 @@
-"""`ossia harmony render` and `ossia harmony parse`: files, pipes, and what is wrong with them."""
+"""Tests of `ossia harmony render` and `ossia harmony parse`: files, pipes and faults in their contents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def vocabulary(tokenizer_folder: Path) -> Vocabulary:
 
 
 class Shell:
-    """Runs the program in this process."""
+    """Runs the program in this process, in `folder`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
         self.monkeypatch, self.capsys, self.folder = monkeypatch, capsys, folder
@@ -75,7 +75,7 @@ def test_render_gives_what_the_model_is_given(shell: Shell, vocabulary: Vocabula
     assert shell("render", "-", stdin=(shell.folder / file).read_bytes())[1] == out
     whole = json.loads(shell("render", file, "--whole")[1])["ids"]
     assert whole == render_conversation(conversation, vocabulary)
-    assert len(whole) > len(json.loads(out)["ids"])  # the thought of the finished turn
+    assert len(whole) > len(json.loads(out)["ids"])  # it contains the thought of the finished turn
     other = json.loads(shell("render", file, "--order", "recipient-first")[1])["ids"]
     assert other == render_prompt(conversation, vocabulary, "recipient-first") != json.loads(out)["ids"]
     text = shell("render", file, "--text")[1]
@@ -208,7 +208,7 @@ def test_both_directions(shell: Shell, vocabulary: Vocabulary) -> None:
     said = conversation_from_chat(MESSAGES, TOOLS).messages
     assert [row["content"] for row in found[2:]] == [message.content for message in said]
     assert not any(row["repairs"] for row in found)
-    # The prompt ends with a role that nothing follows.
+    # The prompt ends with a role and nothing after it.
     prompt = shell("render", file)[1]
     *_, last = rows(shell("parse", "--start", "message", stdin=prompt)[1])
     assert (last["role"], last["channel"], last["content"], last["complete"]) == ("assistant", None, "", False)

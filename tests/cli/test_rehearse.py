@@ -1,4 +1,4 @@
-"""`ossia rehearse` on the tiny model, through the command line as a user meets it."""
+"""Tests of `ossia rehearse` on the tiny model, through the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = ("--tokens", "256", "--sequence", "64", "--set", "model.device=cpu", "--
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the random tiny model lies already."""
+    """A folder that holds the random tiny model."""
     folder = tmp_path_factory.mktemp("rehearsal") / "tiny"
     rehearsal_disk.write_random_model("tiny", folder, TINY)
     return folder
@@ -38,7 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs and models of rehearsals go to an empty folder; the tokenizer stays in the session's cache."""
+    """Direct the runs and models of rehearsals to an empty folder. The tokenizer stays in the session's cache."""
     monkeypatch.setattr(rehearsal_disk, "scratch_folder", lambda: tmp_path / "scratch")
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path / "scratch"
@@ -69,7 +69,7 @@ def test_a_rehearsal_measures_and_leaves_the_model_and_nothing_else(ossia: Any, 
     assert [step["step"] for step in found["steps"]] == [1, 2, 3]
     assert [step["tokens"] for step in found["steps"]] == [256] * 3
     assert all(step["grad_norm"] > 0 for step in found["steps"])
-    # A model that knows nothing is as good as one that guesses evenly.
+    # The loss of a random model is the loss of a uniform guess.
     assert found["steps"][0]["loss"] == pytest.approx(torch.log(torch.tensor(201_088.0)).item(), rel=0.03)
     # The median over the steps after the first.
     speeds = sorted(step["tokens"] / step["seconds"] for step in found["steps"][1:])
@@ -95,7 +95,7 @@ def test_a_rehearsal_measures_and_leaves_the_model_and_nothing_else(ossia: Any, 
 def test_what_is_printed(ossia: Any, tiny: Path) -> None:
     options = ("--targets", "attention", "--rank", "4", "--supervised", "1")
     out, err = ossia("rehearse", "openai/Tiny", "--folder", str(tiny), *SMALL, *options)
-    assert f"the model in {tiny}" in err  # kept and used again
+    assert f"the model in {tiny}" in err  # the existing model is used again
     assert "step 2/2" in err
     assert "2 steps of 256 tokens in sequences of 64, 98% supervised; LoRA on attention rank 4, " in out
     for row in ("loading", "a step", "tokens per second", "GFLOP/s in a large float32 matrix product", "AdamW"):
@@ -172,7 +172,7 @@ def test_too_little_memory_is_said_before_anything_is_written(
 
 
 def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
-    """Memory of a 20b rehearsal, from the published figures: weights, then 96 million parameters four times."""
+    """The memory of a 20b rehearsal from published figures: the weights, and four times 96 million parameters."""
     lora = {"targets": ["attention", "experts"], "rank": 16, "alpha": 32.0, "expert_rank": 8, "expert_alpha": 16.0}
     recipe = rehearse.recipe_of(
         "gpt-oss-20b", Path("x"), lora, steps=2, tokens=4096, sequence=512, overrides=["model.device=cpu"]
@@ -195,7 +195,7 @@ def test_the_plan_of_the_full_size_is_that_of_ossia_plan() -> None:
 def test_an_interrupted_writing_goes_on(
     ossia: Any, scratch: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_folder: Path
 ) -> None:
-    """Ctrl-C while the model is written: its complete shards are kept, and the next call does only the rest."""
+    """Ctrl-C stops the writing of the model. Complete shards are kept, and the next call writes the rest."""
     write = synthetic.write_synthetic
 
     def in_shards(folder: Path, shape: Shape, **options: Any) -> Path:
@@ -210,7 +210,7 @@ def test_an_interrupted_writing_goes_on(
 
     monkeypatch.setattr(synthetic, "write_synthetic", interrupted)
     _, err = ossia("rehearse", "tiny", *SMALL, code=130)
-    assert "the same command goes on with it" in err
+    assert "the same command continues it" in err
     kept = [file.name for file in (scratch / "tiny" / ".partial").glob("*.safetensors")]
     assert kept == ["model-00001-of-00002.safetensors"]
     assert 50e6 < rehearsal_disk.missing_bytes(scratch / "tiny", TINY) < 56e6
@@ -266,11 +266,11 @@ def test_ctrl_c_ends_after_the_step_and_says_what_was_measured(tiny: Path, tmp_p
     assert rehearsal_disk.is_here(tiny, TINY)
 
 
-# What is measured
+# Measurements
 
 
 def test_a_share_that_cannot_be_is_not_given(tiny: Path) -> None:
-    """Seen on a busy machine: a product slowed down by other programs made the training look faster than it."""
+    """On a busy machine, other programs slowed the product down, so training looked faster than the product."""
     from ossia import events
     from ossia.plan import find_model
     from ossia.plan.speed import Speed

@@ -1,4 +1,4 @@
-"""The names of cached shards: everything that decides what a chunk compiles to is in them."""
+"""Tests of the names of cached shards. A name covers everything that changes the compiled result of a chunk."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Cache:
     ],
 )
 def test_other_rows_or_other_errors_are_another_shard(store: Cache, change: dict[str, object]) -> None:
-    """A row that cannot be read has no text in its chunk, so its error tells it from an empty line."""
+    """A row that cannot be read has no text in its chunk. Only its error distinguishes it from an empty line."""
     assert store.read(dataclasses.replace(CHUNK, **change)) is None  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Compiling: the same from any number of processes and from the cache; mixtures; killed workers lose nothing."""
+"""Tests of compiling: equal results from any number of processes and from the cache, mixtures, and killed workers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_compiled_examples_equal_those_of_each_conversation(tmp_path: Path, voca
 def test_processes_and_cache_change_nothing(
     tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many small chunks, bad rows among them, in one process, in two, and from the cache."""
+    """The file has many small chunks, some with bad rows. It is compiled in one process, in two, and from the cache."""
     monkeypatch.setattr("ossia.data.sources.CHUNK_BYTES", 4000)
     monkeypatch.setattr(compile_module, "SMALL", 0)
     rng = random.Random(2)
@@ -169,7 +169,7 @@ def test_the_cache_forgets_what_was_not_used_for_longest(
         (chunk,) = read_chunks(DataSource(path=str(file)))
         os.utime(store._path(chunk), (1000 + age, 1000 + age))
     chunks = [next(iter(read_chunks(DataSource(path=str(file))))) for file in files]
-    assert store.read(chunks[0]) is not None  # now the newest
+    assert store.read(chunks[0]) is not None  # the read makes it the newest
     sizes = [store._path(chunk).stat().st_size for chunk in chunks]
     store.trim(sizes[0] + sizes[2])
     assert [store._path(chunk).exists() for chunk in chunks] == [True, False, True]
@@ -198,7 +198,7 @@ def test_a_worker_that_is_killed_loses_nothing(
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    """The parent is killed while both workers are at work; nobody tells them."""
+    """The parent is killed while both workers are busy. They get no message."""
     file = write(tmp_path / "d.jsonl", [chat(random.Random(n)) for n in range(60)] * 40)
     code = (
         "import sys, os, signal, time\n"
@@ -255,7 +255,7 @@ GROUP = {
 
 
 def alternatives(conversations: list[Rendered]) -> list[Any]:
-    """All that is kept of the other answers, as an objective would ask for it."""
+    """Return everything that is kept of the alternative answers, in the form that a training objective needs."""
     return [
         [(e.role, e.score, e.ids, e.weights, e.channels, e.row) for e in [*(c.pair or ()), *c.group]]
         for c in conversations
@@ -349,7 +349,7 @@ def test_a_mixture_has_a_format_columns_a_limit_and_a_weight_for_each(tmp_path: 
     assert len(set(rest)) == len(rest) == 25 and all(place.startswith("b.jsonl") for place in rest)
     assert compiled.usable == 103
     few = compile_sources([DataSource(path=str(first), weight=0.01)], vocabulary, SETTINGS)
-    assert len(few.conversations) == 1 and few.usable == 8  # a part of a mixture never vanishes
+    assert len(few.conversations) == 1 and few.usable == 8  # every part of a mixture keeps at least one conversation
     again = compile_sources(mixture, vocabulary, SETTINGS, seed=7)
     other = compile_sources(mixture, vocabulary, SETTINGS, seed=8)
     assert contents(again.conversations) == contents(compiled.conversations) != contents(other.conversations)

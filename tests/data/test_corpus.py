@@ -1,4 +1,4 @@
-"""What many rows show together: near-duplicates against an exhaustive search, leaks, effort labels."""
+"""Tests of the checks across rows: near-duplicates (against an exhaustive search), leaks and effort labels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def words(rng: random.Random, count: int) -> list[str]:
 
 
 def runs(conversation: Rendered) -> set[tuple[int, ...]]:
-    """The judge's own five-token runs of what is said after the developer message."""
+    """Return the runs of five tokens after the developer message, without the package's code for them."""
     tokens: list[int] = []
     for index, kind in enumerate(conversation.kinds):
         if kind != MessageKind.LASTING:
@@ -75,7 +75,7 @@ def test_near_duplicates_are_those_of_an_exhaustive_search(vocabulary: Vocabular
             kept.append(conversation)
     found = {problem.where.strip() for problem in near_duplicates(conversations)}
     assert 20 < len(expected) < 60 and found <= expected
-    assert len(found) >= 0.95 * len(expected)  # MinHash may miss a pair at the threshold, never invent one
+    assert len(found) >= 0.95 * len(expected)  # MinHash may miss a pair at the threshold, but adds none
 
 
 def test_exact_duplicates_and_short_rows_are_not_near_duplicates(vocabulary: Vocabulary) -> None:
@@ -86,7 +86,7 @@ def test_exact_duplicates_and_short_rows_are_not_near_duplicates(vocabulary: Voc
 
 
 def test_the_share_is_that_of_all_runs(vocabulary: Vocabulary) -> None:
-    """Short conversations, of which a single run more or less would change the percentage."""
+    """The conversations are so short that one run more or less changes the percentage."""
     rng = random.Random(5)
     for length in range(20, 40):
         text = words(rng, length)
@@ -103,13 +103,16 @@ def test_the_share_is_that_of_all_runs(vocabulary: Vocabulary) -> None:
 
 @pytest.mark.parametrize(("shared", "found"), [(20, ["d:2"]), (19, [])])
 def test_four_fifths_of_the_runs_are_similar_and_less_is_not(shared: int, found: list[str]) -> None:
-    """Two sequences of 22 tokens, 18 runs each: with 20 tokens in common 16 of 20 runs are, with 19 it is 15 of 21."""
+    """Two sequences have 22 tokens and 18 runs each.
+
+    With 20 common tokens they share 16 of 20 runs. With 19 common tokens they share 15 of 21.
+    """
 
     def spoken(place: str, tokens: list[int]) -> Rendered:
         bounds = array("i", [0, 0, len(tokens), len(tokens)])
         return Rendered(place, MessageKind.ANSWER, array("i", tokens), bounds, facts={"digest": place})
 
-    for start in range(0, 5000, 100):  # some of them are always compared
+    for start in range(0, 5000, 100):  # with so many pairs, some are compared
         tokens = list(range(start, start + 22))
         pair = spoken("d:1", tokens), spoken("d:2", [*tokens[:shared], *range(9000, 9022 - shared)])
         if near := near_duplicates(pair):
@@ -119,7 +122,7 @@ def test_four_fifths_of_the_runs_are_similar_and_less_is_not(shared: int, found:
 
 
 def test_sixteen_runs_are_enough_to_compare(vocabulary: Vocabulary) -> None:
-    """A conversation of 19 tokens has 15 runs of five, one of 20 tokens has 16."""
+    """A conversation of 19 tokens has 15 runs of five tokens, and a conversation of 20 tokens has 16."""
     rng, compared = random.Random(6), dict[int, bool]()
     while {15, 16} - compared.keys():
         text = " ".join(words(rng, rng.randint(3, 12)))
@@ -202,7 +205,7 @@ def test_tree_tokens_are_the_nodes_of_the_prefix_tree(vocabulary: Vocabulary) ->
 
 
 def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
-    """The order of steps is training's own, and the count is that of the trees that it makes of them."""
+    """The steps have the order of training, and the counts are those of the trees that training builds."""
     from ossia.train.trainer import ConversationOrder
 
     rng = random.Random(4)
@@ -212,7 +215,7 @@ def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
         for _ in range(rng.randint(1, 4)):
             messages += [c.thought(" ".join(words(rng, 9))), c.answer(" ".join(words(rng, 7))), c.user("on")]
         rows.append(made(vocabulary, f"d:{number}", *messages[:-1]))
-    rows.insert(4, rows[3])  # a conversation that a mixture takes twice
+    rows.insert(4, rows[3])  # a mixture may repeat a conversation
     examples = [example for row in rows for example in row.examples]
     order = ConversationOrder(conversations_of(examples), 4, 7, steps_done=lambda: 0)
     expected = [[examples[index] for index in step] for step in order]
@@ -226,7 +229,7 @@ def test_steps_share_what_training_shares(vocabulary: Vocabulary) -> None:
     assert statistics(rows).tree_tokens_steps == 0
     assert estimated_saving(examples, 4, 7, 100_000) == counted
     longest = max(map(len, examples))
-    cut = estimated_saving(examples, 4, 7, longest)  # what does not fit into a micro-batch is computed again
+    cut = estimated_saving(examples, 4, 7, longest)  # across micro-batches, a prefix is computed again
     assert counted.shared < cut.shared <= cut.unshared
     part = estimated_saving(examples, 4, 7, 100_000, looked_at=1)
     assert part.unshared == counted.unshared and 0 < part.shared < part.unshared

@@ -1,4 +1,4 @@
-"""Training examples: what is context, what is trained, and that the prompt of inference is their prefix."""
+"""Tests of training examples: their context, their trained tokens, and the prompts of inference as their prefixes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def vocabulary(tokenizer_folder: Path) -> Vocabulary:
 
 
 def trained_text(example, vocabulary: Vocabulary) -> list[str]:
-    """The trained stretches of an example."""
+    """Return the texts of the trained ranges of an example."""
     stretches: list[list[int]] = []
     for position, (id, weight) in enumerate(zip(example.ids, example.weights, strict=True)):
         if weight and (not position or not example.weights[position - 1]):
@@ -60,7 +60,7 @@ def test_a_turn_with_a_tool_trains_exactly_what_is_sampled(vocabulary: Vocabular
 
 @pytest.mark.parametrize("order", ["channel-first", "recipient-first"])
 def test_every_prompt_of_inference_is_a_prefix_and_what_follows_is_trained(vocabulary: Vocabulary, order) -> None:
-    """At the start of the turn and after each tool result, the server renders a prompt; training must have seen it."""
+    """The server renders a prompt at the start of the turn and after each tool result. Each must be in the training."""
     rng, boundaries = random.Random(31), 0
     for _ in range(400):
         seen, faults = fuzz_examples.check(samples.conversation(rng), vocabulary, order)
@@ -82,7 +82,7 @@ def test_the_judge_of_examples_can_fail(vocabulary: Vocabulary, monkeypatch: pyt
 
 
 def test_context_and_target_make_up_the_whole_turn(vocabulary: Vocabulary) -> None:
-    """Judge: openai-harmony renders the same messages, filtered by the rule, for training."""
+    """The judge is openai-harmony, which renders the messages that the rule keeps."""
     import openai_harmony as oh
 
     judge, keep_all = samples.judge(), oh.RenderConversationConfig(auto_drop_analysis=False)
@@ -147,7 +147,7 @@ def test_too_long_loses_whole_old_turns_and_never_the_target(vocabulary: Vocabul
         assert [f"question {i} " in text for i in range(10)] == [False] * (10 - kept) + [True] * kept
         assert [f"answer {i} " in text for i in range(10)] == [False] * (10 - kept) + [True] * kept
         longer = examples_of(conversation, vocabulary, DataSection(turns="last", max_tokens=len(example.ids) + 200))[0]
-        assert longer.dropped_turns < example.dropped_turns  # no more was dropped than had to be
+        assert longer.dropped_turns < example.dropped_turns  # no turn was dropped without need
 
 
 def test_what_does_not_fit_at_all_is_reported(vocabulary: Vocabulary) -> None:

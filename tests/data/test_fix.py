@@ -1,4 +1,4 @@
-"""Repairs: every one makes the row usable, says what it did, and changes nothing else."""
+"""Tests of repairs: each repair makes the row usable, reports its changes, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def asking(*calls: dict[str, Any]) -> dict[str, Any]:
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 GOOD = {"messages": [U, A], "id": 7}
 REPAIRS: dict[str, tuple[Any, Any, list[str]]] = {
-    # code -> row, repaired row, changes
+    # for each code, the row, the repaired row and the changes
     "unknown-role": (
         {"messages": [{**U, "role": "customer"}, {**A, "role": "Asistant"}], "id": 7},
         GOOD,
@@ -169,7 +169,7 @@ def test_repairs_follow_the_place_in_other_formats() -> None:
 
 
 def test_no_repair_makes_a_row_worse() -> None:
-    """Its only answer stands on commentary, because its header lost the channel: usable, though with a warning."""
+    """The header of the only answer has no channel, so the answer is commentary. The row is usable, with a warning."""
     text = "<|start|>user<|message|>Hi<|end|><|start|>assistant<|message|>Hello to you.<|end|>"
     fixed = fix_row(Row({"text": text, "note": 1}, "d", 1), DataSection())
     assert (fixed.value, fixed.changes) == ({"text": text, "note": 1}, [])
@@ -242,7 +242,7 @@ def test_no_removal_reaches_further_than_a_message(code: str, path: str, row: An
 
 
 def test_a_last_result_stays_whose_call_would_go_with_it() -> None:
-    """Both results stand in one turn: without it, the second of the parallel calls would be left out."""
+    """Both results are in one turn. If it were removed, the second of the parallel calls would also be left out."""
     calls = json.dumps([{"name": "f", "arguments": {"a": number}} for number in (1, 2)])
     turns = [("human", "q"), ("function_call", calls), ("observation", "[1, 2]")]
     assert unchanged({"conversations": [{"from": speaker, "value": said} for speaker, said in turns], "tools": TOOLS})
@@ -378,7 +378,7 @@ def test_a_text_about_control_tokens_or_in_harmony_stays() -> None:
 
 
 def test_long_texts_take_no_time_that_grows_with_their_square() -> None:
-    """Each of these took hours in a program that looks at every pair of letters."""
+    """A program that compares every pair of letters would take hours for each of these texts."""
     assert without_ends("a<|end|>b" + " " * 2_000_000 + "c").endswith("c")
     assert without_ends("a" + "<|end|> " * 100_000) == "a"
     assert without_trailing_commas('"' + '\\"' * 1_000_000) == '"' + '\\"' * 1_000_000
@@ -424,7 +424,7 @@ def test_rows_too_deep_for_python_are_kept_aside(tmp_path: Path) -> None:
     assert written.rows == 2 and written.unchanged + written.repaired + written.left_out == 2
 
 
-# ------------------------------------------------------------------------------------------------- whatever is in a row
+# ------------------------------------------------------------------------------------------------ any contents of a row
 
 SAMPLES = [row for name in NAMES for row in rows_of(name)]
 JUNK: list[Any] = [
@@ -438,7 +438,7 @@ KEYS = [
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container in a row with each of its keys."""
+    """Yield every container in a row with each of its keys."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in list(items):
         yield value, key
@@ -471,7 +471,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=400, deadline=None)
 @given(mutated())
 def test_whatever_is_in_a_row(row: dict[str, Any]) -> None:
-    """Nothing is raised, nothing usable is lost, every change is named, and a second time changes nothing."""
+    """A repair raises nothing, loses no usable row and reports every change. A second repair changes nothing."""
     before = json.dumps(row)
     usable = read_row(Row(row, "d", 1), DataSection())[1] is not None
     fixed = fixed_of(row)

@@ -1,4 +1,4 @@
-"""Every row format: samples and what has to come of them, and columns by other names."""
+"""Tests of every row format on samples with their expected conversations, and of columns with other names."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ MESSAGES: dict[tuple[str, int], list[Message]] = {
         thought("Kullen had a light in 1561.\n\nNidingen came in 1624."),
         answer("Kullen."),
     ],
-    ("openai-responses", 1): [  # the thought itself goes before its summary, outputs go to their calls
+    ("openai-responses", 1): [  # the thought has precedence over its summary, and outputs follow their calls
         user("Tides at Skagen and Esbjerg?"),
         thought("I need both."),
         preamble("One moment."),
@@ -315,7 +315,7 @@ REJECTED = {
     ("openai-preference", 0): [answer("No.")],
     ("openai-preference", 1): [answer("I cannot know that.")],
     ("openai-preference", 2): [answer("What?")],
-    ("trl-preference", 0): [thought("Needle."), answer("Up.")],  # the same thought is not part of the prompt
+    ("trl-preference", 0): [thought("Needle."), answer("Up.")],  # an equal thought does not become part of the prompt
     ("trl-preference", 1): [answer("Anchor.")],
     ("trl-preference", 2): [answer("Rope.")],
     ("trl-preference", 3): [answer("No.")],
@@ -332,10 +332,10 @@ def test_tools_of_the_samples() -> None:
     harbour = {"type": "object", "properties": {"harbour": {"type": "string"}}}
     tides = (ToolDescription("tide_times", "High water.", harbour),)
     assert read(rows_of("llama-factory")[0])[0].tools == tides
-    (flat,) = read(rows_of("openai-responses")[1])[0].tools  # beside a tool that is no function
+    (flat,) = read(rows_of("openai-responses")[1])[0].tools  # beside a tool that is not a function
     assert flat == ToolDescription("tide_times", "Times of high water.", {**harbour, "required": ["harbour"]})
     berth = {"type": "object", "properties": {"length": {"type": "number"}}, "required": ["length"]}
-    for row in rows_of("hermes"):  # the second has them in its system text only
+    for row in rows_of("hermes"):  # the second row has its tools in the system text only
         assert read(row)[0].tools == (ToolDescription("berth", "A free berth.", berth),)
     convert, now = read(rows_of("glaive")[0])[0].tools
     assert convert.name == "convert" and convert.parameters is not None

@@ -1,4 +1,4 @@
-"""Faults in rows of every format have their place in the row, and no junk gives anything else than that."""
+"""Tests of faults in rows of every format. A fault names its place, and junk causes only problems or a UserError."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.format_samples import NAMES, codes, read, rows_of
 U, A = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 HUMAN, GPT = {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
-    # name -> row, code, path
+    # for each name, the row, the code and the path
     "turn is text": ({"conversations": ["hi", GPT]}, "not-an-object", "conversations[0]"),
     "unknown speaker": (
         {"conversations": [HUMAN, {"from": "gtp", "value": "a"}]},
@@ -232,7 +232,7 @@ JUNK = st.sampled_from(
 
 
 def places_in(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place below a value, as the keys that lead to it."""
+    """Yield every place below a value, as the tuple of keys that lead to it."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in pairs:
         yield (*here, key)
@@ -240,7 +240,7 @@ def places_in(value: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def leads_somewhere(row: Any, path: str) -> bool:
-    """Whether a path leads through the row: to a value, to a key that is missing there, or into a JSON text."""
+    """Return whether a path is valid in the row. It ends at a value, at a missing key or inside a JSON text."""
     value = row
     for key in re.findall(r"[^.\[\]]+", path):
         if isinstance(value, dict):

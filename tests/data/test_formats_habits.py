@@ -1,4 +1,4 @@
-"""Habits of data sets: columns and roles under other names, switches that look like thoughts, texts cut off."""
+"""Tests of habits of data sets: other names of columns and roles, switches that look like thoughts, cut-off texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`<think>` in an assistant's text, and the small readers of what is almost JSON or almost a type."""
+"""Tests of `<think>` in an assistant's text, and of the lenient readers of JSON and of Python types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ossia.harmony.conversation import Message, answer, call, thought, user
 from support.format_samples import codes, read, rows_of
 
 THINK: dict[str, tuple[str, str, str | None, bool]] = {
-    # name -> text, thought, content, whether a tag stays
+    # for each name, the text, the thought, the content and whether a tag stays
     "no tags": ("4", "", "4", False),
     "block": ("<think>\nSum.\n</think>\n\n4", "Sum.", "4", False),
     "space before": (" \n<think>Sum.</think>4 ", "Sum.", "4 ", False),

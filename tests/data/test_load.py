@@ -1,4 +1,4 @@
-"""Files, formats and checks: every format, and every kind of bad row with its file and row."""
+"""Tests of files, formats and checks: every format, and every kind of bad row with its file and row number."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def write_csv(path: Path, *rows: list[str]) -> Path:
 
 
 def test_csv_as_pandas_writes_it(tmp_path: Path) -> None:
-    """A nameless index column, and lists as Python writes them."""
+    """pandas writes an index column without a name, and lists in Python's notation."""
     said = [{"role": "user", "content": "it's"}, {"role": "assistant", "content": "a", "name": None}]
     file = write_csv(tmp_path / "d.csv", ["", "messages", "tools"], ["0", str(said), ""], ["1", "", ""])
     rows = list(read_rows(file))
@@ -305,7 +305,7 @@ def test_hidden_folders_are_no_data_and_splits_are_for_the_hub(tmp_path: Path) -
 
 
 def test_keys_that_are_null_are_absent(tmp_path: Path) -> None:
-    """Tables written as JSON name every column in every row."""
+    """A table that is written as JSON has every column in every row."""
     row = {**GOOD, "chosen": None, "rejected": None, "prompt": None, "completion": None, "reasoning_language": None}
     loaded = load_conversations(write(tmp_path / "d.jsonl", row, {"messages": None, "prompt": "q", "completion": "a"}))
     assert loaded.formats == {"openai": 1, "prompt-completion": 1} and not loaded.errors
@@ -328,7 +328,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_hub_rows_lose_their_nulls_and_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package `datasets` is a stand-in here: it needs a network. Columns fill absent keys with null."""
+    """A stand-in replaces the package `datasets`, which needs a network. Absent keys are null."""
     asked = []
 
     def load_dataset(id: str, split: str) -> list[Any]:
@@ -380,7 +380,7 @@ def test_missing_packages_and_sources_are_explained(tmp_path: Path, monkeypatch:
 
 U, A = GOOD["messages"]
 BAD_ROWS: dict[str, tuple[Any, str, str, str]] = {
-    # name -> row, code, level, path
+    # for each name, the row, the code, the level and the path
     "broken json": ('{"messages": [', "not-json", "error", ""),
     "a list": ([1], "not-an-object", "error", ""),
     "unknown keys": ({"q": 1}, "unknown-format", "error", ""),
@@ -558,7 +558,7 @@ def test_each_bad_row_is_named_with_file_and_row_and_the_good_ones_stay(tmp_path
     file = write(tmp_path / "d.jsonl", GOOD, row, other)
     loaded = load_conversations(file)
     found = [(p.code, p.level, p.path, p.file, p.line) for p in loaded.problems]
-    if level == "error":  # what was left out of a bad row may be told as well
+    if level == "error":  # there may be warnings for the rest of a bad row
         found = [problem for problem in found if problem[1] == "error"]
     assert found == [(code, level, path, str(file), 2)]
     expected = [1, 3] if level == "error" else [1, 2, 3]
@@ -594,7 +594,7 @@ def test_check_adds_what_only_rendering_shows(tmp_path: Path, tokenizer_folder: 
 
 
 def test_what_nobody_thought_of_is_a_bad_row_too(tmp_path: Path, tokenizer_folder: Path) -> None:
-    """Schemas that break checkers and renderers, and a fault of our own: the rows after them are still read."""
+    """The schemas break checkers and renderers. The rows after them are still read."""
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(300):
         deep = {"type": "object", "properties": {"x": deep}}

@@ -1,4 +1,4 @@
-"""The language judge on the sentences of the example task, and on texts that try to get past it."""
+"""Tests of the language judge on the sentences of the example task, and on texts that are hard to judge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGLISH = "I add the ones: 5+9=14. I add the tens: 1+6+1=8. So the answer is 84.
 
 @pytest.fixture(scope="module")
 def thoughts() -> list[tuple[str, str]]:
-    """(thought, its language) of the held-out rows that come with Ossia, each thought once."""
+    """The pairs (thought, language) of the held-out rows in examples/, each thought once."""
     path = Path(__file__).parents[2] / "examples" / "multilingual" / "heldout.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return sorted({(row["analysis"], row["reasoning_language"]) for row in rows})

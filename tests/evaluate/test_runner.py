@@ -1,4 +1,4 @@
-"""Evaluations from questions to file: paired, readable after Ctrl-C, never overwritten."""
+"""Tests of whole evaluations: paired results, and a file that survives Ctrl-C and is never overwritten."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ ARMS = {"base": BASE_WEIGHTS, "tuned": None}
 
 
 def perfect(asked: Sequence[Question], vocabulary: Vocabulary) -> Scripted:
-    """Says what the row itself says."""
+    """Return an engine that answers every prompt with the expected messages of its row."""
     expected = {q.prompt: {m.channel: m.content for m in q.expected} for q in asked}
 
     def script(prompt: Sequence[int]) -> list[int]:
@@ -294,7 +294,7 @@ def test_how_to_sample_comes_from_the_recipe(asked: list[Question], vocabulary: 
 def test_each_round_has_random_streams_of_its_own_and_both_arms_share_them(
     asked: list[Question], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
-    """A round's seed is that of the recipe plus the questions asked before."""
+    """The seed of a round is the seed of the recipe plus the number of questions before the round."""
     report = report_of(asked, tmp_path, limit=10, seed=70, temperature=1.0)
     base, tuned = english_thinker(vocabulary), perfect(asked, vocabulary)
     runner.ask(report, Arms(base, tuned), ARMS, vocabulary)

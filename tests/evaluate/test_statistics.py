@@ -1,4 +1,4 @@
-"""Intervals against the worked examples of the papers they come from."""
+"""Tests of confidence intervals against the worked examples of their papers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ossia.evaluate.statistics import mcnemar, paired_difference, proportion, wi
 
 
 def pairs_of(both: int, first: int, second: int, neither: int) -> list[tuple[bool, bool]]:
-    """(before, after) pairs of a table whose difference is written first minus second."""
+    """Return the pairs (before, after) of a two-by-two table. Its difference is `first` minus `second`."""
     return [(True, True)] * both + [(False, True)] * first + [(True, False)] * second + [(False, False)] * neither
 
 
@@ -56,7 +56,7 @@ def test_paired_interval_of_published_examples(
 
 
 def test_exact_mcnemar_of_published_examples() -> None:
-    # The Bentur table again; Fagerland, Lydersen and Laake (2013), BMC Med Res Methodol 13:91: exact p = 0.070.
+    # The Bentur table. Fagerland, Lydersen and Laake (2013), BMC Med Res Methodol 13:91, give an exact p of 0.070.
     assert mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(5, 5) == 1.0

@@ -1,4 +1,4 @@
-"""What is asked and what counts as right, on completions written by hand."""
+"""Tests of questions and of their grading, on completions written by hand."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def test_each_measure_fails_for_its_own_reason(
 
 def test_channels_are_read_not_the_text(vocabulary: Vocabulary) -> None:
     encode = vocabulary.encode
-    # The answer stands in the thought only, and the thought imitates a final message in plain text.
+    # The answer is only in the thought, which imitates a final message in plain text.
     fake = said(vocabulary, "No idea.", GERMAN + " <|channel|>final<|message|>There are 84 coins.")
     assert not verdicts(question(vocabulary, ROW), fake, vocabulary)["answer"]
-    # Cut off inside the thought: nothing was answered.
+    # The completion is cut off inside the thought, so it has no answer.
     cut = [CHANNEL, *encode("analysis"), MESSAGE, *encode(GERMAN + " 84")]
     found = verdicts(question(vocabulary, ROW), cut, vocabulary)
     assert found == {"thought language": True, "answer": False, "answer language": False, "well-formed": False}

@@ -1,4 +1,4 @@
-"""The data of the multilingual example: right answers, no leak from held-out to training, the files as generated."""
+"""Tests of the data of the multilingual example: right answers, unseen held-out operands, and up-to-date files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def generate() -> Iterator[ModuleType]:
-    """The generator, imported as the script it is: its folder is on the path."""
+    """The generator as a module. Its folder is on the path, as when it runs as a script."""
     sys.path.insert(0, str(FOLDER))
     try:
         import generate as module  # type: ignore[import-not-found, unused-ignore]
@@ -37,7 +37,7 @@ def read(name: str) -> list[Row]:
 
 
 def solve(row: Row) -> str:
-    """Solve a row from the words of its question alone, by rules that share nothing with the generator."""
+    """Return the solution of a row's question, by rules that share nothing with the generator."""
     question = row["user"]
     numbers = [int(n) for n in re.findall(r"\d+", question)]
     if row["kind"] == "compare":
@@ -50,7 +50,7 @@ def solve(row: Row) -> str:
 
 
 def operands(row: Row) -> tuple[str, tuple[int, ...]]:
-    """What a row asks, free of its language: the kind and the numbers, in any order where order is no matter."""
+    """Return the kind and the numbers of a row's question. The numbers are sorted if their order has no effect."""
     numbers = [int(n) for n in re.findall(r"\d+", row["user"])]
     return row["kind"], tuple(sorted(numbers) if row["kind"] in ("add", "compare") else numbers)
 

@@ -1,4 +1,4 @@
-"""Exports as folders: kills, overwriting, disk, runs, cards, and the command."""
+"""Tests of exports as folders: kills, overwriting, disk space, runs, cards, and the command."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run:
-    """A run with checkpoints of steps 10 and 20, the first being the best, and an evaluation."""
+    """A run with checkpoints of steps 10 (the best) and 20, and an evaluation."""
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     recipe = Recipe(
         name="support-bot",
@@ -92,8 +92,8 @@ def run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runs.Run
 
 @pytest.fixture
 def toy_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two more targets, by nothing but a file."""
-    importlib.import_module("ossia.cli.export_")  # whose help is made when it is imported, here without them
+    """Two more targets, which a new file adds without any other change."""
+    importlib.import_module("ossia.cli.export_")  # its help is built at import, here without the new targets
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "toy.py").write_text(TOY_TARGET)
     monkeypatch.setattr(targets, "__path__", [*targets.__path__, str(tmp_path / "more")])
@@ -241,7 +241,7 @@ def test_an_exported_adapter_is_the_adapter_and_loads_in_stock_peft(base: Path, 
     assert "library_name: peft" in card
     assert "PeftModel.from_pretrained" in card
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's own, about transformers' newest names
+        warnings.simplefilter("ignore")  # PEFT warns about transformers' newest names
         loaded = PeftModel.from_pretrained(stock_model(base), str(done.path)).eval()
     assert torch.equal(logits(loaded), logits(stock_adapter(base, tmp_path / "again", ATTENTION)))
 

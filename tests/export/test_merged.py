@@ -1,4 +1,4 @@
-"""Merged checkpoints against stock transformers and PEFT, and the measurement of what four bits keep."""
+"""Tests of merged checkpoints against stock transformers and PEFT, and of the measured losses in four bits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from support.export_samples import (
 from support.lora_samples import TARGETS, adapted, relative
 
 LARGE, SMALL = 2**-2, 2**-8
-"""Steps of the adapters' numbers: updates larger than the weights, and ones that four bits cannot see."""
+"""Steps of the adapters' numbers. They give updates larger than the weights, and updates that four bits lose."""
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def export(base: Path, adapter: Path, out: Path, **settings: Any) -> Export:
 
 
 def raw(folder: Path) -> dict[str, bytes]:
-    """The bytes of every tensor, read with the safetensors package."""
+    """Return the bytes of every tensor by name, read with the safetensors package."""
     with safe_open(folder / "model.safetensors", "pt") as file:
         return {name: file.get_tensor(name).view(torch.uint8).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
 
 
 def reload(folder: Path, **settings: Any) -> Any:
-    """Load an export with stock transformers; nothing may be missing, left over or of another shape."""
+    """Load an export with stock transformers. No tensor may be missing, left over or of another shape."""
     model, info = GptOssForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     assert not any(info.values()), info
     return model.eval()
@@ -118,7 +118,7 @@ def test_what_the_adapter_does_not_touch_keeps_its_bytes(base: Path, tmp_path: P
 
 
 class Collected:
-    """A writer that knows nothing of files: it puts the parts of every tensor together in memory."""
+    """A writer without files, which joins the parts of every tensor in memory."""
 
     def __init__(self, model: MergedModel) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
@@ -156,7 +156,7 @@ def test_any_writer_gets_what_the_checkpoint_holds(
         assert tensor.dtype == stored.get(name).dtype
         assert torch.equal(tensor, stored.get(name)), name
     for survival, told in zip(found.survival, done.report["update"]["tensors"], strict=True):
-        # Parts of another size are added up in another order.
+        # Parts of another size give another order of summation.
         assert survival.name == told.pop("name")
         assert survival.to_json() == pytest.approx(told, rel=1e-5)
     assert len(found.copied) == done.report["verified"]["bytes"]["identical_to_source"]
@@ -178,7 +178,7 @@ def test_a_writer_that_rounds_by_itself_gets_the_float32_sums(base: Path, tmp_pa
 
 
 def test_an_update_of_zeros_is_none(base: Path, tmp_path: Path) -> None:
-    """Its matrix is the source's own, and nothing is measured or rounded."""
+    """The source's matrix is copied, and nothing is measured or rounded."""
     stock_adapter(base, tmp_path / "adapter", ["q_proj", "k_proj"])
     tensors = load_file(tmp_path / "adapter" / WEIGHTS_FILE)
     for name, tensor in tensors.items():
@@ -261,7 +261,7 @@ def test_an_adapter_with_other_embeddings_in_it_is_refused(base: Path, tmp_path:
 
 
 def test_what_ossia_trains_is_merged_as_it_spoke(base: Path, tmp_path: Path) -> None:
-    """Every target at once, written by Ossia."""
+    """Ossia wrote the adapter, and it has all targets."""
     (tmp_path / "adapter").mkdir()
     tuned = adapted(base, TARGETS)
     lora.save_adapter(tuned, tmp_path / "adapter")
@@ -289,7 +289,7 @@ def test_experts_that_never_trained_keep_their_bytes(base: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("step", [LARGE, SMALL, 2**-5])
 def test_the_report_equals_an_independent_computation(base: Path, tmp_path: Path, step: float) -> None:
-    """In float64, with PEFT's update and transformers' dequantised values."""
+    """The computation is in float64, with PEFT's update and transformers' dequantised values."""
     tuned = stock_adapter(base, tmp_path / "adapter", [*ATTENTION, *EXPERTS], step)
     done = export(base, tmp_path / "adapter", tmp_path / "out", experts="mxfp4")
     before, after = float_weights(base), float_weights(tmp_path / "out")
@@ -336,7 +336,7 @@ def test_a_large_update_stays_in_four_bits(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_sample_that_was_too_kind_is_overruled(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Automatic choice: when the experts that were measured beforehand hold and the whole does not, it starts again."""
+    """The automatic choice measures some experts first. If all experts then miss the bounds, the export restarts."""
     stock_adapter(base, tmp_path / "adapter", EXPERTS, SMALL)
     monkeypatch.setattr(rounding, "sample", lambda *_, **__: [])
     done = export(base, tmp_path / "adapter", tmp_path / "out")
@@ -360,7 +360,7 @@ def test_a_bf16_export_is_a_base_again(base: Path, tmp_path: Path) -> None:
 
 
 def test_config_is_written_in_both_spellings_and_keeps_the_rest(base: Path, tmp_path: Path) -> None:
-    """A base whose config was rewritten by transformers 5 gets the older readers' keys back."""
+    """transformers 5 rewrote the config of the base. The export adds the keys of older readers again."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in base.iterdir():
@@ -398,7 +398,7 @@ def test_bytes_that_changed_on_disk_are_noticed(base: Path, tmp_path: Path, monk
 def test_a_merged_model_that_speaks_otherwise_is_reported(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison of logits sees a wrong merge: here every update with its sign turned."""
+    """The comparison of logits detects a wrong merge. Here, every update has the opposite sign."""
     stock_adapter(base, tmp_path / "adapter", ATTENTION, 2**-3)
     matrix = LoraDelta.matrix
     monkeypatch.setattr(LoraDelta, "matrix", lambda *arguments, **settings: -matrix(*arguments, **settings))

@@ -1,4 +1,4 @@
-"""Which format holds an update: the bounds of what is kept and of the noise, on updates that lie on them."""
+"""Tests of the choice of an export's format: the bounds on the kept update and on the noise, at their limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPERTS = "model.layers.0.mlp.experts.down_proj"
 
 
 def survived(keep: float, error: float, name: str = EXPERTS) -> Survival:
-    """Sums of an update of size one, one tenth of the weights."""
+    """Return the sums of an update with norm 1, which is one tenth of the norm of the weights."""
     return Survival(name, base_squared=100.0, delta_squared=1.0, kept=keep, error_squared=error**2, weights=8)
 
 
@@ -33,7 +33,7 @@ def survived(keep: float, error: float, name: str = EXPERTS) -> Survival:
     ],
 )
 def test_an_update_is_good_within_all_three_bounds(keep: float, error: float, good: bool) -> None:
-    """Too little kept, too much kept and too much noise are each enough to leave four bits, and to warn."""
+    """Keeping too little, keeping too much, or too much noise: each alone rejects four bits and gives a warning."""
     found = survived(keep, error)
     assert found.is_good == good
     packed = Rounding("auto", True, "measured")
@@ -49,7 +49,7 @@ def test_what_was_asked_for_is_not_revised() -> None:
 
 
 def test_the_measured_figures_of_matrices_that_are_known() -> None:
-    """Rounding that makes the update larger, and rounding that adds noise across it."""
+    """One rounding makes the update larger, and the other adds noise orthogonal to it."""
     base, update = torch.zeros(2, 4), torch.tensor([[1.0, 0, 0, 0], [1, 0, 0, 0]])
     base[:, 3] = 10.0
     grown, noisy = Survival(EXPERTS), Survival(EXPERTS)

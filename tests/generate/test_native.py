@@ -1,4 +1,4 @@
-"""The native engine against plain decoding without a cache, and its promises about seeds, stops and the adapter."""
+"""Tests of the native engine against plain decoding without a cache, and of its seeds, stops and adapters."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tuned(tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Of different lengths, some beyond the window of 16."""
+    """Prompts of different lengths. Some are longer than the window of 16."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 512, (n,), generator=generator).tolist() for n in (5, 40, 23, 3, 17, 30, 8)]
 
@@ -81,7 +81,7 @@ def test_a_stream_gives_the_ids_of_the_whole_completion(
 
 def test_rows_stop_at_their_own_stop_token(model: Any, prompts: list[list[int]]) -> None:
     free = SerialEngine(model).complete(numbered(prompts, Request(max_new_tokens=20, stop=NO_STOP)))
-    # Two ids that end two rows at different places; the others run on.
+    # The two ids end two rows at different places. The other rows continue.
     stop = frozenset({free[0].ids[4], free[1].ids[11]})
     made = SerialEngine(model).complete(numbered(prompts, Request(max_new_tokens=20, stop=stop)))
     assert made == [completion(one.ids, stop) for one in free]
@@ -98,7 +98,7 @@ def test_sampling_depends_on_seed_and_number_but_not_on_the_rest_of_the_batch(
     like = Request(sampling=Sampling(temperature=1.0), max_new_tokens=15, seed=3, stop=NO_STOP)
     requests = numbered(prompts, like)
     together = SerialEngine(model, batch_size=16).complete(requests)
-    torch.rand(5)  # the global generator does not matter
+    torch.rand(5)  # the global generator has no effect
     assert SerialEngine(model, batch_size=2).complete(requests) == together
     assert SerialEngine(model).complete(requests[:3]) == together[:3]
     other = SerialEngine(model).complete([dataclasses.replace(request, seed=4) for request in requests])
@@ -108,7 +108,7 @@ def test_sampling_depends_on_seed_and_number_but_not_on_the_rest_of_the_batch(
 
 
 def test_requests_that_differ_are_answered_in_one_call(tuned: Any, prompts: list[list[int]]) -> None:
-    """Other lengths, stops, samplings and adapters go through `generate` apart, and give what they give alone."""
+    """Requests with other lengths, samplings or adapters are decoded apart, with the results of single calls."""
     hot = Sampling(temperature=1.2, top_k=20)
     kinds = [
         Request(max_new_tokens=5, stop=NO_STOP),
@@ -187,7 +187,7 @@ def test_a_reader_may_stop_reading_a_stream(model: Any, prompts: list[list[int]]
 
 
 def test_logprobs_are_the_models(model: Any, prompts: list[list[int]]) -> None:
-    """Those of a plain forward pass over prompt and completion, whatever temperature and filters chose."""
+    """They equal those of a plain forward pass over prompt and completion, for any temperature and filters."""
     hot = Sampling(temperature=1.5, top_p=0.9)
     requests = numbered(prompts[:3], Request(max_new_tokens=6, stop=NO_STOP, logprobs=2, sampling=hot))
     for request, made in zip(requests, SerialEngine(model).complete(requests), strict=True):
@@ -206,7 +206,7 @@ def test_logprobs_are_the_models(model: Any, prompts: list[list[int]]) -> None:
 
 
 class Alternating:
-    """Allows even tokens, then odd ones, in turns."""
+    """A constraint that allows even and odd tokens alternately, even tokens first."""
 
     def __init__(self) -> None:
         self.taken: list[int] = []

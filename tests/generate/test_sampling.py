@@ -1,4 +1,4 @@
-"""The sampler at its bounds: filters on equal probabilities, the ends of a random stream, rows that have ended."""
+"""Tests of the sampler at its bounds: filters on equal probabilities, ends of a random stream, and ended rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EQUAL = torch.zeros(4)
 
 @dataclass
 class Drawn(random.Random):
-    """A stream that gives one number."""
+    """A random stream that always returns `number`."""
 
     number: float = 0.0
 
@@ -26,7 +26,7 @@ class Drawn(random.Random):
 
 
 def chosen(sampling: Sampling, logits: torch.Tensor) -> set[int]:
-    """The tokens that some random number chooses."""
+    """Return the tokens that the sampler chooses for random numbers from the whole interval."""
     found = set()
     for number in (*(place / 64 for place in range(64)), 1 - 2**-53):
         sampler = Sampler([Request(sampling=sampling)])
@@ -43,11 +43,11 @@ def chosen(sampling: Sampling, logits: torch.Tensor) -> set[int]:
         ({"top_k": 4}, 4),
         ({"top_k": 9}, 4),
         ({"top_p": 0.25}, 1),
-        ({"top_p": 0.5}, 2),  # the first two hold it exactly
+        ({"top_p": 0.5}, 2),  # the first two have exactly this share
         ({"top_p": 0.51}, 3),
         ({"top_p": 0.01}, 1),  # at least one stays
-        ({"min_p": 1.0}, 4),  # as likely as the most likely one
-        ({"top_k": 2, "top_p": 0.5}, 1),  # shares are those among the two
+        ({"min_p": 1.0}, 4),  # all are as likely as the most likely one
+        ({"top_k": 2, "top_p": 0.5}, 1),  # shares refer to the two kept tokens
         ({"top_k": 2, "top_p": 0.51}, 2),
     ],
 )
@@ -56,7 +56,7 @@ def test_filters_on_four_equal_tokens(filters: dict[str, Any], kept: int) -> Non
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
-    """Neither by the lowest number of a stream when it is the first, nor by the highest when it is the last."""
+    """The lowest random number does not draw it as the first token, and the highest does not draw it as the last."""
     logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf])
     assert chosen(Sampling(temperature=1.0), logits) == {1, 3}
     assert chosen(Sampling(temperature=1.0, min_p=0.5), logits) == {1, 3}
@@ -82,7 +82,7 @@ class Odd:
 
 
 def test_a_row_that_has_ended_is_no_longer_noted() -> None:
-    """The batch goes on with it until all rows have ended."""
+    """The batch continues with the row until all rows have ended."""
     constraint = Odd()
     sampler = Sampler([Request(stop=frozenset({3}), logprobs=9, constraint=lambda: constraint)])
     assert int(sampler(torch.tensor([[9.0, 1.0, 0.0, 0.0, 0.0]]))) == 1

@@ -1,4 +1,4 @@
-"""A conversation held with a scripted engine: what is rendered, what is shown, what is remembered."""
+"""Tests of a conversation with a scripted engine: the prompts, the shown pieces and the kept messages."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_turn_that_is_cut_off_or_malformed_still_makes_sense(vocabulary: Vocab
     list(session.say("Count.", Request(max_new_tokens=5)))
     assert session.reply is not None
     assert session.reply.finish == "length"
-    # No header at all, as models that were tuned without thoughts begin: shown and kept, but never called an answer.
+    # The reply has no header, as from some tuned models. It is shown and kept, but it does not count as an answer.
     session = Session(Scripted(lambda _: [*vocabulary.encode("Hello there"), RETURN]), vocabulary)
     pieces = list(session.say("Hi", Request()))
     assert ("".join(p.text for p in pieces), {p.kind for p in pieces}) == ("Hello there", {"preamble"})

@@ -1,4 +1,4 @@
-"""openai-harmony's own tests and golden files, from its source distribution, run against our renderer and parser."""
+"""Tests of our renderer and parser with the tests and golden files of openai-harmony's source distribution."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sdist() -> Path:
 def outcome(
     sdist: Path, tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path
 ) -> tuple[dict[str, str], str]:
-    """Outcome of each of the library's tests with our code in place of its Rust extension, and the whole report."""
+    """The outcome of each test of the library, and the whole report. Our code replaces its Rust extension."""
     here = Path(__file__).parents[1]
     path = tmp_path_factory.mktemp("conformance")
     (path / "openai_harmony").mkdir()
@@ -60,7 +60,7 @@ def test_all_of_the_librarys_tests_pass_but_for_the_departures(outcome: tuple[di
 
 
 def test_departure_thoughts_before_the_last_answer_are_dropped(sdist: Path, tokenizer_folder: Path) -> None:
-    """The golden file keeps the thoughts between two answers; OpenAI's cookbook says that all of them go."""
+    """The golden file keeps the thoughts between two answers. By OpenAI's cookbook, all of them are dropped."""
     vocabulary = Vocabulary.load(tokenizer_folder)
     golden = (sdist / "test-data" / "test_keep_analysis_between_finals.txt").read_text(encoding="utf-8").rstrip()
     first = (c.user("What is 2 + 2?"), c.thought("thinking 2+2"), c.answer("4"))

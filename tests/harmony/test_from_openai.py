@@ -1,4 +1,4 @@
-"""OpenAI's chat messages made into conversations: every field, every author, and what is said about faults."""
+"""Tests of converting OpenAI's chat messages to conversations: every field, every author, and reports of faults."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_effort_of_the_request_goes_before_the_text_and_that_before_the_default(
     assert effort([U]) == "low"
     assert effort([line, U]) == "high"
     assert effort([line, U], effort="medium") == "medium"
-    assert effort([U, line]) == "low"  # later on it is an instruction like any other
+    assert effort([U, line]) == "low"  # after the first messages it is an ordinary instruction
     assert read(U, line)[1] == c.developer("Reasoning: high")
     assert conversation_from_chat([line], system=None).system is None
 
@@ -102,7 +102,7 @@ def test_what_cannot_stand_in_a_header_is_written_otherwise_everywhere() -> None
 
 @pytest.mark.parametrize("key", ["arguments", "parameters", "input"])
 def test_arguments_and_schemas_by_other_names(key: str) -> None:
-    """As LLaMA-Factory and Anthropic call them."""
+    """LLaMA-Factory and Anthropic use these names."""
     tool = {"name": "f", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
     turn = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", key: {"city": "Oslo"}}}]}
     made = conversation_from_chat([U, turn], [tool])
@@ -157,7 +157,7 @@ def test_calls_of_builtin_tools_are_thoughts() -> None:
         found,
         c.call("f", "{}"),
     ]
-    # Announced by the recipe or the server it is the same; not announced, or a function of that name, it is a function.
+    # A recipe or a server may also announce the tool. Not announced, or as a function of that name, it is a function.
     system = c.SystemSettings(namespaces=(PYTHON,))
     assert read(*messages[:3], system=system) == conversation.messages[:3]
     assert conversation_from_chat([U], system=system, builtin_tools=["python"]).system == system

@@ -1,6 +1,7 @@
-"""The parser: openai-harmony's strict parser on well-formed streams, no text lost and no thought shown on all others.
+"""Tests of the parser.
 
-Fuzzing and its judge are in prove/parser.py, malformed streams of the real world in corpus/malformed_streams.jsonl.
+On well-formed streams it equals openai-harmony's strict parser. On all others it loses no text and shows no thought.
+Fuzzing and its judge are in prove/parser.py. Malformed streams of the real world are in corpus/malformed_streams.jsonl.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def fields(messages: list[ParsedMessage]) -> list[tuple[Any, ...]]:
 
 
 def strict(ids: list[int], role: str | None = "assistant") -> list[tuple[Any, ...]] | None:
-    """What openai-harmony's strict parser makes of a stream; None if it raises."""
+    """Return the messages of openai-harmony's strict parser, or None if it raises."""
     import openai_harmony as oh
 
     try:
@@ -65,7 +66,7 @@ def strict(ids: list[int], role: str | None = "assistant") -> list[tuple[Any, ..
 def test_well_formed_streams_equal_openai_harmony(vocabulary: Vocabulary, order: Any) -> None:
     rng = random.Random(21)
     for _ in range(600):
-        # What a model writes, made-up tool results included; every message has a channel.
+        # These are messages that a model may write, invented tool results included. Every message has a channel.
         messages = [m for m in samples.turn(rng, ["lookup", "f"]) if m.role in ("assistant", "tool")]
         ids = render_messages(messages, vocabulary, order, stop=True).ids[2:]
         ours = parse(ids, vocabulary)
@@ -83,7 +84,7 @@ def test_whole_conversations_equal_openai_harmony(vocabulary: Vocabulary, order:
         ids = render_messages(messages, vocabulary, order).ids
         ours = parse(ids, vocabulary, "message")
         assert [m.to_message() for m in ours] == messages
-        if not any(m.role == "user" and m.name for m in messages):  # the library cannot read the names it writes
+        if not any(m.role == "user" and m.name for m in messages):  # the library cannot read its own names of users
             assert fields(ours) == strict(ids, None)
 
 
@@ -124,7 +125,7 @@ def test_invalid_utf8_in_the_content_equals_openai_harmony(vocabulary: Vocabular
         assert fields(parse(ids, vocabulary)) == strict(ids)
 
 
-# Where the library accepts a stream and mislabels it: header -> its (channel, recipient, content type), and ours.
+# Headers that the library accepts and labels wrongly. For each, its (channel, recipient, content type), and ours.
 DEVIATIONS: dict[str, tuple[tuple[str | None, ...], tuple[str | None, ...]]] = {
     "<|channel|>final json": (("final", "json", None), ("final", None, "json")),
     "<|channel|>final <|constrain|>json": (("final", "<|constrain|>json", None), ("final", None, "<|constrain|>json")),
@@ -146,7 +147,10 @@ DEVIATIONS: dict[str, tuple[tuple[str | None, ...], tuple[str | None, ...]]] = {
 
 @pytest.mark.parametrize("header", DEVIATIONS)
 def test_deviations_from_openai_harmony(vocabulary: Vocabulary, header: str) -> None:
-    """A change of the library or of ours shows here; structured output is the one legal case, so it needs no repair."""
+    """The test detects a change of the library or of our parser.
+
+    Structured output is the only legal case, so it needs no repair.
+    """
     theirs, ours = DEVIATIONS[header]
     ids = [*vocabulary.encode_with_specials(header), MESSAGE, 32, END]
     judged = strict(ids)
@@ -211,7 +215,7 @@ def test_total(ids: list[int]) -> None:
 
 
 def broken(name: str, change: Callable[[Any, Any], Any]) -> tuple[str, Callable[..., Any]]:
-    """A method of the parser whose result is changed: change(parser, result)."""
+    """Return the name of a parser's method and a copy of it that returns change(parser, result)."""
     whole = getattr(Parser, name)
 
     @functools.wraps(whole)
@@ -324,7 +328,7 @@ def test_a_character_of_many_tokens_arrives_whole(vocabulary: Vocabulary) -> Non
     texts = [delta.text for id in ids for delta in parser.push(id)]
     assert "".join(texts) == "a𒀱b"
     assert "𒀱" in texts
-    # Cut inside the character: what is there of it becomes one U+FFFD.
+    # If the stream is cut inside the character, its bytes become one U+FFFD.
     cut = parse([*ids[:3], *vocabulary.encode("𒀱")[:1], RETURN], vocabulary)
     assert cut[0].content == "�"
 

@@ -1,4 +1,4 @@
-"""The preview shows every token once and marks the trained ones."""
+"""Tests of the preview, which shows every token once and marks the trained tokens."""
 
 from __future__ import annotations
 

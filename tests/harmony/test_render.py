@@ -1,4 +1,4 @@
-"""The renderer against openai-harmony 0.0.8 and oss-harmony 0.0.11, token for token, and OpenAI's own examples."""
+"""Tests of the renderer against openai-harmony 0.0.8, oss-harmony 0.0.11 and OpenAI's own examples, by tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_random_conversations_equal_openai_harmony(vocabulary: Vocabulary) -> No
 def test_random_conversations_equal_oss_harmony_but_for_its_departures(vocabulary: Vocabulary) -> None:
     result = harmony_fuzz.against_oss_harmony(1500, 20260131, vocabulary)
     assert result["differences"] == 0, result["first"]
-    assert set(result["messages_with_departures"]) == {"result", "channel", "type"}  # all are still needed
+    assert set(result["messages_with_departures"]) == {"result", "channel", "type"}  # all three departures still exist
 
 
 @pytest.mark.skipif(not oss_harmony_judge.is_installed(), reason=oss_harmony_judge.MISSING)
@@ -71,7 +71,7 @@ def test_builtin_tools_are_those_of_openai_harmony() -> None:
 
 
 def test_response_formats_end_the_developer_message(vocabulary: Vocabulary) -> None:
-    """docs/format.md of openai/harmony, "Structured output": compact JSON behind a comment."""
+    """The source is docs/format.md of openai/harmony, "Structured output": compact JSON after a comment."""
     schema = {
         "properties": {
             "items": {"type": "array", "description": "entries on the shopping list", "items": {"type": "string"}}
@@ -130,7 +130,10 @@ def test_channel_first_moves_only_the_recipient_of_the_assistant(vocabulary: Voc
 
 
 def test_example_of_the_harmony_guide(vocabulary: Vocabulary) -> None:
-    """docs/format.md of openai/harmony, "Preambles" and "Receiving tool calls"; no-argument function as `() => any`."""
+    """The source is docs/format.md of openai/harmony, "Preambles" and "Receiving tool calls".
+
+    A function without arguments is written as `() => any`.
+    """
     tools = (
         c.ToolDescription("get_location", "Gets the location of the user."),
         c.ToolDescription(

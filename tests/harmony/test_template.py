@@ -1,4 +1,4 @@
-"""The exported chat template, run by transformers, against our own renderer, token for token."""
+"""Tests of the exported chat template in transformers against our own renderer, token for token."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_prompts_are_equal(tokenizer: Any, tokenizer_folder: Path, name: str, ef
 
 
 def training_target(conversation: Conversation, vocabulary: Vocabulary) -> list[int]:
-    """The last turn with its thoughts, behind a past without any, closed by `<|return|>`."""
+    """Return the ids of a conversation whose last message ends with `<|return|>`. Old thoughts are left out."""
     *before, last = conversation.messages
     return render_messages((*prologue(conversation), *without_old_thoughts(before), last), vocabulary, stop=True).ids
 
@@ -131,7 +131,10 @@ def test_training_targets_are_equal(tokenizer: Any, tokenizer_folder: Path, name
 
 
 def by_plain_jinja(template: str) -> Any:
-    """As programs do it that neither strip keys that are None nor give the thought's keys the same value."""
+    """Return the template as a plain jinja2 template.
+
+    Unlike transformers, plain jinja2 keeps keys that are None and does not fill in the other key of a thought.
+    """
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -148,7 +151,7 @@ def by_plain_jinja(template: str) -> Any:
 
 
 def test_random_chats_are_equal_as_prompts_and_as_targets(tokenizer_folder: Path) -> None:
-    """In transformers' way of calling templates and in plain jinja2."""
+    """The template runs as in transformers and in plain jinja2."""
     rng, vocabulary, template = random.Random(7), Vocabulary.load(tokenizer_folder), chat_template()
     plain = by_plain_jinja(template)
     for number in range(1500):
@@ -178,7 +181,7 @@ def test_the_chat_form_of_a_conversation_makes_the_same_conversation() -> None:
 
 
 def test_any_conversation_has_some_chat_form() -> None:
-    """What cannot be said comes as near as it can; no text gets lost."""
+    """A message that the chat form cannot express gets a similar form. No text is lost."""
     rng = random.Random(10)
     for _ in range(300):
         conversation = samples.any_conversation(rng)
@@ -212,7 +215,7 @@ def test_the_chat_form_is_the_one_that_apis_take() -> None:
     assert chat_form(conversation) == (messages, [WEATHER], arguments)
 
 
-# Three of the published template's differences: newlines behind instructions, quoted results, one call of several.
+# Three differences of the published template: newlines after instructions, quoted results, one call of several.
 OTHER_TEMPLATE = """<|start|>developer<|message|># Instructions
 
 {{ messages[0].content }}

@@ -1,4 +1,4 @@
-"""The vocabulary: published hashes, and agreement with openai-harmony's encoder."""
+"""Tests of the vocabulary against published hashes and against openai-harmony's encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ossia.harmony.tokenizer import files as tokenizer_files
 from ossia.harmony.tokenizer.vocabulary import END, RETURN, START, VOCABULARY_SIZE, Vocabulary
 from support import harmony_samples as samples
 
-# openai/gpt-oss-20b on Hugging Face, revision 6cee5e81; o200k_base as published in tiktoken's openai_public.py.
+# SHA-256 of the files of openai/gpt-oss-20b on Hugging Face, revision 6cee5e81.
 PUBLISHED = {
     "tokenizer.json": "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3",
     "tokenizer_config.json": "9279e942392b742d633c7adbb89ebe002c98399db8926a7af5125c726f404070",
@@ -45,7 +45,7 @@ def test_two_processes_repair_a_damaged_cache_at_once(
     monkeypatch.setenv("OSSIA_CACHE", str(tmp_path))
     folder = tmp_path / tokenizer_folder.name
     folder.mkdir()
-    (folder / "tokenizer.json").hardlink_to(tokenizer_folder / "tokenizer.json")  # spares building it twice
+    (folder / "tokenizer.json").hardlink_to(tokenizer_folder / "tokenizer.json")  # so the processes need not build it
     (folder / "generation_config.json").write_text("{")
     command = [
         sys.executable,
@@ -191,7 +191,7 @@ def fake_bindings(ids: list[int]) -> types.SimpleNamespace:
 
 
 def test_both_encoders_agree_on_every_code_point(from_file: encoder.Encoder) -> None:
-    """Each in three contexts, many to a text; a lone surrogate is no text."""
+    """Each code point is in three contexts. One text has many code points. Lone surrogates are left out."""
     fast = encoder.fast_encoder()
     assert fast is not None
     for start in range(0, 0x110000, 0x200):

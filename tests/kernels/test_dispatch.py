@@ -1,4 +1,4 @@
-"""Who is asked: each call goes to a backend that serves it, and everything else to the truth."""
+"""Tests of dispatch: each call goes to a backend that serves it, and all other calls go to the reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOURCE = Path(ossia.__file__).parent
 
 @pytest.fixture(params=["as it is", "without the library"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    """Whether there is a library."""
+    """Whether the C library is loaded: true if it is built, and false with OSSIA_NATIVE=0."""
     native.cache_clear()
     if request.param == "without the library":
         monkeypatch.setenv("OSSIA_NATIVE", "0")
@@ -107,14 +107,14 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def test_devices_are_told_apart_in_the_kernels_and_nowhere_above() -> None:
-    """Others import `dispatch`, the truth and the types; the doctor says whether the library is there."""
+    """Other modules import `dispatch`, the reference and the types. Only the doctor looks for the library."""
     for file in SOURCE.rglob("*.py"):
         place = file.relative_to(SOURCE)
         names = set(imported(file))
         if place.parts[0] == "kernels":
             allowed = ("ossia.errors", "ossia.kernels")
             assert all(name.startswith(allowed) for name in names if name.startswith("ossia")), place
-            if place.parts[1] in ("reference", "cpu", "cuda"):  # a backend knows itself and the truth
+            if place.parts[1] in ("reference", "cpu", "cuda"):  # a backend imports itself and the reference
                 own = ("ossia.errors", "ossia.kernels.reference", f"ossia.kernels.{place.parts[1]}")
                 assert all(name.startswith(own) for name in names if name.startswith("ossia")), place
         elif place.as_posix() != "plan/doctor.py":

@@ -1,6 +1,6 @@
-"""The plain-torch truth against what it is held to.
+"""Tests of the reference kernels in plain torch against independent judges.
 
-MXFP4 has three outside judges: transformers' converter, the `gguf` package, and the definition in fractions.
+MXFP4 has three judges: transformers' converter, the `gguf` package, and the definition in exact fractions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def random_packed(seed: int, *groups: int, low: int = 90, high: int = 150) -> tu
 
 
 def every_code_and_scale() -> tuple[torch.Tensor, torch.Tensor]:
-    """[1, 255, 1, 16] and [1, 255, 1]: each row has all 16 codes, in low and in high halves, at one scale byte."""
+    """Return blocks [1, 255, 1, 16] and scales [1, 255, 1], both uint8.
+
+    Each row has one scale byte and all 16 codes, in low and in high halves.
+    """
     code = torch.arange(16, dtype=torch.uint8)
     blocks = (code | (code.flip(0) << 4)).expand(1, 255, 1, 16)
     return blocks, torch.arange(255, dtype=torch.uint8).view(1, 255, 1)
@@ -91,14 +94,17 @@ def test_nan_scales_are_counted_and_never_become_numbers() -> None:
 
 
 def rounded(value: float, exponent: int) -> int:
-    """The code of value / 2^exponent by the definition: nearest magnitude, ties to the even code, saturating."""
+    """Return the code of value / 2^exponent by the definition.
+
+    It is the code of the nearest magnitude. Ties go to the even code, and large values saturate.
+    """
     size = abs(Fraction(value)) / Fraction(2) ** exponent
     index = min(range(8), key=lambda code: (abs(size - Fraction(MAGNITUDES[code])), code % 2))
     return index | (8 if torch.signbit(torch.tensor(value)) else 0)
 
 
 def reference(row: list[float], rule: str) -> tuple[list[int], int]:
-    """Codes and exponent of one group in exact arithmetic."""
+    """Return the codes and the exponent of one group, in exact arithmetic."""
     largest = max(abs(Fraction(value)) for value in row)
     floor = -127
     while largest and floor < 127 and largest >= Fraction(2) ** (floor + 3):
@@ -118,7 +124,7 @@ def codes_of(blocks: torch.Tensor) -> list[int]:
     return torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten().tolist()
 
 
-# Few mantissa bits make ties and equal errors common; the exponents reach float32's ends.
+# With few mantissa bits, ties and equal errors are common. The exponents reach the limits of float32.
 lattice = st.builds(
     lambda mantissa, exponent, sign: sign * mantissa / 16 * 2.0**exponent,
     st.integers(0, 63),
@@ -142,7 +148,7 @@ def test_rounding_is_the_definition(row: list[float], rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rounding_of_full_precision_numbers_is_the_definition(rule: Rule) -> None:
-    """Just beside every tie, where rounding twice would go wrong."""
+    """The numbers are next to every tie, where rounding twice gives wrong codes."""
     ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0])
     near = torch.cat([ties, torch.nextafter(ties, torch.tensor(9.0)), torch.nextafter(ties, torch.tensor(0.0)), -ties])
     for scale in (1.0, 2.0**-20):
@@ -177,7 +183,7 @@ def test_bytes_survive_when_the_scales_are_known(seed: int, low: int, zeros: boo
     if zeros:
         blocks[1] = 0  # the scale byte of an all-zero group is arbitrary and must survive as well
     if seed % 2:
-        blocks &= 0x99  # codes 0, 1 and their negatives: groups that could have had a smaller scale
+        blocks &= 0x99  # codes 0, 1 and their negatives: a smaller scale would fit these groups
     values = dequantise(blocks, scales)
     for rule in ("best", "keep"):
         packed, kept = quantise(values, rule, scales)
@@ -195,8 +201,8 @@ def test_best_is_never_worse_than_the_other_rules() -> None:
 
     best, floor = error(quantise(weight, "best")), error(quantise(weight, "floor"))
     assert (best <= floor * (1 + 1e-6)).all()
-    assert (error(quantise(weight, "best", far)) <= best * (1 + 1e-6)).all()  # a useless base scale does no harm
-    # Relative error on Gaussian rows: 0.1155 by the floor rule and 0.1118 by the best scale in the literature's terms.
+    assert (error(quantise(weight, "best", far)) <= best * (1 + 1e-6)).all()  # a useless base scale has no effect
+    # The literature gives relative errors on Gaussian rows: 0.1155 by the floor rule and 0.1118 with the best scale.
     relative = (best.sum() / weight.double().square().sum()).sqrt()
     assert 0.105 < relative < 0.118 < (floor.sum() / weight.double().square().sum()).sqrt() + 0.004
 
@@ -238,7 +244,7 @@ def test_the_gate_gradient_is_that_of_autograd() -> None:
 
 @pytest.mark.parametrize(("causal", "window"), [(False, None), (True, None), (True, 3)])
 def test_rows_of_different_lengths_are_the_definition(causal: bool, window: int | None) -> None:
-    """Against one dense softmax a row, with autograd."""
+    """The judge is one dense softmax per row, with autograd."""
     generator = torch.Generator().manual_seed(2)
 
     def random(*shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Attention over ranges against a dense softmax with an explicit sink column, in float64."""
+"""Tests of attention over ranges against a dense softmax with an explicit sink column, in float64."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_ranges_that_are_no_forest_are_refused() -> None:
 
 
 def test_a_forest_on_the_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What other devices run, on the same cases."""
+    """Devices without a kernel of their own run the reference."""
     monkeypatch.setattr(cpu_attention, "serves", lambda _: False)
     for seed, window in ((1, None), (2, 3), (3, 128)):
         assert_equals_the_definition([(None, 9), (0, 4), (1, 1), (0, 7), (None, 3), (3, 5)], window, seed)
@@ -49,7 +49,7 @@ def test_long_rows_over_the_window(forest: list[tuple[int | None, int]], window:
 
 
 def test_masks_of_other_programs_give_the_same_with_gradients() -> None:
-    """Two rows padded on the left, one query of which sees nothing at all."""
+    """One of two rows is padded on the left, so its first queries attend to no key."""
     generator = torch.Generator().manual_seed(6)
     T, pad = 12, 3
 
@@ -75,7 +75,7 @@ def test_masks_of_other_programs_give_the_same_with_gradients() -> None:
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("queries", [12, 3, 1])
 def test_without_a_mask_the_last_queries_see_the_whole_cache(window: int | None, queries: int) -> None:
-    """How transformers calls it for rows without padding: Q new tokens after C - Q that are in the cache."""
+    """transformers calls it in this way for rows without padding: Q new tokens follow C - Q tokens in the cache."""
     generator = torch.Generator().manual_seed(8)
     T = 12
 
@@ -101,7 +101,7 @@ def test_without_a_mask_the_last_queries_see_the_whole_cache(window: int | None,
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("window", [None, 5])
 def test_padded_rows_with_a_window_and_gradients(window: int | None, side: str) -> None:
-    """transformers brings the window in the mask; padding on either side, whose outputs nobody looks at."""
+    """The mask of transformers contains the window. Padding is on either side, and its outputs are not compared."""
     generator = torch.Generator().manual_seed(9)
     T, pad = 12, 4
 
@@ -144,7 +144,7 @@ def test_sinks_that_take_nothing_or_everything(sink: float) -> None:
 
 @pytest.mark.parametrize("window", [None, 128])
 def test_no_matrix_of_all_pairs_is_ever_made(window: int | None) -> None:
-    """Autograd keeps inputs, output and one number per head and token, and no tensor on the way is quadratic."""
+    """Autograd keeps inputs, output and one number per head and token. No intermediate tensor is quadratic."""
     T = 4096
     sizes: list[int] = []
 

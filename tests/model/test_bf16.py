@@ -1,4 +1,4 @@
-"""Gradients in bfloat16, with the routing of a float32 run replayed: no worse than transformers' and PEFT's own."""
+"""Tests of gradients in bfloat16, with the routing of a float32 run: as good as those of transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @contextmanager
 def routing(model: nn.Module, choices: list[Tensor], replay: bool) -> Iterator[None]:
-    """Record which experts the routers choose, or make them choose what was recorded."""
+    """Record the experts that the routers choose, or make the routers repeat the recorded choices."""
     taken = iter(choices)
 
     def watch(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> Any:
@@ -75,7 +75,7 @@ def routing(model: nn.Module, choices: list[Tensor], replay: bool) -> Iterator[N
 
 
 def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    """Of every adapter tensor, under the names and in the layout of the file."""
+    """Return the gradient of every adapter tensor, with the names and the layout of the adapter's file."""
     model.zero_grad()
     loss.backward()
     if isinstance(model.get_base_model(), GptOssForCausalLM) and type(model.get_base_model()) is GptOssForCausalLM:

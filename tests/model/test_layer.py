@@ -1,4 +1,4 @@
-"""The layer: what it keeps, what it computes again, what it sends away; its norm and its LoRA products."""
+"""Tests of the layer: kept, recomputed and offloaded tensors, its norm and its LoRA products."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def kept_bytes(model: Any, inputs: dict[str, Tensor]) -> int:
-    """Bytes of activations that autograd keeps between the passes; storages are counted once, parameters not."""
+    """Return the bytes of activations that autograd keeps between the passes. Each storage counts once."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages: dict[int, int] = {}
 
@@ -90,13 +90,13 @@ def test_recompute_keeps_two_tensors_a_layer_and_projects_each_expert_once_more(
         counts[recompute] = dict(calls)
     met = counts[False]["down", True]
     assert counts[False] == dict.fromkeys([("gate_up", True), ("down", True), ("gate_up", False), ("down", False)], met)
-    assert counts[True] == {**counts[False], ("gate_up", True): 2 * met}  # the second projection never again
+    assert counts[True] == {**counts[False], ("gate_up", True): 2 * met}  # the second projection is not recomputed
 
 
 def test_recompute_keeps_little(folder: Path) -> None:
     model, inputs = adapted(folder, True), batch()
     token = MICRO.hidden * 4
-    # Per layer the inputs of its halves; small change: the norms' scales, routing, rotations shared by all layers.
+    # Each layer keeps the inputs of its halves. Norm scales, routing and the shared rotations add little.
     assert kept_bytes(model, inputs) < T * (2 * MICRO.layers + 1) * token * 1.35
     assert kept_bytes(adapted(folder, False), inputs) > 4 * T * MICRO.layers * token
 

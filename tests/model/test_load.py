@@ -1,4 +1,4 @@
-"""Loading: both layouts give the same model, memory-mapped; whatever is wrong with a file is named."""
+"""Tests of loading: both layouts give the same memory-mapped model, and every fault of a file is named."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_repository_with_only_the_original_folder(published: Path, tmp_path: P
     assert tokenizer.encode("hello world") == [24912, 2375]
     assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False).startswith("<|start|>")
     assert "tokenizer.json" in copy_side_files(repository / "original", tmp_path / "copy")
-    # Weights of its own beside the configuration are preferred, as in a complete download.
+    # Weights beside the configuration, as in a complete download, have precedence.
     for file in tiny.glob("*.json"):
         shutil.copyfile(file, repository / file.name)
     assert locate(repository) == repository / "original"
@@ -128,7 +128,7 @@ def with_nan(held: dict[str, Tensor], name: str) -> None:
 
 
 DAMAGE = [
-    # what is done, to which tensor in the published layout, in the reference's layout, and what is said
+    # the change, the tensor's name in the published layout and in the reference's layout, and the message
     (lambda held, name: held.pop(name), "model.layers.1.self_attn.sinks", "block.1.attn.sinks", "missing, such as {}"),
     (
         lambda held, name: held.update({name: held[name].float()}),
@@ -199,7 +199,7 @@ def test_reference_weights_under_a_wrong_config(published: Path, tmp_path: Path)
 
 
 def test_on_a_cpu_nothing_is_copied(published: Path) -> None:
-    """The parameters lie in the mapped file, unless their type changes."""
+    """The parameters stay in the mapped file, unless their dtype changes."""
     model = load_model(published, dtype="bfloat16", device="cpu")
     sizes = {parameter.untyped_storage().nbytes() for parameter in model.parameters()}
     assert sizes == {(published / "model.safetensors").stat().st_size}
@@ -209,7 +209,7 @@ def test_on_a_cpu_nothing_is_copied(published: Path) -> None:
 def test_to_a_device_tensors_go_one_at_a_time(
     published: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The meta device stands for a GPU: of the tensors in main memory at most one is alive at any time."""
+    """The meta device stands for a GPU. At any time, at most one tensor is in main memory."""
     reader = CheckpointReader(published)
     alive: list[weakref.ref[Tensor]] = []
     most, get = 0, reader.get
@@ -250,7 +250,7 @@ def test_a_fetched_hub_id_loads(tmp_path: Path, tokenizer_folder: Path, monkeypa
 
 
 def test_saving_converts_nothing(published: Path, theirs: Path, tmp_path: Path) -> None:
-    """transformers' own save_pretrained writes the published names with the published bytes."""
+    """The save_pretrained of transformers writes the published names with the published bytes."""
     load_model(theirs, dtype="bfloat16", device="cpu").save_pretrained(tmp_path / "saved")
     before, after = CheckpointReader(published), CheckpointReader(tmp_path / "saved")
     after.check()

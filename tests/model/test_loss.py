@@ -1,4 +1,4 @@
-"""The chunked loss against torch's own cross-entropy on full logits."""
+"""Tests of the chunked loss against torch's own cross-entropy on full logits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_update_of_the_head_is_part_of_loss_and_gradients(monkeypatch: pytest
 
 
 def test_an_update_of_the_head_needs_one_chunk_of_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest tensor that any operation makes is a chunk of logits, with or without the update."""
+    """No operation makes a larger tensor than the head, so the logits of all 64 tokens never exist."""
     monkeypatch.setattr(loss, "CHUNK_LOGITS", 4 * 1000)
     hidden, a, b = torch.randn(64, 8, requires_grad=True), torch.randn(2, 8), torch.randn(1000, 2)
     update = HeadUpdate(a.requires_grad_(), b.requires_grad_(), 1.0)
@@ -78,7 +78,7 @@ def test_equal_rows_of_a_frozen_head_are_grouped_without_changing_the_loss() -> 
     weight = torch.randn(40, 8, dtype=torch.float64)
     shared = torch.randperm(40)[:30]
     weight[shared] = weight[-1].clone()
-    weight[shared[0]] += 1e-9  # almost equal is not equal
+    weight[shared[0]] += 1e-9  # an almost equal row stays separate
     weight[-1] = weight[shared[1]]
     head = Head.of(weight)
     assert head.log_count_V is not None and len(head.weight_VD) <= 12

@@ -1,4 +1,4 @@
-"""The whole model against stock transformers (eager attention, eager experts) on the same dequantised weights."""
+"""Tests of the whole model against stock transformers (eager attention, eager experts) on the dequantised weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan's arithmetic, against published totals, models on the meta device, and measured peaks."""
+"""Tests of the plan's figures against published totals, models on the meta device, and measured peaks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def machine(memory: float, device: str = "cpu", dtype: str = "bfloat16", disk: f
 
 @pytest.mark.parametrize(
     ("shape", "weights", "attention", "experts"),
-    # Weights: the sizes of the published checkpoints; adapters: of rank 16 and rank 8, worked out by hand.
+    # Weights have the sizes of the published checkpoints. Adapters have rank 16 and rank 8, computed by hand.
     [(Shape.GPT_OSS_20B, 13.761e9, 7.96e6, 88.5e6), (Shape.GPT_OSS_120B, 65.249e9, 11.94e6, 530.8e6)],
 )
 def test_published_sizes(shape: Shape, weights: float, attention: float, experts: float) -> None:
@@ -70,7 +70,8 @@ def test_arithmetic_per_token(shape: Shape, forward: float) -> None:
     flops = flops_per_token(shape)
     assert flops["forward"] == pytest.approx(forward, rel=0.01)
     head = 2 * shape.hidden * shape.vocabulary
-    # Forward, backward and, recomputed, all but the experts' second projection; the head only twice.
+    # Everything runs forward, backward, and forward again. The head and the experts' second projection are not
+    # repeated.
     again = flops["forward"] - head - 2 * shape.layers * shape.experts_per_token * shape.hidden * shape.intermediate
     assert flops["training"] == pytest.approx(2 * flops["forward"] + again, rel=1e-3)  # the router runs twice
     assert flops_per_token(shape, recompute=False)["training"] == pytest.approx(2 * flops["forward"])
@@ -123,7 +124,7 @@ def test_adapter_of_a_small_model(targets: list[Any]) -> None:
 )
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_adapter_to_start_from_is_counted_as_it_is(tmp_path: Path, targets: list[str], names: list[str]) -> None:
-    """Adapters of stock PEFT, against the model that training would start from."""
+    """The adapters are from stock PEFT. The judge is the model that training starts from."""
     base = make_base(tmp_path / "base")
     stock_adapter(base, tmp_path / "adapter", targets, rank_pattern={"q_proj": 3, "gate_up_proj": 2})
     settings = LoraSection(rank=64, expert_rank=64, start_from=str(tmp_path / "adapter"))
@@ -146,11 +147,11 @@ def test_an_adapted_head_is_computed_row_by_row() -> None:
     assert head_rows(grouped, LoraSection(targets=["head"])) == TINY.vocabulary
 
 
-# Working memory: the formulas against the bytes that torch really holds
+# Working memory: the formulas against the bytes that torch allocates
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, while they live. `known` storages do not count."""
+    """Counts the bytes of the living storages that operations made. Storages in `known` do not count."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
@@ -220,7 +221,7 @@ def test_peak_of_a_micro_batch_with_every_target(dtype: str) -> None:
 def measured_peak(
     shape: Shape, rows: list[int], recompute: bool, dtype: str, settings: dict[str, Any] | None = None
 ) -> int:
-    """Bytes at the worst moment of a forward and backward pass, parameters not counted."""
+    """Return the peak bytes of a forward and backward pass, without the parameters."""
     kind = getattr(torch, dtype)
     model = meta(shape, kind)
     generator = torch.Generator().manual_seed(0)
@@ -240,7 +241,7 @@ def measured_peak(
     ids = torch.randint(0, shape.vocabulary, (sum(rows),), generator=generator).split(rows)
     inputs = batch.from_rows([(row.tolist(), [1.0] * len(row)) for row in ids]).inputs()
     gc.collect()
-    mxfp4._scratch.__dict__.clear()  # as large as an earlier test made it, it would count as new
+    mxfp4._scratch.__dict__.clear()  # the scratch of an earlier test would count as new
     with Peak([*tuned.parameters(), *tuned.buffers(), *inputs.values()]) as counted:
         tuned(**inputs).loss.backward()
     return counted.peak
@@ -282,7 +283,8 @@ def test_time_is_linear_in_the_steps_and_counts_validation() -> None:
         assert plan.seconds["validation"] == 0
         totals.append(sum(plan.seconds.values()))
     assert totals[1] == pytest.approx(2 * totals[0])
-    # 16,000 tokens are two micro-batches of 8192: forward, two thirds of it again, backward; 24 layers of 32 experts.
+    # A step has 16,000 tokens, which are two micro-batches of 8192. There are 24 layers of 32 experts.
+    # Two thirds of the forward pass run again.
     fixed = 10 * 2 * 24 * 32 * (5 / 3 * 1e-3 + 2e-3)
     tokens = 10 * 16_000 * 4 * 24 * (5 / 3 * 1e-6 + 2e-6)
     recipe = Recipe.model_validate({"train": {"steps": 10}})
@@ -295,7 +297,7 @@ def test_time_is_linear_in_the_steps_and_counts_validation() -> None:
 
 
 def sharing_plan(shared: int | None, **train: Any) -> Any:
-    """1,000 examples of 1,000 tokens, a fifth of them trained."""
+    """Return the plan for 1,000 examples of 1,000 tokens. A fifth of the tokens is trained."""
     examples = Examples(1000, 1_000_000, 200_000, 2000, 0, "test", shared)
     targets = train.pop("targets", ["attention"])
     recipe = Recipe.model_validate({"lora": {"targets": targets}, "train": train})
@@ -311,7 +313,7 @@ def test_shared_prefixes_are_work_once() -> None:
     assert alone.work.tokens == 4 * shared.work.tokens
     assert alone.work.micro_batches == 63 * 2 and shared.work.micro_batches == 63
     assert shared.seconds["experts"] < 0.55 * alone.seconds["experts"]
-    # What is trained stays what it was, so the head has as many rows and its share of the tokens is larger.
+    # The trained tokens stay the same. So the head has as many rows, and its share of the tokens is larger.
     assert shared.seconds["head and loss"] == pytest.approx(alone.seconds["head and loss"])
     assert shared.flops_per_token > alone.flops_per_token
     assert shared.as_dict()["sharing"] == {"on": True, "reason": shared.sharing.reason}

@@ -22,12 +22,12 @@ NAMES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not p
 
 
 def main() -> None:
-    """Run one proof, or go on with it, and write its JSON. Exits with 1 if it fails."""
+    """Run or continue one proof and write its JSON. The exit code is 1 if the proof fails."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=f"proofs: {', '.join(NAMES)}")
     parser.add_argument("name", choices=NAMES, metavar="NAME")
-    parser.add_argument("--chunks", type=int, help="fewer or more than the full proof has")
+    parser.add_argument("--chunks", type=int, help="the number of chunks (default: the full proof)")
     parser.add_argument("--processes", type=int, default=hardware.cores().value, help="default: one per core")
-    parser.add_argument("--again", action="store_true", help="forget what an earlier, stopped run has done")
+    parser.add_argument("--again", action="store_true", help="do not continue an earlier, stopped run")
     asked = parser.parse_args()
     proof = importlib.import_module(f"prove.{asked.name}")
     chunks = asked.chunks or proof.CHUNKS
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 class State:
-    """Counts of the chunks that are done, kept on disk for the source as it is now."""
+    """The counts of finished chunks. They are kept in a file on disk whose name has the digest of the source."""
 
     def __init__(self, name: str, *, again: bool = False, folder: Path = RESULTS / "local") -> None:
         self.path = folder / f"prove-{name}-{source_digest()}.json"
@@ -62,7 +62,7 @@ class State:
             self.done = {int(number): counts for number, counts in json.loads(self.path.read_text()).items()}
 
     def add(self, number: int, counts: dict[str, Any]) -> None:
-        """Keep the counts of a chunk, atomically."""
+        """Write the counts of a chunk to disk, atomically."""
         self.done[number] = counts
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
@@ -71,7 +71,7 @@ class State:
 
 
 def source_digest() -> str:
-    """A hash of what a proof proves: the package's source and the proofs themselves."""
+    """Return a hash of the package's source and of the proofs."""
     digest = hashlib.sha256()
     for folder in (ROOT / "src", Path(__file__).parent):
         for path in sorted(folder.rglob("*.py")):
@@ -80,7 +80,7 @@ def source_digest() -> str:
 
 
 def total(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up counts. Of lists the first three entries are kept; anything else is that of the last part."""
+    """Return the sums of the counts. Lists keep their first three entries. Other values are those of the last part."""
     sums: dict[str, Any] = {}
     for key, value in (pair for part in parts for pair in part.items()):
         if isinstance(value, list):

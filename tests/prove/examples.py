@@ -1,7 +1,7 @@
-"""Training examples against the prompts of inference, on random conversations, at every boundary.
+"""The proof that training examples agree with the prompts of inference, on random conversations.
 
-Before the turn and after each tool result of it, a server renders a prompt. That prompt must be a prefix of the
-example, and exactly what the model then samples, up to the next stop, must be trained: nothing before, nothing after.
+A server renders a prompt before the turn and after each tool result in the turn. That prompt must be a prefix of the
+example. The tokens that the model samples next, up to the next stop, must be trained, and no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNKS = 40
 
 
 def check(conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder) -> tuple[int, list[str]]:
-    """Compare all examples of a conversation with its prompts: boundaries looked at, and what is wrong at them."""
+    """Compare all examples of a conversation with its prompts. Return the number of boundaries, and the faults."""
     settings = DataSection(max_tokens=131_072, header_order=order)
     turns = turns_of(kinds_of(conversation.messages))
     examples = examples_of(conversation, vocabulary, settings)
@@ -37,7 +37,7 @@ def check(conversation: Conversation, vocabulary: Vocabulary, order: HeaderOrder
             cut = replace(conversation, messages=conversation.messages[:resume])
             prompt = render_prompt(cut, vocabulary, order)
             if ids[: len(prompt)] != prompt:
-                faults.append(f"turn {example.turn}, message {resume}: the prompt is no prefix")
+                faults.append(f"turn {example.turn}, message {resume}: the prompt is not a prefix")
                 break
             end = next(i for i in range(len(prompt), len(ids)) if _stops(ids, i))
             expected[len(prompt) : end + 1] = [1.0] * (end + 1 - len(prompt))
@@ -52,7 +52,7 @@ def _stops(ids: list[int], position: int) -> bool:
 
 
 def run_chunk(number: int) -> dict[str, object]:
-    """Check some conversations in both orders of headers."""
+    """Check one chunk of conversations in both orders of headers, and return the counts."""
     vocabulary, rng = Vocabulary.load(), random.Random(number)
     boundaries, faults, examples = 0, list[str](), 0
     for index in range(CHUNK):
@@ -67,5 +67,5 @@ def run_chunk(number: int) -> dict[str, object]:
 
 
 def verdict(totals: dict[str, object]) -> dict[str, object]:
-    """Passed where every prompt is a prefix of its example and the weights are right."""
+    """Return the totals. The proof passes if every prompt is a prefix of its example and the weights are right."""
     return {"passed": totals["faults"] == 0, **totals}

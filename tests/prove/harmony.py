@@ -1,16 +1,17 @@
-"""The renderer against both Harmony libraries on random conversations.
+"""The proof of the renderer against both Harmony libraries, on random conversations.
 
-Counted are conversations whose token ids differ: from openai-harmony in recipient-first order, from oss-harmony in
-channel-first order. oss-harmony 0.0.11 departs from the other sources in some points, where ours stays
-with them on purpose. Three are not left out of the comparison but asserted: the ids must be equal in its own way.
+It counts the conversations whose token ids differ. The order is recipient-first against openai-harmony, and
+channel-first against oss-harmony. oss-harmony 0.0.11 departs from the other sources in four points. There, Ossia
+follows the other sources. For three departures, the proof rewrites our ids in the form of oss-harmony, and they must be
+equal:
 
     result     Tool results are `functions.f to=assistant<|channel|>commentary` in OpenAI's docs/format.md, in the
-               published template and in openai-harmony; oss-harmony puts the channel first for all on commentary.
-    channel    Calls on other channels than commentary are recipient-first there; ours keep the order asked for.
-    type       A plain content type, `json` or `code`, becomes `<|constrain|>json` there; ours stays as given.
+               published template and in openai-harmony. oss-harmony puts the channel first for all on commentary.
+    channel    oss-harmony renders calls on other channels than commentary recipient-first. Ours keep the given order.
+    type       oss-harmony turns a plain content type, `json` or `code`, into `<|constrain|>json`. Ours stays as given.
 
-A fourth is kept out of these conversations and has a test of its own: numbers from 1e16 on in a schema are `1e16` in
-openai-harmony and `1e+16` in oss-harmony, which was built with a later serde_json.
+The fourth departure is left out of these conversations and has its own test. Numbers from 1e16 in a schema are `1e16`
+in openai-harmony. They are `1e+16` in oss-harmony, which was built with a later serde_json.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CHUNKS = 20
 
 
 def conversations(count: int, seed: int) -> Iterator[Conversation]:
-    """Half of them well formed, half with everything that Harmony can say."""
+    """Yield random conversations. Half are well formed, and half use all that Harmony can express."""
     rng = random.Random(seed)
     for number in range(count):
         yield (samples.any_conversation if number % 2 else samples.conversation)(rng)
@@ -90,7 +91,7 @@ def with_small_numbers(conversation: Conversation) -> Conversation:
 
 
 def as_oss_writes(message: Message, vocabulary: Vocabulary) -> tuple[list[int], list[str]]:
-    """The ids of a message in oss-harmony's way, and the departures that they take. Without one it is our default."""
+    """Return the ids of a message as oss-harmony writes it, and the names of its departures from our rendering."""
     departures = []
     if message.content_type is not None and not message.content_type.startswith("<|constrain|>"):
         departures.append("type")
@@ -119,7 +120,7 @@ def _count(
 
 
 def run_chunk(number: int) -> dict[str, Any]:
-    """Compare some conversations with openai-harmony, and with oss-harmony where it is installed."""
+    """Compare one chunk of conversations with openai-harmony, and with oss-harmony if it is installed."""
     vocabulary = Vocabulary.load()
     ours = against_openai_harmony(_CHUNK, number, vocabulary)
     counts = {f"openai-harmony {key}": value for key, value in ours.items() if key != "first"}
@@ -133,5 +134,5 @@ def run_chunk(number: int) -> dict[str, Any]:
 
 
 def verdict(totals: dict[str, Any]) -> dict[str, Any]:
-    """Passed where no token differs."""
+    """Return the totals. The proof passes if no token differs."""
     return {"passed": not any(value for key, value in totals.items() if key.endswith("differences")), **totals}

@@ -1,6 +1,6 @@
-"""Random and mutated token streams for the parser, and a judge that knows nothing of how it works.
+"""The proof of the parser: random and mutated token streams, and an independent judge.
 
-The judge looks at the ids, the spans and the texts only, and finds the channel of every token by itself.
+The judge uses only the ids, the spans and the texts. It finds the channel of every token on its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ CHUNKS = 200
 
 
 class Fault(NamedTuple):
+    """A fault in the result of the parser."""
+
     kind: str
     """exception, leak or lost."""
     what: str
@@ -39,7 +41,7 @@ class Fault(NamedTuple):
 
 
 def check(ids: Sequence[int], vocabulary: Vocabulary, start: Start = "assistant-header") -> list[Fault]:
-    """Parse a stream and say what is wrong with the result; nothing, one hopes."""
+    """Parse a stream and return the faults of the result."""
     try:
         parser = Parser(vocabulary, start)
         pieces: dict[int, list[str]] = {}
@@ -49,7 +51,7 @@ def check(ids: Sequence[int], vocabulary: Vocabulary, start: Start = "assistant-
         for index, text in parser.finish():
             pieces.setdefault(index, []).append(text)
         messages = parser.messages
-    except Exception as error:  # nothing may raise: whatever comes is the finding
+    except Exception as error:  # the parser must never raise
         return [Fault("exception", repr(error))]
     faults = [Fault("lost", what) for what in _lost(ids, messages, parser.repairs, vocabulary)]
     grown = {index: "".join(texts) for index, texts in pieces.items()}
@@ -62,7 +64,7 @@ def check(ids: Sequence[int], vocabulary: Vocabulary, start: Start = "assistant-
 def _lost(
     ids: Sequence[int], messages: list[ParsedMessage], repairs: list[str], vocabulary: Vocabulary
 ) -> Iterator[str]:
-    """Every token has its place, and the texts are those of the tokens."""
+    """Yield faults where a token has no place in a message, or a text differs from its tokens."""
     at = 0
     said = "\n".join(repairs + [repair for m in messages for repair in m.repairs])
     outside: list[int] = []
@@ -86,7 +88,10 @@ def _lost(
 
 
 def _texts(ids: Sequence[int], m: ParsedMessage, vocabulary: Vocabulary) -> Iterator[str]:
-    """The header is the header's tokens, the content is moved text and the content's tokens."""
+    """Yield faults of a message whose header or content differs from its tokens.
+
+    The content is the text moved from the header, followed by the text of the content's tokens.
+    """
     if m.header != vocabulary.decode(ids[slice(*m.header_span)]):
         yield "the header is not that of its span"
     body = ids[slice(*m.content_span)]
@@ -109,7 +114,10 @@ def _texts(ids: Sequence[int], m: ParsedMessage, vocabulary: Vocabulary) -> Iter
 
 
 def _leaks(ids: Sequence[int], messages: list[ParsedMessage], vocabulary: Vocabulary) -> Iterator[str]:
-    """Final is what says so; a thought, that is what follows `<|channel|>analysis`, is shown nowhere else."""
+    """Yield faults where a message is final without a final header, or where a thought is in another message.
+
+    A thought is the text after `<|channel|>analysis`.
+    """
     thought = _thoughts(ids, vocabulary)
     for m in messages:
         first, stop = m.header_span
@@ -133,7 +141,10 @@ def _leaks(ids: Sequence[int], messages: list[ParsedMessage], vocabulary: Vocabu
 
 
 def _thoughts(ids: Sequence[int], vocabulary: Vocabulary) -> list[bool]:
-    """For every token whether the latest `<|channel|>` before it, with no `<|start|>` since, said analysis."""
+    """Return for every text token whether it is part of a thought.
+
+    It is, if the latest `<|channel|>` before it names analysis and no `<|start|>` follows that.
+    """
     under, flags = False, []
     for index, id in enumerate(ids):
         if id == START:
@@ -145,7 +156,7 @@ def _thoughts(ids: Sequence[int], vocabulary: Vocabulary) -> list[bool]:
 
 
 def _channel_word(ids: Sequence[int], channel: int, stop: int, vocabulary: Vocabulary) -> str:
-    """What follows a `<|channel|>`: up to white space, `<` or a control token."""
+    """Return the text after a `<|channel|>`, up to white space, `<` or a control token."""
     data = b""
     for index in range(channel + 1, stop):
         if ids[index] in CONTROL:
@@ -176,7 +187,7 @@ PIECES = [
 
 
 class Streams:
-    """Streams of token ids; all texts are encoded beforehand."""
+    """An endless iterator of streams of token ids with their starts. All texts are encoded beforehand."""
 
     def __init__(self, vocabulary: Vocabulary, seed: object) -> None:
         self._rng = random.Random(str(seed))
@@ -268,7 +279,7 @@ class Streams:
 
 
 def run(seed: object, count: int) -> Counter[str]:
-    """Check `count` streams; the same seed gives the same streams."""
+    """Check `count` streams and return the counts. The same seed gives the same streams."""
     vocabulary, found = Vocabulary.load(), Counter[str]()
     streams = iter(Streams(vocabulary, seed))
     for _ in range(count):
@@ -284,12 +295,12 @@ def run(seed: object, count: int) -> Counter[str]:
 
 
 def run_chunk(number: int) -> dict[str, int]:
-    """Check one chunk of streams."""
+    """Check one chunk of streams and return the counts."""
     return dict(run(f"0/{number}", CHUNK))
 
 
 def verdict(totals: dict[str, int]) -> dict[str, object]:
-    """Passed where nothing was raised, leaked or lost."""
+    """Return the totals. The proof passes without exceptions, leaks and losses."""
     names = {"streams": "streams", "tokens": "tokens", "exceptions": "exception", "leaks": "leak", "lost": "lost"}
     counts = {name: totals.get(key, 0) for name, key in names.items()}
     return {"passed": not any(counts[name] for name in ("exceptions", "leaks", "lost")), **counts}

@@ -1,4 +1,4 @@
-"""The recipes that come with Ossia, their honesty, and the reference made from the schema."""
+"""Tests of the packaged recipes, of their stated memory, and of the reference made from the schema."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_hardware_line_says_what_the_plan_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_what_a_recipe_spells_out_matters(name: str) -> None:
-    """A comment stands beside every setting that is not the default."""
+    """Every setting that differs from the default has a comment in its line."""
     text = recipes.recipe_file(name).read_text(encoding="utf-8")
     chosen, default = recipes.load_recipe(name).model_dump(), Recipe().model_dump()
     for section in ("model", "data", "lora", "train"):

@@ -1,4 +1,4 @@
-"""The order of examples: what is one conversation, and that seed and epoch both decide."""
+"""Tests of the order of examples: the grouping into conversations, and the effect of seed and epoch."""
 
 from __future__ import annotations
 

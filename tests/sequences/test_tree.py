@@ -1,4 +1,4 @@
-"""Prefix trees against what they stand for: every path, every edge, every count, by brute force over prefixes."""
+"""Tests of prefix trees by brute force over all prefixes: every path, every edge and every count."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sequence(ids: list[int], weights: list[float] | None = None, channel: str | 
 
 @st.composite
 def sets(draw: st.DrawFn) -> list[Sequence]:
-    """Few token ids, so that much is shared; weights that are exact in binary, so that sums are, too."""
+    """Draw sequences with few token ids, which share much. Their weights and the sums of these are exact in binary."""
     lists = st.lists(st.integers(0, 2), min_size=1, max_size=9)
     made = []
     for ids in draw(st.lists(lists, min_size=1, max_size=9)):
@@ -42,7 +42,7 @@ def sets(draw: st.DrawFn) -> list[Sequence]:
 
 
 def paths(tree: Tree) -> list[list[int]]:
-    """The ids from the root to the end of each node."""
+    """Return for each node the ids from the root to its end."""
     found: list[list[int]] = []
     for index, node in enumerate(tree.nodes):
         before = found[node.parent] if node.parent >= 0 else []
@@ -52,7 +52,7 @@ def paths(tree: Tree) -> list[list[int]]:
 
 
 def edges(trees: list[Tree]) -> Counter[tuple[tuple[int, ...], int, str | None]]:
-    """Weight of (prefix, next token, channel)."""
+    """Return the weight of each (prefix, next token, channel)."""
     found: Counter[tuple[tuple[int, ...], int, str | None]] = Counter()
     for tree in trees:
         prefixes = [path[: node.position + i + 1] for node, path in zip(tree.nodes, paths(tree), strict=True)
@@ -100,7 +100,7 @@ def test_trees_have_every_prefix_once_and_every_edge_with_its_weight(examples: l
 
 @pytest.mark.parametrize(("shortest", "tokens"), [(1, 7), (3, 7), (4, 10)])
 def test_a_shared_stretch_of_the_least_length_is_shared(shortest: int, tokens: int) -> None:
-    """Two sequences of five tokens that begin with the same three."""
+    """The two sequences of five tokens begin with the same three tokens."""
     trees = grow([sequence([1, 2, 3, 4, 5]), sequence([1, 2, 3, 6, 7])], shortest)
     assert sum(tree.tokens for tree in trees) == tokens
 
@@ -137,7 +137,7 @@ def test_pieces_are_small_whole_and_have_each_edge_once(examples: list[Sequence]
     groups = pack_trees(pieces, most)
     assert all(sum(tree.tokens for tree in group) <= most for group in groups)
     assert sorted(map(id, pieces)) == sorted(id(tree) for group in groups for tree in group)
-    # No two groups would fit into one.
+    # No two groups fit into one.
     sizes = [sum(tree.tokens for tree in group) for group in groups]
     assert all(a + b > most for i, a in enumerate(sizes) for b in sizes[:i])
 
@@ -166,7 +166,7 @@ def test_a_flat_batch_shows_each_row_its_path(examples: list[Sequence], most: in
 
 
 def test_a_conversation_is_a_trunk_and_a_leaf_per_turn() -> None:
-    """Ten turns: the trunk lies in one piece, and each leaf sees a single range before it."""
+    """There are ten turns. The trunk is one range, and each leaf attends to one range before it."""
     system, turns = list(range(100, 140)), []
     history = system
     for turn in range(10):
@@ -198,7 +198,7 @@ def test_a_sequence_longer_than_a_piece_is_refused() -> None:
 
 
 def test_thousands_of_long_sequences_take_seconds_at_most() -> None:
-    """2,000 sequences of 3,000 tokens over one schema: no comparison of all pairs, no walk token by token."""
+    """There are 2,000 sequences of 3,000 tokens over one schema. Comparing all pairs would take too long."""
     schema = list(range(5000, 7000))
     examples = [sequence([*schema, n % 50, *range(n, n + 999)], [0.0] * 3000) for n in range(2000)]
     unshared, shared = saving([examples])

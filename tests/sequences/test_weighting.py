@@ -1,4 +1,4 @@
-"""Weights per turn and per conversation: what is counted in their sums."""
+"""Tests of weights per turn and per conversation, and of their sums."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Turn:
 
 
 def trained(examples: list[Turn], weighting: str) -> list[float]:
-    """The sum of each example's weights but for the first token, which nothing predicts."""
+    """Return the sum of each example's weights, without the first token, which is never predicted."""
     return [sum(example.weights[1:]) for example in weighted(examples, weighting)]  # type: ignore[arg-type]
 
 

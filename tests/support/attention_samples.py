@@ -13,7 +13,10 @@ H, K, D = 4, 2, 8
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, seen_TT: Tensor, scale: float) -> Tensor:
-    """The definition: one softmax over [visible keys, sink], the sink's probability thrown away."""
+    """Return attention by its definition: one softmax over [visible keys, sink], without the sink's probability.
+
+    The output is [T, H, D]. `seen_TT` is true where a query attends to a key.
+    """
     T = q.shape[1]
     k, v = k.repeat_interleave(H // K, 0), v.repeat_interleave(H // K, 0)
     logits = (q @ k.transpose(1, 2) * scale).masked_fill(~seen_TT, -torch.inf)
@@ -23,7 +26,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor, seen_TT: Tensor, scale
 
 @st.composite
 def forests(draw: st.DrawFn) -> list[tuple[int | None, int]]:
-    """Segments in order: (parent's index or None, length)."""
+    """Draw the segments of a forest in order, each as (parent's index or None, length)."""
     count = draw(st.integers(1, 7))
     return [
         (draw(st.one_of(st.none(), st.integers(0, i - 1))) if i else None, draw(st.integers(1, 9)))
@@ -32,7 +35,7 @@ def forests(draw: st.DrawFn) -> list[tuple[int | None, int]]:
 
 
 def laid_out(forest: list[tuple[int | None, int]]) -> tuple[Segments, Tensor]:
-    """The forest as Segments, and the dense ancestor mask made token by token from the parents."""
+    """Return the forest as Segments, and the dense mask of ancestors, which is built token by token."""
     ranges: list[tuple[int, int]] = []
     ancestors: list[tuple[tuple[int, int], ...]] = []
     positions: list[int] = []

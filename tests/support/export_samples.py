@@ -1,4 +1,4 @@
-"""Adapters written by stock PEFT on stock transformers, which the export tests take as the truth."""
+"""Adapters that stock PEFT wrote on stock transformers. Other tests compare Ossia with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = torch.arange(40)[None] * 7 % MICRO.vocabulary
 
 
 def float_weights(folder: Path) -> dict[str, Tensor]:
-    """float32 weights under transformers' names; MXFP4 experts through transformers' own converter."""
+    """Return the float32 weights with transformers' names. transformers' own converter dequantises MXFP4 experts."""
     reader = CheckpointReader(folder)
     weights = {}
     for name in reader.names():
@@ -40,7 +40,7 @@ def float_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def stock_model(folder: Path) -> Any:
-    """transformers' model in float32 on the weights of a checkpoint."""
+    """Return transformers' model in float32 with the weights of a checkpoint."""
     config = json.loads((folder / "config.json").read_text())
     config.pop("quantization_config", None)
     model = GptOssForCausalLM(GptOssConfig(**config))
@@ -56,11 +56,12 @@ def stock_adapter(
     parameters: Iterable[str] | None = None,
     **settings: Any,
 ) -> PeftModel:
-    """Let PEFT write a random adapter for the checkpoint `base` into `folder`; return the model with the adapter on it.
+    """Write a random adapter for the checkpoint `base` into `folder` with PEFT, and return the adapted model.
 
-    Targets are parameters where they are `parameters` or, by default, of the experts or the router; else modules, a
-    regular expression if they are one string. The adapter's numbers are small multiples of `step`, a power of two, so
-    that products of A and B are exact in float32 in any order of summation.
+    `parameters` are PEFT's target parameters, and `targets` are its target modules. A single string is a regular
+    expression. Without `parameters`, the targets of the experts and of the router are parameters. The adapter's numbers
+    are small multiples of `step`, a power of two. So products of A and B are exact in float32 in any order of
+    summation.
     """
     targets = targets if isinstance(targets, str) else list(targets)
     if parameters is None:
@@ -83,7 +84,10 @@ def stock_adapter(
 
 
 def stock_adapter_with_swapped_experts(base: Path, folder: Path) -> PeftModel:
-    """The same for experts as if transformers did not say `is_transposed`: PEFT then swaps their axes."""
+    """Write an adapter of experts in PEFT's other convention, and return the adapted model.
+
+    Without transformers' attribute `is_transposed`, PEFT swaps the axes of experts.
+    """
     stock = stock_model(base)
     experts = [layer.mlp.experts for layer in stock.model.layers]
     for module in experts:
@@ -100,7 +104,7 @@ def stock_adapter_with_swapped_experts(base: Path, folder: Path) -> PeftModel:
 
 def peft_model(model: Any, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's own, about transformers' newest names
+        warnings.simplefilter("ignore")  # PEFT warns about transformers' newest names
         return get_peft_model(model, config)
 
 

@@ -1,7 +1,7 @@
-"""Stand-ins for torch's CUDA flash operators, so that everything around them runs on a CPU.
+"""Stand-ins for torch's CUDA flash operators. With them, the code around the operators runs on a CPU.
 
-Same arguments and results as `aten::_flash_attention_forward` and `_backward`, of which every call is held against the
-registered schema. Inside it is one dense float matrix a row and autograd: nothing of Ossia's.
+They have the arguments and results of `aten::_flash_attention_forward` and `_backward`. Every call is checked against
+the registered schema. They use one dense float matrix per row and autograd, and no code of Ossia.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEMAS = {
 
 
 def bound(which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by name, as the operator's schema takes them."""
+    """Return the call's arguments by name. Assert that they fit the operator's schema."""
     arguments = SCHEMAS[which].arguments
     positional = [argument.name for argument in arguments if not argument.kwarg_only]
     assert len(args) <= len(positional), f"{len(args)} positional arguments, {which} takes {len(positional)}"
@@ -33,7 +33,7 @@ def bound(which: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 
 
 class Flash:
-    """Both operators. `wrong` names a mistake that a kernel could make; see `_seen` and `backward`."""
+    """Both operators. `wrong` names a mistake that a kernel could make (see `_heads`, `_logits` and `backward`)."""
 
     def __init__(self, wrong: str = "") -> None:
         self.wrong = wrong
@@ -63,7 +63,7 @@ class Flash:
                 parts = [x.detach().to(_wide(x)).requires_grad_() for x in (q[rows], k[keys], v[keys])]
                 logits = self._logits(call, *parts[:2])
                 lse = logits.logsumexp(-1) if self.wrong == "own lse" else call["logsumexp"][:, rows]
-                # exp(logit - lse) with a fixed lse, and its derivative p (dp - out . grad): what a flash kernel does.
+                # Like a flash kernel: exp(logit - lse) with a fixed lse, and its derivative p (dp - out . grad).
                 weights = (logits - lse.detach()[..., None]).exp()
                 g = grad[rows].to(_wide(grad))
                 delta = (out[rows].to(g.dtype) * g).sum(-1).T[..., None]
@@ -101,7 +101,7 @@ class Flash:
         left, right = call.get("window_size_left"), call.get("window_size_right")
         if not call["is_causal"] and left is None:
             return logits
-        # FlashAttention-2 counts from the ends of queries and keys; both are equal here, which is checked.
+        # FlashAttention-2 counts from the ends of queries and keys. The assertion requires equal lengths.
         assert len(q) == len(k), "how a kernel aligns rows of different lengths must not matter"
         distance = torch.arange(len(q))[:, None] - torch.arange(len(k))
         seen = distance >= -(right or 0)

@@ -1,4 +1,4 @@
-"""The samples of every row format, and how tests read them."""
+"""The samples of every row format, and functions to read them."""
 
 from __future__ import annotations
 

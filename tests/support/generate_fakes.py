@@ -1,4 +1,4 @@
-"""An engine that says what a test tells it to."""
+"""Engines with scripted answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Script = Callable[[Sequence[int]], Sequence[int]]
 
 
 class ScriptedStream:
-    """Tokens that are known beforehand, and why they end."""
+    """A stream of known tokens, with the reason for its end."""
 
     def __init__(self, ids: Iterator[int], request: Request) -> None:
         self.finish: Finish | None = None
@@ -35,7 +35,7 @@ class ScriptedStream:
 
 
 class Scripted:
-    """Answers each prompt with the ids that `script` gives for it; remembers the requests."""
+    """An engine that answers each prompt with the ids that `script` returns for it. It keeps the requests."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -49,7 +49,7 @@ class Scripted:
         return {"dtype": "float32", "device": "script"}
 
     def ids(self, request: Request) -> Iterator[int]:
-        """What a test overrides to fail in the middle."""
+        """Yield the ids of a completion. A test may override this method to fail in the middle."""
         yield from completion(list(self.script(request.prompt))[: request.max_new_tokens], request.stop).ids
 
     def submit(self, request: Request) -> ScriptedStream:
@@ -65,7 +65,7 @@ class Scripted:
 
 
 class Arms:
-    """One engine made of two: base weights and adapter, told apart by the request."""
+    """An engine that passes requests for the base weights to `base` and all others to `tuned`."""
 
     def __init__(self, base: Scripted, tuned: Scripted) -> None:
         self.base, self.tuned = base, tuned
@@ -84,15 +84,18 @@ class Arms:
 
 
 def numbered(prompts: Sequence[Sequence[int]], like: Request) -> list[Request]:
-    """A request for each prompt, with random numbers of its own."""
+    """Return a request for each prompt, each with its own random numbers."""
     return [replace(like, prompt=tuple(prompt), number=number) for number, prompt in enumerate(prompts)]
 
 
 def turn(vocabulary: Vocabulary, *messages: Message) -> list[int]:
-    """What a model samples for these messages: rendered, the answer ended by <|return|>, without <|start|>assistant."""
+    """Return the ids that a model samples for these messages.
+
+    They begin after <|start|>assistant, and the answer ends with <|return|>.
+    """
     return render_messages(messages, vocabulary, stop=True).ids[2:]
 
 
 def said(vocabulary: Vocabulary, final: str, analysis: str = "") -> list[int]:
-    """A turn of a thought, if there is one, and an answer."""
+    """Return the ids of a turn with an answer and, if it is given, a thought."""
     return turn(vocabulary, *([thought(analysis)] if analysis else []), answer(final))

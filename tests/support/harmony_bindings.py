@@ -1,9 +1,9 @@
-"""Ossia behind the interface of openai-harmony's Rust extension, so that the library's own tests can be run against it.
+"""Ossia behind the interface of openai-harmony's Rust extension. With it, the library's own tests run against Ossia.
 
 openai-harmony consists of a Python layer and an extension module `openai_harmony.openai_harmony`, which takes
-conversations as JSON. tests/harmony/test_conformance.py puts this module in the extension's place, under the Python
-layer and the tests of the library's source distribution. Only translation happens here: JSON to our classes, repairs
-that our parser names to the errors that the library raises in strict mode.
+conversations as JSON. In tests/harmony/test_conformance.py, this module replaces the extension, under the Python layer
+and the tests of the library. This module only translates. JSON becomes our classes, and the repairs of our parser
+become the errors of the library's strict mode.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EFFORTS: dict[str, Effort] = {"Low": "low", "Medium": "medium", "High": "high"}
 
 
 class HarmonyError(RuntimeError):
-    """As the library's."""
+    """The counterpart of the library's error."""
 
 
 class PyHarmonyEncoding:
@@ -171,7 +171,10 @@ def _namespace(given: dict[str, Any]) -> ToolNamespace:
 
 
 def _to_json(messages: list[ParsedMessage], strict: bool) -> str:
-    """The library gives no channel where none is named, and raises in strict mode where we mend a header."""
+    """Return the messages as the library's JSON.
+
+    The library gives no channel if the header names none. In strict mode it raises where our parser repairs a header.
+    """
     found = []
     for m in messages:
         no_channel = any(repair.startswith("no channel") for repair in m.repairs)

@@ -1,6 +1,6 @@
-"""Random chats in OpenAI's JSON format, for the chat template: (messages, tools, arguments of the template).
+"""Random chats in OpenAI's JSON format for the chat template: (messages, tools, arguments of the template).
 
-Without control tokens in any text: a template cannot tell them from its own.
+No text has control tokens, because a template cannot distinguish them from its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ THOUGHT_KEYS = ("thinking", "reasoning_content", "reasoning")
 
 
 def plain(value: Any) -> Any:
-    """Without what a template cannot tell apart: control tokens, and values of the wrong type."""
+    """Return the value without control tokens and without values of the wrong type, which a template cannot handle."""
     if isinstance(value, str):
         return value.replace("<|", "< |")
     if isinstance(value, float) or (isinstance(value, int) and value > 2**64):
@@ -38,7 +38,7 @@ def text(rng: random.Random) -> str:
 
 
 def content(rng: random.Random) -> Any:
-    """A text, sometimes in parts."""
+    """Return a text, sometimes in parts."""
     if rng.random() < 0.8:
         return text(rng)
     return [rng.choice([{"type": "text", "text": text(rng)}, text(rng)]) for _ in range(rng.randint(0, 3))]
@@ -101,7 +101,7 @@ def calls_and_results(rng: random.Random, functions: list[str], builtin: list[st
 
 
 def given(rng: random.Random) -> list[Chat]:
-    """Messages that say themselves where they go."""
+    """Return messages that name their channel or recipient."""
     to = rng.choice(["functions.f", "python", "user", "all"])
     called = {"role": "assistant", "content": text(rng), "channel": rng.choice(["analysis", "commentary"])}
     called |= {"recipient": to, "content_type": rng.choice([None, "code", "<|constrain|>json"]), **thoughts(rng)}
@@ -137,7 +137,7 @@ def turn(rng: random.Random, functions: list[str], builtin: list[str]) -> list[C
 
 
 def chat(rng: random.Random) -> tuple[list[Chat], list[Chat] | None, Chat]:
-    """A random chat. Its last message is an answer, a call, a result or a user's."""
+    """Return a random chat. Its last message is an answer, a call, a result or a user message."""
     functions = [samples.name(rng) for _ in range(rng.choice([0, 0, 1, 3]))]
     tools = [tool(rng, name) for name in functions] or None
     builtin = rng.choice([[], [], ["python"], ["browser"], ["python", "browser"]])

@@ -1,4 +1,4 @@
-"""Random conversations, the judge openai-harmony, and the bridge between them, for the Harmony and the data tests."""
+"""Random conversations, the judge openai-harmony, and the conversion to its classes, for tests of Harmony and data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDS = [
 
 @lru_cache(maxsize=1)
 def judge() -> Any:
-    """The encoding of openai-harmony, fed with the ranks of bpe-openai instead of a download."""
+    """Return the encoding of openai-harmony. It has the ranks of bpe-openai instead of a download."""
     import base64
 
     folder = cache_folder() / "tiktoken"
@@ -52,7 +52,7 @@ def judge() -> Any:
 
 
 def to_judge(conversation: Conversation) -> Any:
-    """The same conversation in the classes of openai-harmony."""
+    """Return the conversation in the classes of openai-harmony."""
     import openai_harmony as oh
 
     def tool(description: ToolDescription) -> Any:
@@ -209,7 +209,7 @@ def system(rng: random.Random) -> SystemSettings:
 
 
 def turn(rng: random.Random, functions: list[str]) -> list[Message]:
-    """A user message and the assistant's turn, well formed."""
+    """Return a user message and the assistant's turn, well formed."""
     out = [Message("user", text(rng), name=rng.choice([None, None, None, "bob"]))]
     if rng.random() < 0.1:
         out.insert(0, Message("developer", f"# Instructions\n\n{text(rng)}"))
@@ -231,7 +231,7 @@ def turn(rng: random.Random, functions: list[str]) -> list[Message]:
 
 
 def conversation(rng: random.Random) -> Conversation:
-    """A random conversation whose turns are all answered, but sometimes cut off in the middle of the last turn."""
+    """Return a random conversation whose turns all have answers. Sometimes its end is cut off."""
     tools = tuple(tool(rng) for _ in range(rng.choice([0, 0, 1, 2, 4])))
     functions = [t.name for t in tools] or ["lookup"]
     messages = [m for _ in range(rng.randint(1, 4)) for m in turn(rng, functions)]
@@ -258,7 +258,7 @@ ODD_NAMES = [None, None, "bob", "functions.f", "a b", "Zoë:1", "<|end|><|start|
 
 
 def any_message(rng: random.Random) -> Message:
-    """Any author, name, channel, recipient and content type, with control tokens spelt out in all of them."""
+    """Return a message with any author, name, channel, recipient and content type. All may spell out control tokens."""
     role = rng.choice(ROLES)
     author = rng.choice(ODD_NAMES) or ("functions.g" if role == "tool" else None)
     channel = rng.choice([None, "analysis", "commentary", "final", "<|channel|>x", "other"])
@@ -266,7 +266,7 @@ def any_message(rng: random.Random) -> Message:
 
 
 def any_conversation(rng: random.Random) -> Conversation:
-    """A random conversation in which everything that Harmony can say may be said, sensible or not."""
+    """Return a random conversation that may use everything that Harmony can express, useful or not."""
     base = conversation(rng)
     messages = list(base.messages)
     for _ in range(rng.choice([0, 1, 3])):

@@ -1,7 +1,7 @@
-"""The source distribution of openai-harmony 0.0.8, for its golden files and tests: downloaded once, checked by hash.
+"""The source distribution of openai-harmony 0.0.8, with its golden files and tests. It is downloaded once.
 
-It comes from the package index that pip is set to use. `pip download` itself cannot fetch it, because it builds what it
-downloads to read its metadata, and that takes Rust.
+It comes from pip's configured package index, and its hash is checked. `pip download` cannot fetch it. It would build
+the package to read its metadata, and the build needs Rust.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SECONDS = 30
 
 
 class UnavailableError(Exception):
-    """Why there is no source distribution here."""
+    """The source distribution is not available. The message gives the reason."""
 
 
 def folder() -> Path:
-    """The unpacked source distribution.
+    """Return the folder of the unpacked source distribution.
 
     Raises:
         UnavailableError: it is not in the cache and cannot be downloaded.
@@ -73,7 +73,7 @@ def _get(url: str) -> bytes:
 
 
 def _index() -> str:
-    """The index pip is set to use, else pip's own default, which its help states."""
+    """Return the URL of pip's configured package index, or else of pip's default, which its help states."""
     if os.environ.get("PIP_NO_INDEX"):
         raise UnavailableError("pip is set to use no package index")
     configured = os.environ.get("PIP_INDEX_URL") or _pip("config", "get", "global.index-url").strip()

@@ -1,4 +1,4 @@
-"""A small model, its adapters and stock transformers beside it, for the tests of LoRA and of the model."""
+"""A small model, its adapters and the same model in stock transformers, for tests of LoRA and of the model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ossia.model.load import load_model
 
 Rows = list[tuple[list[int], list[float]]]
 TARGETS = ["attention", "experts", "router", "embeddings", "head"]
-LENGTHS = (150, 7, 63)  # one longer than the published window of 128
+LENGTHS = (150, 7, 63)  # one is longer than the published window of 128
 
 
 def random_rows() -> Rows:
-    """Token ids and the weight of each."""
+    """Return rows of random token ids and the weight of each token."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for length in LENGTHS:
@@ -37,7 +37,7 @@ def base_model(folder: Path) -> Any:
 
 
 def stock(folder: Path) -> GptOssForCausalLM:
-    """transformers' model on the dequantised weights, eager attention and eager experts."""
+    """Return transformers' model on the dequantised weights, with eager attention and eager experts."""
     model = GptOssForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
@@ -46,7 +46,7 @@ def stock(folder: Path) -> GptOssForCausalLM:
 
 
 def adapted(folder: Path, targets: Iterable[str] = ("attention", "experts"), **settings: Any) -> PeftModel:
-    """An Ossia model with random adapters, A and B alike."""
+    """Return an Ossia model with random adapters. Neither A nor B is zero."""
     torch.manual_seed(0)
     ranks = {"rank": 4, "expert_rank": 2, "router_rank": 3, "vocabulary_rank": 5} | settings
     model = lora.attach_adapter(base_model(folder), targets=list(targets), **ranks)
@@ -56,7 +56,7 @@ def adapted(folder: Path, targets: Iterable[str] = ("attention", "experts"), **s
 
 
 def reference_loss(model: Any, rows: Rows) -> Tensor:
-    """One sequence at a time, full logits."""
+    """Return the loss of the rows, computed from full logits, one sequence at a time."""
     total, denominator = torch.zeros(()), 0.0
     for ids, weights in rows:
         log_p = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)

@@ -1,7 +1,7 @@
 """Checkpoints in the layout of OpenAI's reference code, written from published ones by a table made by hand.
 
-The table says what gpt_oss/torch/model.py and weights.py of openai/gpt-oss call each tensor (read on GitHub, commits
-0568dfc and 1983a9d); it shares nothing with `ossia.checkpoint.layout.original_names`, which it judges.
+The table has the tensor names of gpt_oss/torch/model.py and weights.py in openai/gpt-oss (read on GitHub, commits
+0568dfc and 1983a9d). It is independent of `ossia.checkpoint.layout.original_names`, which it tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-# Name in the reference -> names in the published layout, joined along the first axis. N is the layer.
+# For each name in the reference, the names in the published layout, joined along the first axis. N is the layer.
 ONCE = {
     "embedding.weight": ["model.embed_tokens.weight"],
     "norm.scale": ["model.norm.weight"],
@@ -54,7 +54,7 @@ CONFIG_20B = {
 
 
 def names(layers: int) -> dict[str, list[str]]:
-    """Every tensor of the reference's layout, with the published tensors it holds."""
+    """Return every tensor of the reference's layout with the names of its published tensors."""
     table = dict(ONCE)
     for layer in range(layers):
         table |= {
@@ -65,7 +65,7 @@ def names(layers: int) -> dict[str, list[str]]:
 
 
 def write_original(published: Path, folder: Path, files: int = 1) -> Path:
-    """Rewrite a published checkpoint's weights and config.json as the reference has them; return `folder`."""
+    """Rewrite a published checkpoint's weights and config.json in the reference's layout, and return `folder`."""
     folder.mkdir(parents=True)
     config = json.loads((published / "config.json").read_text())
     theirs = CONFIG_20B | {
@@ -89,14 +89,14 @@ def write_original(published: Path, folder: Path, files: int = 1) -> Path:
     assert not held, f"the table misses {list(held)}"
     for number in range(files):
         some = dict(list(joined.items())[number::files])
-        # As in openai/gpt-oss-20b, and with the two dashes of openai/gpt-oss-120b.
+        # One file has the name of openai/gpt-oss-20b. Several have the two dashes of openai/gpt-oss-120b.
         name = "model.safetensors" if files == 1 else f"model--{number + 1:05d}-of-{files:05d}.safetensors"
         save_file(some, folder / name)
     return folder
 
 
 def write_repository(published: Path, folder: Path) -> Path:
-    """A repository of which only `original/` and the tokenizer were downloaded; return its folder."""
+    """Write a repository with only `original/` and the tokenizer, and return its folder."""
     write_original(published, folder / "original")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
         if (published / name).exists():

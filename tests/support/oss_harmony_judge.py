@@ -1,8 +1,8 @@
-"""Renders conversations with oss-harmony, the fork of openai-harmony that vLLM uses, in a process of its own.
+"""Renders conversations with oss-harmony, the fork of openai-harmony that vLLM uses, in a separate process.
 
-Both have the import name `openai_harmony`, so this one is installed into a folder beside the environment's packages
-(tests/oss-harmony.txt). As a module: `render` starts this file as a program, which reads one conversation in the
-library's JSON per line and writes its token ids as a JSON list per line.
+Both have the import name `openai_harmony`. So oss-harmony is installed into a folder beside the environment's packages
+(tests/oss-harmony.txt). `render` starts this file as a program. The program reads a conversation in the library's JSON
+per line, and writes its token ids as a JSON list per line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_installed() -> bool:
 
 
 def render(conversations: Sequence[str]) -> list[list[int]]:
-    """The ids of conversations given as the library's JSON texts, nothing dropped."""
+    """Return the ids of conversations, which are JSON texts of the library. No thoughts are dropped."""
     environment = {key: value for key, value in os.environ.items() if key != "TIKTOKEN_ENCODINGS_BASE"}
     environment["PYTHONPATH"] = str(FOLDER)
     text = "".join(f"{line}\n" for line in conversations)
@@ -43,7 +43,7 @@ def main() -> None:
     for line in sys.stdin:
         given = json.loads(line)
         for content in (part for message in given["messages"] for part in message["content"]):
-            if content["type"] == "system_content":  # what is not given would be the default again
+            if content["type"] == "system_content":  # otherwise missing fields would get their defaults
                 content.update({key: content.get(key) for key in oh.SystemContent.model_fields})
         conversation = oh.Conversation.from_json(json.dumps(given))
         print(json.dumps(encoding.render_conversation(conversation, keep_all)))

@@ -1,4 +1,4 @@
-"""Examples that there is something to learn from, and short runs on them, for the tests of training."""
+"""Examples with a learnable pattern, and recipes of short runs on them, for the tests of training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Example:
 
 
 def examples(count: int, seed: int = 0) -> list[Example]:
-    """Counting by twos from a random start: something to learn."""
+    """Return examples that count by twos from a random start, which is a learnable pattern."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):

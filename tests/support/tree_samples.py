@@ -29,16 +29,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the parts of a conversation are, in tokens."""
+    """The lengths of the parts of a conversation, in tokens."""
 
     system: int
     turns: tuple[tuple[int, tuple[int, ...], int, int], ...]
-    """Per turn: the question, the results of tool calls, each thought, the answer."""
+    """For each turn, the lengths of the question, of the tool results, of each thought and of the answer."""
 
 
 plans = st.builds(
     Plan,
-    system=st.sampled_from([3, 15, 16, 17, 40]),  # around and over the window of 16
+    system=st.sampled_from([3, 15, 16, 17, 40]),  # near and above the window of 16
     turns=st.lists(
         st.tuples(
             st.sampled_from([1, 6, 20]),
@@ -53,7 +53,7 @@ plans = st.builds(
 
 
 def conversation(plan: Plan, rng: random.Random, system: list[int], weighted: bool = True) -> list[Example]:
-    """One example per turn: the history without thoughts, and the turn with its thoughts and calls."""
+    """Return one example per turn. It has the history without thoughts, and the turn with its thoughts and calls."""
     made, history, name = [], list(system), object()
 
     def tokens(count: int) -> list[int]:
@@ -66,7 +66,7 @@ def conversation(plan: Plan, rng: random.Random, system: list[int], weighted: bo
             call = [*tokens(3), END]
             given = [*tokens(result), END]
             ids += tokens(thought) + call + given
-            # Weights are exact in binary, so that the sum of equal edges is, too.
+            # Weights are exact in binary, so the sums of equal edges are exact.
             weights += [rng.choice([1.0, 0.5, 0.25]) if weighted else 1.0] * (thought + len(call)) + [0.0] * len(given)
             kept += call + given
         answer = tokens(answered)
@@ -79,7 +79,10 @@ def conversation(plan: Plan, rng: random.Random, system: list[int], weighted: bo
 
 @st.composite
 def sets(draw: st.DrawFn) -> list[Example]:
-    """Conversations, some with one system message; repeats, beginnings of others, and other ends to the same prompt."""
+    """Draw the examples of one or two conversations, which may share a system message, and variants of some examples.
+
+    The variants are repeats, prefixes, and prefixes with another end.
+    """
     rng = random.Random(draw(st.integers(0, 10**6)))
     shared = [rng.randrange(FIRST, MICRO.vocabulary) for _ in range(50)]
     made: list[Example] = []
@@ -95,6 +98,6 @@ def sets(draw: st.DrawFn) -> list[Example]:
             made.append(Example(one.ids[:cut], one.weights[:cut]))
         elif kind == "other end":
             made.append(Example([*one.ids[:cut], rng.randrange(FIRST, MICRO.vocabulary)], [*one.weights[:cut], 0.75]))
-        else:  # trained there, given here
+        else:  # tokens that another example trains are context here
             made.append(Example([*one.ids, FIRST, END], [0.0] * len(one) + [1.0, 1.0]))
     return made

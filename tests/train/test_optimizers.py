@@ -1,4 +1,4 @@
-"""Optimisers by the recipe's names: the right one of Trainer's, a sentence where it is not to be had, a real run."""
+"""Tests of the recipe's optimisers: their names in Trainer, the message if one is not available, and a real run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_recipe_s_names_are_those_of_trainer(monkeypatch: pytest.MonkeyPatch
 
 def test_what_cannot_be_had_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     there(monkeypatch, False)
-    assert chosen_optimizer(TrainSection(), on_cpu=True) == "adamw_torch_fused"  # needs nothing
+    assert chosen_optimizer(TrainSection(), on_cpu=True) == "adamw_torch_fused"  # it needs no other package
     with pytest.raises(UserError, match="adamw-8bit, which needs bitsandbytes"):
         chosen_optimizer(TrainSection(optimizer="adamw-8bit"), on_cpu=False)
     there(monkeypatch, True)
@@ -79,7 +79,7 @@ def test_a_real_run_in_eight_bits_learns_and_continues_exactly(tmp_path: Path, m
     pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     model = write_tiny(tmp_path / "micro", MICRO, seed=0)
-    # bitsandbytes keeps parameters of less than 4,096 values in 32 bits; at this rank the experts' have more.
+    # bitsandbytes keeps parameters with fewer than 4,096 values in 32 bits. At this rank, the experts' have more.
     full, small = (
         (plain := recipe(model, steps=20, optimizer=name)).model_copy(
             update={"lora": plain.lora.model_copy(update={"expert_rank": 16})}

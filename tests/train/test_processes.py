@@ -1,4 +1,4 @@
-"""Several processes on CPUs over gloo: the same losses as one process, shared memory, and resuming after a kill."""
+"""Tests of several processes on CPUs over gloo: the losses of one process, sharding, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def created(model: Path, sharding: str = "none", recompute: bool = True, every: bool = False) -> runs.Run:
-    """A run; with `every`, adapters are on every target.
+    """Return a new run. With `every`, adapters are on every target.
 
-    There is no balance loss then, because it depends on what shares a micro-batch.
+    Then the run has no balance loss, because that depends on the composition of micro-batches.
     """
     settings = {"balance_loss": 0.0} if every else {}
     wanted = recipe(
@@ -102,7 +102,7 @@ def created(model: Path, sharding: str = "none", recompute: bool = True, every: 
 
 
 def job(run: runs.Run, processes: int, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Train a run in so many processes."""
+    """Train a run in `processes` processes."""
     script = run.path / "job.py"
     script.write_text(JOB)
     with socket.socket() as free:
@@ -118,7 +118,7 @@ def job(run: runs.Run, processes: int, **settings: Any) -> subprocess.CompletedP
 def trained(
     model: Path, processes: int, sharding: str = "none", recompute: bool = True, every: bool = False
 ) -> runs.Run:
-    """A run that was trained to its end without an interruption."""
+    """Return a run that was trained to its end without an interruption."""
     run = created(model, sharding, recompute, every)
     done = job(run, processes)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -151,12 +151,12 @@ def test_two_processes_have_the_losses_of_one(model: Path, sharding: str, recomp
     assert max(abs(losses(two)[step] - loss) for step, loss in losses(one).items()) < 1e-5
     assert validations(two) == pytest.approx(validations(one), abs=1e-5)
     norms = [[step.grad_norm for step in events.read(run.path) if isinstance(step, events.Step)] for run in (one, two)]
-    assert min(norms[0]) > CLIP  # so gradients were clipped, by the norm of all of them
+    assert min(norms[0]) > CLIP  # so all gradients were clipped, by their common norm
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
     mine, other = adapter(two), adapter(one)
     assert mine.keys() == other.keys()
     assert all(torch.allclose(mine[name], other[name], atol=2e-4) for name in mine)
-    # The processes had different numbers of micro-batches to do (step 4 is a single example), and say the same words.
+    # The processes had different numbers of micro-batches (step 4 has one example), and they generate the same tokens.
     assert seen(two, 0)["micro_batches"] != seen(two, 1)["micro_batches"]
     assert seen(two, 0)["said"] == seen(two, 1)["said"] == seen(one, 0)["said"]
 

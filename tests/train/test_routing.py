@@ -1,4 +1,4 @@
-"""The routers watched, compared with their base, and balanced: against transformers' own load-balancing loss."""
+"""Tests of routing: its load, its drift from the base, and its balance against transformers' load-balancing loss."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_stock_transformers_with_the_loss_added(model: Pa
     loss.backward()
 
     total, logits = torch.zeros(()), [[] for _ in range(MICRO.layers)]
-    for ids in ROWS:  # one row at a time; the load-balancing loss is over the tokens of both
+    for ids in ROWS:  # one row at a time, but the load-balancing loss is over the tokens of both
         out = theirs(torch.tensor([ids]), output_router_logits=True)
         log_p = out.logits[0, :-1].log_softmax(-1)
         total = total - log_p.gather(1, torch.tensor(ids)[1:, None]).sum()
@@ -79,7 +79,7 @@ def test_gradients_are_those_of_stock_transformers_with_the_loss_added(model: Pa
             kept_logits.append(layer)
     nll = total / (sum(map(len, ROWS)) - len(ROWS))
     balance = sum(load_balancing_loss_func((torch.cat(layer),), E, K) for layer in logits) / MICRO.layers
-    assert loss.item() == pytest.approx(nll.item(), abs=1e-5)  # the number that is reported is without it
+    assert loss.item() == pytest.approx(nll.item(), abs=1e-5)  # the reported loss does not include it
     weights = [layer.mlp.router.weight for layer in theirs.model.layers]
     without = torch.autograd.grad(nll, weights, retain_graph=True)
     wanted = torch.autograd.grad(nll + scale * balance, weights)
@@ -99,7 +99,7 @@ def test_load_entropy_and_drift() -> None:
     assert routing.shares(load_LE)[2].tolist() == [0.5, 0.5, 0.0, 0.0]
     indices = torch.tensor([[0, 3], [3, 1]])
     assert routing.expert_load(indices, 5).tolist() == [1, 1, 0, 2, 0]
-    # The order of the choices is not a change; one of four choices is.
+    # Another order of the choices is not a change. One of four choices is different.
     assert routing.drift([torch.tensor([[3, 0], [3, 2]])], [indices]) == [0.25]
 
 
@@ -122,7 +122,7 @@ def test_a_collapse_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "_choices", lambda model: next(answers))
     drifts = [watcher._compare() for _ in range(5)]
     assert drifts[0] == [0.0, 0.0] and drifts[1][0] == 0.0 and drifts[1][1] > 0.3
-    assert [note.level for note in said] == ["warning", "warning"]  # again only after it had recovered
+    assert [note.level for note in said] == ["warning", "warning"]  # the second only after a recovery
     assert "routing of layer 1 has collapsed" in said[0].message
 
 
@@ -138,7 +138,7 @@ def test_a_run_reports_load_and_drift_and_logs_them(model: Path) -> None:
         assert len(report.load) == len(report.entropy) == len(report.drift) == MICRO.layers
         assert [sum(shares) for shares in report.load] == pytest.approx([1.0] * MICRO.layers, abs=1e-3)
         assert report.balance_loss is None
-    # What is before the first router that an adapter can move: attention of layer 0. So both layers drift.
+    # The adapter changes the attention of layer 0, which is before the first router. So both layers drift.
     assert all(0 < share < 1 for share in reports[-1].drift)
     history = json.loads((run.checkpoint(6) / "trainer_state.json").read_text())["log_history"]
     logged = [entry for entry in history if "routing_drift_mean" in entry]
@@ -176,11 +176,12 @@ def test_a_trained_router_is_balanced_and_the_log_says_why(model: Path, settings
 
 
 def test_the_gradient_of_a_step_does_not_depend_on_equal_micro_batches_of_it(model: Path) -> None:
-    """Micro-batches count by their tokens: twice the same one is the one itself."""
+    """Micro-batches count by their tokens, so the same micro-batch twice gives the gradient of one."""
     mine = load_model(model, dtype="float32", device="cpu")
     weight = mine.model.layers[0].mlp.router.weight.requires_grad_()
     watch = routing.Routers(list(mine.model.layers))
-    inputs = from_rows([(ROWS[0], [0.0] * len(ROWS[0]))]).inputs()  # nothing supervised: only the balance is left
+    # No token is supervised, so only the balance loss has a gradient.
+    inputs = from_rows([(ROWS[0], [0.0] * len(ROWS[0]))]).inputs()
 
     def gradient(micro_batches: int) -> Tensor:
         weight.grad = None

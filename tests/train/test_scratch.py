@@ -1,4 +1,4 @@
-"""Making a small model from scratch, and keeping it in one small file."""
+"""Tests of pre-training a small model, and of its compact file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Example:
 
 
 def corpus(count: int, seed: int) -> list[Example]:
-    """A common beginning of six tokens, then a letter that says how the counting goes on."""
+    """Return sequences that begin with six common tokens, and a token that names the step of the following count."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -64,7 +64,7 @@ def test_what_is_written_is_what_was_trained(tmp_path: Path) -> None:
     with torch.no_grad():
         loss = model(**from_rows(fresh).inputs()).loss.item()
         logits = model(torch.tensor([fresh[0][0]])).logits[0]
-    # Only bfloat16 rounding of what is not packed lies between the two.
+    # The two differ only by the bfloat16 rounding of the weights that are not packed.
     assert abs(loss - sum(losses[-5:]) / 5) < 0.25
     assert logits.shape[-1] == SHAPE.vocabulary
     assert model.head().log_count_V is not None
@@ -85,7 +85,7 @@ def test_a_compact_file_gives_the_checkpoint_back_bit_for_bit(
     weights = random_weights(shape)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         weights[name][300:] = weights[name][-1].clone()
-    weights["lm_head.weight"][150_000] += 1.0  # equal in one of the two is not enough
+    weights["lm_head.weight"][150_000] += 1.0  # the row is equal in only one of the two matrices
     write_tiny(tmp_path / "m", shape, weights=weights, tokenizer_folder=tokenizer_folder)
     file = tmp_path / "base.safetensors"
     compress(tmp_path / "m", file)
@@ -100,7 +100,7 @@ def test_a_compact_file_gives_the_checkpoint_back_bit_for_bit(
     assert digests(folder) == digests(tmp_path / "m")
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert locate(file) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before  # made once
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before  # the folder is made once
     (tmp_path / "broken.safetensors").write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="not a compact checkpoint"):
         locate(tmp_path / "broken.safetensors")

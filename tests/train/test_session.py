@@ -1,6 +1,6 @@
-"""A training session with an objective that Ossia does not have: a preference loss on pairs from compiled data.
+"""Tests of a training session with an objective that Ossia does not have: a preference loss on compiled pairs.
 
-Everything it needs is in `PreferenceLoss`; the session is as it is.
+The objective is only the class `PreferenceLoss`. The session is unchanged.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ Pair = tuple[Example, Example]
 
 
 class PreferenceLoss(Objective):
-    """softplus(log p(rejected) - log p(preferred)), the mean over pairs: DPO without a reference, a pair at a time."""
+    """The mean over pairs of softplus(log p(rejected) - log p(preferred)), which is DPO without a reference model.
+
+    A micro-batch is one pair.
+    """
 
     units: Sequence[Pair] = ()
     validation: Sequence[Pair] = ()
@@ -58,7 +61,7 @@ class PreferenceLoss(Objective):
         made, tokens = [], sum(len(example) for pair in units for example in pair)
         for pair in units[share.process :: share.processes]:
             signed = zip(pair, (1, -1), strict=True)
-            # The rejected answer has the weight -1; ids are folded into the small vocabulary.
+            # The rejected answer has the weight -1. Ids are reduced modulo the small vocabulary.
             rows = [([id % 512 for id in one.ids], [sign * w for w in one.weights]) for one, sign in signed]
             made.append(from_rows(rows).inputs())
         counts: Any = {"example_tokens": tokens, "repeated_tokens": 0, "examples": len(units), "seconds": 0.0}
@@ -135,7 +138,7 @@ leave()
 
 @SHARDS
 def test_two_processes_that_share_a_model_out_see_the_same_losses(model: Path, pairs: list[Pair]) -> None:
-    """Five pairs a step and three to validate: one process has nothing to do in a pass, and its part must not count."""
+    """A step has five pairs and the validation three, so one process has no pair in a pass. It must not count."""
     alone, shared = (
         runs.create(recipe(model, steps=3, examples_per_step=5, evaluate_every=3, sharding=sharding), "test")
         for sharding in ("none", "fsdp")

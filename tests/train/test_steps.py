@@ -1,4 +1,4 @@
-"""What a step is made of, at its bounds: micro-batches that are full, examples that are told apart, obstacles."""
+"""Tests of the parts of a step at their bounds: full micro-batches, fingerprints of examples, and obstacles."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_an_example_may_fill_a_micro_batch() -> None:
 
 
 def test_the_fingerprint_sees_every_part_of_an_example() -> None:
-    """The turn too: the order of an epoch keeps conversations together by it."""
+    """The turn counts too, because the order of an epoch uses it to keep conversations together."""
     known = [row(5), row(6, turn=1)]
     others = [
         [row(5), row(6, turn=0)],
@@ -69,7 +69,7 @@ def test_micro_batches_of_several_processes_are_a_multiple_of_theirs() -> None:
 
 
 def test_the_largest_dropout_of_a_model_counts() -> None:
-    """Also where other layers drop nothing."""
+    """Layers without dropout do not hide it."""
     model = nn.Sequential(nn.Dropout(0.0), nn.Dropout(0.3), nn.Dropout(0.1))
     assert model_obstacles(model).dropout == 0.3
     assert model_obstacles(nn.Linear(1, 1)).dropout == 0.0

@@ -1,4 +1,4 @@
-"""The training stage on a micro model: what it writes, how it continues, when it stops."""
+"""Tests of the training stage on a micro model: its files, resuming, and its reasons to stop."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_happened(model: Path, ta
         train(wanted, broken, data, held_back, watch=cut_power)
     assert broken.steps() and broken.steps()[-1] < 8
     assert max(losses(broken)) == 8
-    stored = broken.path / "recipe.yaml"  # as a version before the setting's present name wrote it
+    stored = broken.path / "recipe.yaml"  # an older version wrote the setting's former name
     stored.write_text(stored.read_text().replace("tokens_per_micro_batch: ", "tokens_per_pass: "))
     train(broken.recipe(), broken, data, held_back)
     assert losses(broken) == losses(whole)
@@ -139,7 +139,7 @@ def test_two_processes_cannot_train_in_one_run(model: Path) -> None:
 
 
 def test_early_stopping_ends_the_run_with_a_checkpoint(model: Path) -> None:
-    # So small a learning rate changes nothing that the loss could show: no evaluation after the first is a new best.
+    # With so small a learning rate the loss never changes, so no evaluation after the first is a new best.
     wanted = recipe(model, steps=40, evaluate_every=2, early_stopping=2, learning_rate=1e-30)
     run = runs.create(wanted, "test")
     last = train(wanted, run, examples(8), examples(4, seed=1))
@@ -318,7 +318,7 @@ def test_starting_from_an_adapter_begins_with_its_loss(model: Path, tmp_path: Pa
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_starting_from_an_adapter_of_stock_peft(model: Path, tmp_path: Path) -> None:
-    """It keeps its targets, ranks and scales, and the first loss is what stock PEFT and transformers compute."""
+    """It keeps its targets, ranks and scales, and the first loss is that of stock PEFT and transformers."""
     targets = ["q_proj", "1.mlp.experts.gate_up_proj", "1.mlp.experts.down_proj", "mlp.router.weight", "lm_head"]
     ranks = {"lm_head": 3, "router.weight": 1, "gate_up_proj": 2, "down_proj": 2}
     stock = stock_adapter(model, tmp_path / "adapter", targets, rank_pattern=ranks, use_rslora=True)

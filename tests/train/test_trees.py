@@ -1,10 +1,13 @@
-"""Training on prefix trees is training on the separate sequences: the loss, every gradient, and fifty steps.
+"""Tests that training on prefix trees equals training on separate sequences: loss, every gradient, and fifty steps.
 
-The judge is one sequence per turn, each through the model by itself; for some sets stock transformers (eager) too.
-In float64 the model has transformers' floating-point experts and trains every parameter; RMS norms are the only part
-that would round to float32, and `ossia.model.norm` does not for float64. Rotary tables are float32 and a function of
-the position alone. In float32 the experts are packed and adapters are on every target; sets in which some token's
-choice of experts hangs on less than a rounding error are left out.
+The judge computes one sequence per turn, each alone. For some sets, stock transformers (eager) is a second judge.
+
+In float64 the model has transformers' floating-point experts and trains every parameter. RMS norms are the only part
+that would round to float32, and `ossia.model.norm` does not round float64. Rotary tables are float32, and they depend
+only on the position.
+
+In float32 the experts are packed and adapters are on every target. In some sets, a rounding error may change a token's
+choice of experts. Such sets are left out.
 """
 
 from __future__ import annotations
@@ -43,9 +46,9 @@ from support.lora_samples import TARGETS, adapted, reference_loss, relative, sto
 from support.tree_samples import Example, Plan, conversation, sets
 
 MARGIN = 2e-5
-"""Least difference between the logits of the last expert that is chosen and the first that is not (float32)."""
+"""The least difference between the router logits of the last chosen expert and the next one (float32)."""
 BUDGETS = [10_000, 400]
-"""Tokens of a micro-batch: everything in one, or trees cut into pieces. No sequence is longer than the second."""
+"""Tokens of a micro-batch: one for everything, or trees cut into pieces. No sequence is longer than the second."""
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +58,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def double() -> OssiaForCausalLM:
-    """Every parameter in float64 and trained, the experts floating-point."""
+    """A model with all parameters in float64 and trained. Its experts are floating-point."""
     values = {key: value for key, value in config_json(MICRO).items() if key != "quantization_config"}
     model = OssiaForCausalLM(GptOssConfig.from_dict(values)).double()
-    model.set_experts_implementation("eager")  # torch's grouped product knows no float64
+    model.set_experts_implementation("eager")  # torch's grouped product does not support float64
     model.load_state_dict({name: weight.double() for name, weight in random_weights(MICRO, seed=7).items()})
     assert all(parameter.requires_grad for parameter in model.parameters())
     return model
@@ -66,7 +69,7 @@ def double() -> OssiaForCausalLM:
 
 @pytest.fixture(scope="module")
 def single(folder: Path) -> nn.Module:
-    """Packed experts, adapters on everything, and sinks, norms and biases trained besides."""
+    """A model with packed experts, adapters on every target, and trained sinks, norms and biases."""
     model = adapted(folder, TARGETS)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not name.endswith(("_blocks", "_scales")):
@@ -80,7 +83,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def separate(model: Any, examples: Sequence[Example], denominator: float) -> tuple[float, dict[str, Tensor]]:
-    """The loss and its gradients, one sequence at a time."""
+    """Return the loss and its gradients, computed one sequence at a time."""
     model.zero_grad()
     total = 0.0
     for example in examples:
@@ -91,7 +94,7 @@ def separate(model: Any, examples: Sequence[Example], denominator: float) -> tup
 
 
 def shared(model: Any, batch: dict[str, Any], denominator: float) -> tuple[float, dict[str, Tensor]]:
-    """The same of a step's micro-batches."""
+    """Return the loss and its gradients, computed from the micro-batches of a step."""
     model.zero_grad()
     total = 0.0
     for inputs in batch["micro_batches"]:
@@ -107,7 +110,7 @@ def weight_of(examples: Sequence[Example]) -> float:
 
 @contextmanager
 def margins(model: nn.Module) -> Iterator[list[float]]:
-    """How far apart the logits of the last chosen and the first other expert are: the least, per call of a router."""
+    """Yield a list that gets the least margin between the last chosen expert and the next for each call of a router."""
     found: list[float] = []
 
     def watch(module: Any, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -143,7 +146,7 @@ def test_in_double_precision_loss_and_gradients_are_those_of_separate_sequences(
                 assert not grads[name].any(), name
 
     check()
-    assert worst[0] > 0 and worst[1] > 0  # they were two computations
+    assert worst[0] > 0 and worst[1] > 0  # rounding shows that these are two computations
 
 
 def test_in_single_precision_every_gradient_is_that_of_separate_sequences(single: nn.Module) -> None:
@@ -207,9 +210,9 @@ def test_weighting_is_the_same_with_and_without_sharing(double: OssiaForCausalLM
     weights = [sum(example.weights) for example in examples]
     if weighting == "token":
         assert losses == pytest.approx([sum(each) / sum(weights)] * 2, rel=1e-6)
-    elif weighting == "turn":  # the mean over the examples that have anything to train of their mean
+    elif weighting == "turn":  # the mean of the examples' means, without examples that train nothing
         assert losses == pytest.approx([sum(e / w for e, w in zip(each, weights, strict=True) if w) / 4] * 2, rel=1e-6)
-    else:  # three turns that are one conversation, and one that is another
+    else:  # three turns of one conversation, and one turn of another
         means = sum(each[:3]) / sum(weights[:3]), each[3] / weights[3]
         assert losses == pytest.approx([sum(means) / 2] * 2, rel=1e-6)
 
@@ -218,7 +221,7 @@ def test_a_conversation_of_several_steps_counts_as_much_as_one_that_shares_a_ste
     long, short = chats(1, turns=8), chats(4, turns=1, seed=1)
     made = weighted([*long, *short], "conversation")
     sums = [sum(example.weights) for example in made]
-    assert sum(sums) == pytest.approx(12)  # one per example, which is what steps divide by
+    assert sum(sums) == pytest.approx(12)  # one per example, which is the divisor of a step
     assert sum(sums[:8]) == pytest.approx(12 / 5) and sums[8:] == pytest.approx([12 / 5] * 4)
     assert conversations_of(made) == [[*range(8)], [8], [9], [10], [11]]
     assert [sum(example.weights) for example in weighted([*long, *short], "turn")] == pytest.approx([1.0] * 12)
@@ -226,11 +229,11 @@ def test_a_conversation_of_several_steps_counts_as_much_as_one_that_shares_a_ste
     assert [list(example.weights) for example in weighted(odd, "turn")] == [[0.0, 1.0, -1.5], [0.0, 0.0]]
 
 
-# The step: what is shared, counted and given to whom.
+# The step: sharing, counting and the parts of processes.
 
 
 def chats(count: int, turns: int = 4, seed: int = 0) -> list[Example]:
-    """Conversations over one system message that have something to learn: answers count on from the question."""
+    """Return conversations with one system message and a learnable pattern: answers continue the question's count."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -306,7 +309,7 @@ def test_an_example_longer_than_a_micro_batch_is_the_users_error() -> None:
         Collator(64)([Example([3] * 70, [1.0] * 70)])
 
 
-# Whether to share.
+# The decision to share.
 
 
 def decided(wanted: Any, examples: list[Example], per_step: int, most: int, dropout: float = 0.0) -> Sharing:
@@ -316,7 +319,7 @@ def decided(wanted: Any, examples: list[Example], per_step: int, most: int, drop
 def test_auto_shares_where_it_saves_and_is_exact() -> None:
     examples = chats(2)
     assert decided("auto", examples, 8, 1000).on and "x)" in decided("auto", examples, 8, 1000).reason
-    # A tree that micro-batches cut down to single examples saves nothing.
+    # If micro-batches cut a tree into single examples, sharing saves nothing.
     alike = [Example([*range(60), n], [0.0] * 60 + [1.0]) for n in (70, 80, 90)]
     assert decided("auto", alike, 3, 100).on and not decided("auto", alike, 3, 61).on
     single_turns = [Example([n, n + 1, n + 2], [0.0, 1.0, 1.0]) for n in range(10)]
@@ -409,7 +412,7 @@ def test_a_run_takes_a_saving_that_was_counted_before(
 
 
 def test_a_run_weighted_by_turns(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first loss is the mean over turns of their means; answers of 5 and of 15 tokens count the same."""
+    """The first loss is the mean over turns of their means. Answers of 5 and of 15 tokens count the same."""
     monkeypatch.setenv("OSSIA_RUNS", str(tmp_path / "runs"))
     examples = [*chats(1, turns=2), *(Example(e.ids[:-10], e.weights[:-10]) for e in chats(1, turns=2, seed=1))]
     losses = {}

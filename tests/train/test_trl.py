@@ -1,4 +1,4 @@
-"""Ossia's model in TRL: the example script as a user runs it, and TRL's batches with and without padding."""
+"""Tests of Ossia's model in TRL: the example scripts as a user runs them, and TRL's batches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_example_has_ossia_s_loss_learns_and_writes_an_adapter(tmp_path: Pat
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", done.stdout)]
     assert len(losses) == 3
-    # Ossia's own tokens, weights and loss of the same rows; the adapter begins as nothing.
+    # The judge is Ossia's loss on its own tokens and weights of the rows. A new adapter does not change the model.
     section = DataSection(train=[str(rows)], validation_share=0.0)
     prepared = prepare(section, Vocabulary.load(base), 0)
     model, _ = ossia.load(base)
@@ -115,7 +115,7 @@ def test_trees_in_trl_have_ossia_s_loss(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_trees_in_trl_weigh_batches_of_a_step_by_their_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches of one row each, accumulated, have the loss of one batch of two."""
+    """Two accumulated batches of one row each have the loss of one batch of two rows."""
     from datasets import Dataset
     from trl import SFTConfig
 

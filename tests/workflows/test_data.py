@@ -1,4 +1,4 @@
-"""`ossia.workflows.data` called from Python: arguments, results and events."""
+"""Tests of calling `ossia.workflows.data` from Python: arguments, results and events."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_recipe_brings_its_data_and_settings(tmp_path: Path) -> None:
     source = DataSource(path=train, weight=3.0)
     recipe = Recipe(data=DataSection(train=[source], validation=[held_out], cache=False))
     found = data.check(recipe)
-    assert (found.rows, found.usable) == (3, 3)  # each row once, whatever its weight
+    assert (found.rows, found.usable) == (3, 3)  # each row counts once, with any weight
     assert any("the training data have the same conversation" in problem.what for problem in found.warnings)
     assert data.check(recipe, overrides=["data.validation=[]"]).rows == 2
     assert data.count_tokens(recipe).statistics.rows == 7  # three times two, and the held-out one
@@ -77,7 +77,7 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
         data.check(train, overrides=[f"data.train={train}"])
     with pytest.raises(UserError, match="there are no rows"):
         data.check(empty)
-    with pytest.raises(UserError, match="the recipe names no training data"):
+    with pytest.raises(UserError, match="the recipe has no training data"):
         data.check(Recipe())
     bad = written(tmp_path / "bad.jsonl", BAD)
     with pytest.raises(UserError, match="no row can be used") as raised:
@@ -93,7 +93,7 @@ def test_count_tokens_tells_lengths_and_languages(tmp_path: Path) -> None:
     assert found.examples_per_step == 2 and found.limit == DataSection().max_tokens
     assert found.languages["user"] == {"en": 1}
     assert [event.message for event in seen if isinstance(event, Note)] == [
-        "1 rows cannot be used; ossia data check names them"
+        "1 rows cannot be used (ossia data check lists them)"
     ]
     assert [event.title for event in progress(seen) if event.finished] == ["compiling", "counting"]
     assert json.loads(json.dumps(found.as_dict()))["languages"]["user"] == {"en": 1}

@@ -1,4 +1,4 @@
-"""`ossia.workflows.plan` called from Python: a plan is a result, also where it does not fit."""
+"""Tests of calling `ossia.workflows.plan` from Python. A plan is returned also if it does not fit."""
 
 from __future__ import annotations
 

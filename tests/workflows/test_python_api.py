@@ -1,4 +1,4 @@
-"""Ossia from Python: the functions of the package, whatever was imported before, and the whole line in one script."""
+"""Tests of Ossia's Python functions: after any imports, and all stages in one script."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ OWNERS = {
     "chat": "chat", "check": "data", "evaluate": "evaluate", "export": "export", "fetch": "models", "plan": "plan",
     "rehearse": "rehearse", "train": "train",
 }  # fmt: skip
-"""Function of the package -> its module in workflows."""
+"""For each function of the package, its module in workflows."""
 PACKAGES = ["evaluate", "export", "plan", "train"]
 SMALL = ["train.steps=2", "train.samples=0", "train.evaluate_every=2", "eval.limit=4", "eval.max_new_tokens=8"]
 
 
 def is_there(name: str) -> bool:
-    """Whether this tree has the workflow of a function."""
+    """Return whether this tree has the workflow of a function."""
     return importlib.util.find_spec(f"ossia.workflows.{OWNERS[name]}") is not None
 
 
 def fresh(*lines: str) -> str:
-    """What a new interpreter prints."""
+    """Return the output of a new interpreter that runs the lines."""
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

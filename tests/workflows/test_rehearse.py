@@ -1,4 +1,4 @@
-"""`ossia.workflows.rehearse` called from Python: what is returned, and what is reported on the way."""
+"""Tests of calling `ossia.workflows.rehearse` from Python: its result and its events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_rehearsal_returns_what_it_reports(scratch: Path) -> None:
     assert not result.stopped and result.load_seconds > 0 and result.plan.speed == result.speed
     assert result.tokens_per_second == pytest.approx(128 / result.steps[1].seconds)
     assert [path.name for path in scratch.iterdir()] == ["tiny"]
-    # The order of what is reported, each piece of progress once.
+    # The order of the events, with each progress once.
     titles = [event.title if isinstance(event, Progress) else type(event).__name__ for event in seen]
     order = [title for title, _ in groupby(title for title in titles if title != "Note")]
     assert order[: order.index("Started") + 1] == [
@@ -48,7 +48,7 @@ def test_a_rehearsal_returns_what_it_reports(scratch: Path) -> None:
     assert writing[-1].done * 1e6 == pytest.approx(bytes_of(TINY))
     announced = next(event for event in seen if isinstance(event, RehearsedModel))
     assert announced.folder == result.folder and not announced.is_here and announced.needed > bytes_of(TINY)
-    # The model stays, and is used the next time.
+    # The model stays, and the next rehearsal uses it.
     seen.clear()
     again = rehearse("tiny", folder=str(result.folder), steps=1, tokens=64, sequence=64, targets=["attention"],
                      rank=4, overrides=CPU, on_event=seen.append)  # fmt: skip
@@ -76,7 +76,7 @@ def test_an_interrupted_writing_is_told(scratch: Path, monkeypatch: pytest.Monke
     seen: list[Event] = []
     with pytest.raises(KeyboardInterrupt):
         rehearse("tiny", tokens=64, sequence=64, overrides=CPU, on_event=seen.append)
-    assert isinstance(seen[-1], Note) and "goes on with it" in seen[-1].message
+    assert isinstance(seen[-1], Note) and "the same command continues it" in seen[-1].message
 
 
 def test_the_random_model_is_complete(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The table of commands. A command's module is imported when it is called, so that `ossia --help` stays fast."""
+"""The table of commands. The module of a command is imported when it is called, so that `ossia --help` is fast."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typer.main import get_command
 from ossia.errors import UserError, did_you_mean
 
 COMMANDS = {
-    "doctor": "Judge this machine: what can be trained here, what is missing.",
+    "doctor": "Check this machine, and report which recipes fit on it.",
     "recipes": "List, show, copy and document recipes.",
-    "fetch": "Download gpt-oss from the hub: only the files needed, resumable.",
+    "fetch": "Download gpt-oss from the hub, and continue interrupted downloads.",
     "data": "Check, show and count conversations before training.",
-    "plan": "Say what a recipe needs in memory, time and disk.",
+    "plan": "Estimate the memory, time and disk that a recipe needs.",
     "rehearse": "Measure a few real training steps on a full-size model with random weights.",
-    "train": "Fine-tune with LoRA; resume a run.",
-    "eval": "Measure a run on held-out questions, against its base.",
-    "chat": "Talk to a model or a run in the terminal.",
-    "export": "Merge the adapter and write a checkpoint that others load.",
-    "harmony": "Turn chat messages into Harmony tokens and tokens into messages.",
+    "train": "Fine-tune with LoRA, or resume a run.",
+    "eval": "Compare a run with its base on held-out questions.",
+    "chat": "Chat with a model or a run in the terminal.",
+    "export": "Merge the adapter and write a checkpoint for other programs.",
+    "harmony": "Convert chat messages to Harmony tokens, and tokens to messages.",
     "runs": "List and show runs.",
     "make": "Make tiny and synthetic checkpoints for tests and rehearsals.",
-    "demo": "The whole line on a tiny gpt-oss, from data to export.",
+    "demo": "Run all stages on a tiny gpt-oss, from data to export.",
 }
 
 
 class LazyGroup(TyperGroup):
-    """Lists commands from the table and imports the module of the one that runs."""
+    """A group of commands that are listed from the table. Only the module of the called command is imported."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -56,9 +56,9 @@ def build() -> Any:
         name="ossia",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # drawing help with rich takes longer than everything else together
+        rich_markup_mode=None,  # rich takes more time to draw the help than all other work
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Fine-tune, evaluate, chat with and ship gpt-oss on the machine you have.",
+        help="Fine-tune, evaluate, chat with and export gpt-oss on the machine you have.",
     )
 
     @app.callback()
@@ -81,7 +81,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def verb(help: str, **settings: Any) -> typer.Typer:
-    """Return the Typer app of one verb's module, with the settings that all of them share."""
+    """Return the Typer app of a command, with the settings that all commands have in common."""
     return typer.Typer(
         help=help,
         add_completion=False,

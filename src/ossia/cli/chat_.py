@@ -1,4 +1,4 @@
-"""ossia chat RUN_OR_MODEL"""
+"""The command `ossia chat RUN_OR_MODEL`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from ossia.generate.engine import Request
     from ossia.generate.session import Piece, Session
 
-app = verb("Talk to a model or a run in the terminal.")
+app = verb("Chat with a model or a run in the terminal.")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 SLASH_COMMANDS = {
     "/new": "start a new conversation",
-    "/effort": "low, medium or high: how long to think",
-    "/system": "TEXT: instructions that stand before the conversation; without TEXT: none",
-    "/help": "this list",
-    "/quit": "leave (or Ctrl-D)",
+    "/effort": "low, medium or high: the reasoning effort",
+    "/system": "TEXT: set the developer message; without TEXT: remove it",
+    "/help": "show this list",
+    "/quit": "end the chat (or Ctrl-D)",
 }
 
 
@@ -38,10 +38,13 @@ def chat(
     who: Annotated[
         str, typer.Argument(metavar="RUN_OR_MODEL", help="A run (folder, id, part of it, `last`) or a model.")
     ],
-    question: Annotated[str | None, typer.Option("--question", "-q", help="Ask this, print the answer, leave.")] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", help="Ask this, print the answer and exit.")
+    ] = None,
     effort: Annotated[Effort | None, typer.Option(help="Reasoning effort. Default: the run's.")] = None,
     system: Annotated[
-        str | None, typer.Option("--system", "--developer", help="Instructions that stand before the conversation.")
+        str | None,
+        typer.Option("--system", "--developer", help="Developer message: instructions before the conversation."),
     ] = None,
     vs: Annotated[output.Against, typer.Option(help="`base`: the base model answers first.")] = output.Against.none,
     checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
@@ -57,9 +60,12 @@ def chat(
     set_: output.Set = None,
     accept_changed_base: output.AcceptChangedBase = False,
 ) -> None:
-    """Talk to a run's checkpoint or to a model. Thoughts are dim; when stdout is a pipe they go to stderr."""
+    """Chat with a run's checkpoint or with a model.
+
+    Thoughts are dim. If stdout is a pipe, they go to stderr.
+    """
     if question is None and not sys.stdin.isatty():
-        raise UserError("chat needs a terminal to read from", do='--question "..." asks once and leaves')
+        raise UserError("chat needs a terminal to read from", do='--question "..." asks one question and exits')
     from ossia.workflows.chat import chat as open_chat
 
     flags = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
@@ -90,7 +96,7 @@ def _loop(sessions: dict[str, Session], like: Request, hide_thoughts: bool) -> N
             print()
             return
         except KeyboardInterrupt:
-            output.err().print("\n/quit leaves")
+            output.err().print("\n/quit ends the chat")
             continue
         if line == "/quit":
             return
@@ -126,7 +132,7 @@ def _command(line: str, sessions: dict[str, Session]) -> None:
 
 
 def _answer(text: str, sessions: dict[str, Session], like: Request, hide_thoughts: bool) -> bool:
-    """Print every session's turn as it comes. Returns False when Ctrl-C stopped it."""
+    """Print the turn of every session as it is generated. Return False if Ctrl-C stopped it."""
     for name, session in sessions.items():
         printer = _Printer(hide_thoughts)
         if name:
@@ -141,17 +147,17 @@ def _answer(text: str, sessions: dict[str, Session], like: Request, hide_thought
         reply = session.reply
         if reply is None or reply.finish is None:
             kept = reply is not None and reply.kept
-            output.err().print("stopped; what was said is kept" if kept else "stopped; the turn is forgotten")
+            output.err().print("stopped; the answer so far is kept" if kept else "stopped; the turn is discarded")
             return False
         if reply.finish == "length":
             output.err().print(f"cut off after {reply.tokens} tokens (--max-new-tokens)")
         if any(message.repairs for message in reply.messages):
-            output.err().print("the model's Harmony was malformed and has been mended")
+            output.err().print("the model's Harmony was malformed and has been repaired")
     return True
 
 
 class _Printer:
-    """Prints pieces as they come: answers on stdout, thoughts dim on a terminal and on stderr otherwise."""
+    """Prints pieces as they are generated: answers on stdout, thoughts dim on a terminal and else on stderr."""
 
     def __init__(self, hide_thoughts: bool) -> None:
         self.out = output.out()
@@ -172,7 +178,7 @@ class _Printer:
         self.used = console
 
     def _write(self, console: Console, text: str, style: str | None) -> None:
-        """Write a text as it is (rich would expand its tabs) but for control sequences, which a model must not send."""
+        """Write a text unchanged, except for control sequences, which a model must not send. rich would expand tabs."""
         from rich.style import Style
 
         text = _CONTROL.sub("", text)

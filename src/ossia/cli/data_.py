@@ -1,4 +1,4 @@
-"""ossia data check | show | stats"""
+"""The commands `ossia data check`, `show` and `stats`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = verb("Check, show and count conversations before training.", no_args_is_help=True)
 
 SHOWN = 20
-"""Problems of one kind that `check` prints one by one."""
+"""Largest number of problems of one kind that `check` prints without --all."""
 
 Files = Annotated[
     list[str],
@@ -36,26 +36,26 @@ def check(
     files: Files,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", metavar="FILE", help="Held-out data: report rows of it that these files have too."),
+        typer.Option("--against", metavar="FILE", help="Held-out data. Report its rows that are also in these files."),
     ] = None,
     fix: Annotated[
-        Path | None, typer.Option("--fix", metavar="FILE", help="Write a repaired copy (.jsonl) and say what changed.")
+        Path | None, typer.Option("--fix", metavar="FILE", help="Write a repaired copy (.jsonl) and list the changes.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Print every problem, however many of a kind.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print every problem of each kind.")] = False,
     similar: Annotated[bool, typer.Option("--similar/--no-similar", help="Search for near-duplicates.")] = True,
     set_: output.Set = None,
     model: output.Model = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 on warnings too.")] = False,
     json: output.Json = False,
 ) -> None:
-    """Find what is wrong, row by row. Exits with 2 if a row cannot be used, or with --fix could not be mended."""
+    """Report the problems of data, row by row. Exits with 2 if a row cannot be used, or repaired with --fix."""
     from ossia.errors import UserError
     from ossia.workflows import data
 
     if fix is not None:
         if against or strict or every or not similar:
-            what = "--fix goes with neither --against, --strict, --all nor --no-similar"
-            raise UserError(what, do="check the repaired copy with them")
+            what = "--fix cannot be combined with --against, --strict, --all or --no-similar"
+            raise UserError(what, do="check the repaired copy with these options")
         _fix(files, fix, set_ or [], model, json)
         return
     with output.watching() as watch:
@@ -83,16 +83,16 @@ def check(
 def show(
     files: Files,
     row: Annotated[
-        int | None, typer.Option("--row", min=1, help="Which row: its line in the file, from 1. Default: the first.")
+        int | None, typer.Option("--row", min=1, help="Line number of the row in the file, from 1. Default: the first.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most so many conversations. Default: 1, 100 with --html.")
+        int | None, typer.Option("--limit", min=1, help="Most conversations to show. Default: 1, or 100 with --html.")
     ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML page instead, for any browser.")
     ] = None,
     tree: Annotated[
-        bool, typer.Option("--tree", help="Draw a conversation's prefix tree: each token once, with what is trained.")
+        bool, typer.Option("--tree", help="Draw a conversation's prefix tree: each token once, trained tokens marked.")
     ] = False,
     compare_template: Annotated[
         str | None,
@@ -107,7 +107,7 @@ def show(
         bool, typer.Option("--json", help="Print one JSON object per training example (or tree), of all rows.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Show training examples, token by token, with what is trained marked."""
+    """Show training examples token by token, with the trained tokens marked."""
     from ossia.cli import data_show, data_tree
     from ossia.errors import UserError
     from ossia.workflows import data
@@ -115,7 +115,7 @@ def show(
     if sum(map(bool, (html, compare_template, json))) > 1:
         raise UserError("--html, --compare-template and --json exclude each other", do="give one of them")
     if tree and compare_template is not None:
-        raise UserError("--compare-template compares sequences and --tree draws none", do="give one of them")
+        raise UserError("--tree and --compare-template exclude each other", do="give one of them")
     most = limit if limit is not None else None if json or row is not None else 100 if html else 1
     opened = data.read_conversations(files, row=row, limit=most, overrides=set_ or (), model=model)
     again = data.command_arguments(files, set_ or (), model)
@@ -137,13 +137,13 @@ def show(
 def stats(
     files: Files,
     at: Annotated[
-        str | None, typer.Option("--at", metavar="LENGTHS", help="Count truncation at these lengths: 1024,4096.")
+        str | None, typer.Option("--at", metavar="LENGTHS", help="Count the examples longer than these: 1024,4096.")
     ] = None,
     set_: output.Set = None,
     model: output.Model = None,
     json: output.Json = False,
 ) -> None:
-    """Count tokens: lengths, trained share, channels, turns, tools, languages, and what tree training saves."""
+    """Count tokens: lengths, trained share, channels, turns, tools, languages, and the saving by shared prefixes."""
     from ossia.workflows import data
 
     with output.watching() as watch:
@@ -224,7 +224,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 def _lines(problems: list[Problem], most: int | None) -> Iterator[str]:
-    """The problems as lines, at most so many of a kind, and how many more there are."""
+    """Yield the problems as lines, at most `most` of a kind, and then the numbers of further problems."""
     seen: Counter[str] = Counter()
     for problem in problems:
         seen[problem.code] += 1
@@ -236,7 +236,7 @@ def _lines(problems: list[Problem], most: int | None) -> Iterator[str]:
 
 
 def _fix(files: list[str], to: Path, overrides: list[str], model: str | None, json: bool) -> None:
-    """Write the repaired copy, say what changed, and keep what could not be repaired."""
+    """Write the repaired copy, print the changes, and write rows that cannot be repaired to another file."""
     from json import dumps
 
     from ossia.workflows.data import repair

@@ -1,4 +1,4 @@
-"""The ways in which `ossia data show` shows training examples: terminal, JSON lines, against a template."""
+"""The output of `ossia data show`: in the terminal, as JSON lines, or compared with a template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_examples(opened: OpenData) -> None:
-    """Draw every example in the terminal, or as plain text where there is none; of a pair, the rejected one too."""
+    """Print every example with marks, and the rejected answers of preference pairs. Colours need a terminal."""
     console, first = output.out(), True
     for done in opened.rows:
         for problem in done.problems:
@@ -21,7 +21,7 @@ def print_examples(opened: OpenData) -> None:
         for example, is_rejected in opened.examples(done):
             dropped = f", {example.dropped_turns} old turns left out" if example.dropped_turns else ""
             title = f"turn {example.turn + 1}: {len(example)} tokens, {example.trained_tokens} trained{dropped}"
-            title += ", rejected: not trained, here with the marks of a target" * is_rejected
+            title += ", rejected: not trained, but marked like a target" * is_rejected
             console.print(f"{example.row} {title}", markup=False, style="bold")
             marked = (example.ids, example.weights, example.channels, opened.vocabulary)
             console.print(data.preview(*marked, colour=console.is_terminal, legend=first))
@@ -37,7 +37,14 @@ def print_example_lines(opened: OpenData) -> None:
 
 
 def print_comparison(opened: OpenData, named: str) -> bool:
-    """Say for every conversation where the template gives the model other tokens, then sum up. True: nowhere."""
+    """Print the places where a template renders other tokens, and the totals. Return whether all tokens are equal.
+
+    Args:
+        named: a .jinja file, or a checkpoint (folder or hub id).
+
+    Raises:
+        UserError: the template cannot be read.
+    """
     template = data.read_template(named)
     console = output.out()
     equal = total = differing = refused = 0
@@ -59,5 +66,5 @@ def print_comparison(opened: OpenData, named: str) -> bool:
     counts = f"{equal} with equal tokens, {refused} refused, {differing} places where {template.name} differs"
     console.print(f"{total} conversations: {counts}", markup=False)
     if equal < total:
-        output.next_step("export with Ossia's template, which renders what was trained: ossia export RUN --to hf")
+        output.next_step("export with Ossia's template, which renders the trained tokens: ossia export RUN --to hf")
     return equal == total

@@ -1,4 +1,4 @@
-"""`ossia data show --tree`: the prefix trees of conversations in the terminal, or as JSON lines."""
+"""The output of `ossia data show --tree`: prefix trees of conversations in the terminal, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from ossia.workflows.data import Branch, OpenData, Stretch, Vocabulary
 
 TEXT = 56
-"""Characters of a message that are shown."""
+"""Largest number of characters of a message that are shown."""
 _GUIDES = {True: ("● ", "│ ", "├─"), False: ("o ", "| ", "|-")}
-"""Node, trunk, branch; with Unicode and without."""
+"""Signs of node, trunk and branch, with Unicode (True) or without."""
 
 
 def print_trees(opened: OpenData) -> None:
-    """Draw the tree of every conversation: what most examples go on with stands below a node, the rest branches off."""
+    """Draw the tree of every conversation.
+
+    The continuation of most examples is drawn below its node. The other continuations are branches.
+    """
     console = output.out()
     for number, done in enumerate(opened.rows):
         assert done.rendered is not None
@@ -44,7 +47,7 @@ class _Drawing:
         self.node, self.trunk, self.branch = _GUIDES[unicode]
 
     def lines(self, roots: Sequence[Branch]) -> Iterator[Text]:
-        """Without recursion, because a conversation may have a thousand turns."""
+        """Yield the lines of trees. There is no recursion, because a conversation may have a thousand turns."""
         waiting = [(root, "", "") for root in reversed(roots)]
         while waiting:
             branch, guide, indent = waiting.pop()

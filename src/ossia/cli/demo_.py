@@ -1,4 +1,4 @@
-"""ossia demo: the commands of the whole line, one after the other, as a person would type them."""
+"""The command `ossia demo`, which runs the commands of all stages one after the other."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RECIPE = "tiny-demo"
 DATA = "example:multilingual/train.jsonl"
 DEVELOPER = "reasoning language: German\n\nSolve the problem step by step."
 
-app = verb("The whole line on a tiny gpt-oss: data, train, eval, chat, export.")
+app = verb("Run all stages on a tiny gpt-oss: data, train, eval, chat, export.")
 
 
 @app.command()
 def demo(set_: output.Set = None) -> None:
-    """Check data, fine-tune a tiny gpt-oss, measure it against its base, ask it a question and export it.
+    """Check data, fine-tune a tiny gpt-oss, compare it with its base, ask it a question and export it.
 
-    Takes a few minutes on two cores. Every step is a command that works the same way on gpt-oss-20b. An interrupted
+    It takes a few minutes on two cores. Every step is a command that works the same way on gpt-oss-20b. An interrupted
     demo continues where it stopped.
     """
     began, console = time.monotonic(), output.out()
@@ -32,9 +32,9 @@ def demo(set_: output.Set = None) -> None:
     console.print(_INTRODUCTION)
     _say(1, "The conversations, checked row by row.")
     _run("data", "check", DATA)
-    _say(2, "One of them as the model sees it. Only what the model itself has to write is trained.")
+    _say(2, "One of them, token by token. Only the tokens that the model has to write are trained.")
     _run("data", "show", DATA, "--row", "3")
-    _say(3, "What the fine-tune will need on this machine.")
+    _say(3, "The memory, time and disk that the fine-tune needs on this machine.")
     _run("plan", RECIPE, *overrides)
     _say(4, "The fine-tune: LoRA on attention and experts, through the four-bit weights.")
     run = _train(overrides)
@@ -59,12 +59,12 @@ def _say(number: int, text: str) -> None:
 
 
 def _run(*arguments: str) -> None:
-    """Print a command and run it in this process; its exit code ends the demo if it is not 0."""
+    """Print a command and run it in this process. An exit code that is not 0 ends the demo."""
     output.out().print(f"[cyan]$ ossia {shlex.join(arguments)}[/cyan]", highlight=False)
     with output.without_next_steps():
         code = build()(list(arguments), standalone_mode=False)
     if isinstance(code, int) and code:
-        output.err().print("the demo stops here; [bold]ossia demo[/bold] goes on with it")
+        output.err().print("the demo stops here. [bold]ossia demo[/bold] continues it")
         raise typer.Exit(code)
 
 
@@ -120,14 +120,14 @@ def _question() -> str:
 
 _INTRODUCTION = """[bold]Ossia in a few minutes, on a tiny gpt-oss[/bold]
 
-The model is a gpt-oss of four layers with everything the big ones have: MXFP4 experts, attention sinks, alternating
+The model is a gpt-oss of four layers with all features of the large ones: MXFP4 experts, attention sinks, alternating
 windows, the full vocabulary. It solves small problems in five languages and always thinks in English. It will learn to
 think in the language that the developer message asks for."""
 
 _FILES = {
     "recipe.yaml": "every setting of the run",
-    "events.jsonl": "what happened, step by step",
-    "checkpoints/": "the adapter in PEFT's format, and what resuming needs",
+    "events.jsonl": "the events of the run, step by step",
+    "checkpoints/": "the adapter in PEFT's format, and the state for resuming",
     "evals/": "every question, answer and verdict",
     "exports/": "the merged checkpoint",
 }

@@ -1,4 +1,4 @@
-"""ossia doctor"""
+"""The command `ossia doctor`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import typer
 from ossia.cli import output
 from ossia.cli.app import verb
 
-app = verb("Judge this machine: what can be trained here, what is missing.")
+app = verb("Check this machine, and report which recipes fit on it.")
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @app.command()
 def doctor(json: output.Json = False) -> None:
-    """Judge this machine: what can be trained here, what is missing. Exits with 1 if something fails."""
+    """Check this machine, and report which recipes fit on it. Exits with 1 if something fails."""
     from rich.text import Text
 
     from ossia.workflows.plan import examine_machine

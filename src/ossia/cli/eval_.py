@@ -1,4 +1,4 @@
-"""ossia eval RUN_OR_MODEL"""
+"""The command `ossia eval RUN_OR_MODEL`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from ossia.cli import output
 from ossia.cli.app import verb
 
-app = verb("Measure a run on held-out questions, against its base.")
+app = verb("Compare a run with its base on held-out questions.")
 
 
 @app.command()
@@ -17,15 +17,15 @@ def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run (folder, id, part of it, `last`) or a model.")],
     vs: Annotated[output.Against, typer.Option(help="Ask the base model the same questions.")] = output.Against.base,
     data: Annotated[list[str] | None, typer.Option(help="Held-out file. May be repeated. Default: eval.data.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most questions; a random part of the data.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most questions, drawn at random from the data.")] = None,
     checkpoint: Annotated[int | None, typer.Option(metavar="STEP", help="Default: the run's best checkpoint.")] = None,
     set_: output.Set = None,
     accept_changed_base: output.AcceptChangedBase = False,
     json: output.Json = False,
 ) -> None:
-    """Ask held-out questions and print every measure before and after, with 95 % intervals.
+    """Ask held-out questions and print every measure before and after tuning, with 95 % intervals.
 
-    Writes questions, answers and verdicts to the run's folder evals/. Ctrl-C keeps what has been answered.
+    Questions, answers and verdicts are written to the run's folder evals/. Ctrl-C keeps the answers so far.
     """
     from ossia.workflows import evaluate as workflow
 

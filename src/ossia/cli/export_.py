@@ -1,4 +1,4 @@
-"""ossia export RUN"""
+"""The command `ossia export RUN`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ossia.cli.app import verb
 from ossia.workflows import export as workflow
 from ossia.workflows.export import ExpertsFormat
 
-app = verb("Merge the adapter and write a checkpoint that others load.")
+app = verb("Merge the adapter and write a checkpoint for other programs.")
 
 _TARGETS = workflow.all_targets().values()
 
@@ -27,10 +27,10 @@ def export(
             help=" ".join(f"{target.name}: {target.help}." for target in _TARGETS),
         ),
     ] = workflow.DEFAULT,
-    out: Annotated[Path | None, typer.Option(help="New folder to write. Default: in the run's exports.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new or empty folder. Default: in the run's exports.")] = None,
     experts: Annotated[
         ExpertsFormat,
-        typer.Option(help="Experts of the merged model. auto: four bits where they hold the fine-tune, else bf16."),
+        typer.Option(help="Format of the merged experts. auto: four bits if they keep the fine-tune, else bf16."),
     ] = "auto",
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint. Default: the best one.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model of an adapter folder: folder or hub id.")] = None,
@@ -38,7 +38,7 @@ def export(
     accept_changed_base: output.AcceptChangedBase = False,
     json: output.Json = False,
 ) -> None:
-    """Write a tuned model for other programs, verify it, and say what became of the fine-tune."""
+    """Write a tuned model for other programs, verify it, and print the effect of rounding on the fine-tune."""
     with output.watching() as watch:
         done = workflow.export(
             run, to=to, out=out, experts=experts, checkpoint=checkpoint, model=model, overwrite=overwrite,

@@ -1,4 +1,4 @@
-"""ossia fetch MODEL"""
+"""The command `ossia fetch MODEL`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ossia.cli import output
 from ossia.cli.app import verb
 
-app = verb("Download gpt-oss from the hub: only the files needed, resumable.")
+app = verb("Download gpt-oss from the hub, and continue interrupted downloads.")
 
 
 @app.command()
@@ -22,10 +22,10 @@ def fetch(
         str | None,
         typer.Option("--token", help="Default: $HF_TOKEN or the saved login. gpt-oss needs none.", show_default=False),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing, use files on this machine.")] = False,
     json: output.Json = False,
 ) -> None:
-    """Download a model, continuing an earlier attempt, and check it."""
+    """Download the needed files of a model and check them. An interrupted download is continued."""
     from ossia.workflows import models
 
     with output.watching() as watch:

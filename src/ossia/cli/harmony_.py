@@ -1,4 +1,4 @@
-"""ossia harmony render | parse"""
+"""The commands `ossia harmony render` and `parse`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import typer
 from ossia.cli import output
 from ossia.cli.app import verb
 
-app = verb("Turn chat messages into Harmony tokens and tokens into messages.", no_args_is_help=True)
+app = verb("Convert chat messages to Harmony tokens, and tokens to messages.", no_args_is_help=True)
 
 
 @app.command()
 def render(
     file: Annotated[str, typer.Argument(help="A chat request or a list of messages, in JSON; - for stdin.")],
     whole: Annotated[
-        bool, typer.Option("--whole", help="Everything, old thoughts too, and no <|start|>assistant at the end.")
+        bool, typer.Option("--whole", help="Render old thoughts too, and no <|start|>assistant at the end.")
     ] = False,
     order: Annotated[
         Literal["channel-first", "recipient-first"],
         typer.Option("--order", help="Header order of calls: as the model samples, or as openai-harmony writes."),
     ] = "channel-first",
-    text: Annotated[bool, typer.Option("--text", help="Print the text, control tokens spelt out.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the text, with control tokens as text.")] = False,
     model: output.Model = None,
 ) -> None:
-    """Print the tokens that the model is given to continue, as one line of JSON."""
+    """Print the token ids of the prompt that the model continues, as one line of JSON."""
     from ossia.workflows import harmony
 
     where = "stdin" if file == "-" else file
@@ -46,16 +46,16 @@ def parse(
     file: Annotated[str, typer.Argument(help="A stream on each line: [1, 2] or {'ids': [1, 2]}; - for stdin.")] = "-",
     start: Annotated[
         Literal["assistant-header", "message"],
-        typer.Option("--start", help="Streams begin after <|start|>assistant, as sampled ones do, or with <|start|>."),
+        typer.Option("--start", help="Streams begin after <|start|>assistant, like sampled ones, or with <|start|>."),
     ] = "assistant-header",
     text: Annotated[
-        bool, typer.Option("--text", help="Lines are texts, or JSON strings, with control tokens spelt out.")
+        bool, typer.Option("--text", help="Lines are texts, or JSON strings, with control tokens as text.")
     ] = False,
     model: output.Model = None,
 ) -> None:
     """Print the messages of token streams, each as one line of JSON. Any stream gives messages.
 
-    A line that is no stream is named on stderr, the others are read, and the exit code is 2.
+    A line that is not a stream is reported on stderr, and the other lines are read. Then the exit code is 2.
     """
     from ossia.errors import UserError, harmless
     from ossia.workflows import harmony
@@ -97,7 +97,7 @@ def _bytes_of(file: str) -> bytes:
 
 
 def _lines(file: str) -> Iterator[tuple[str, str]]:
-    """(place, text) of every line that is not blank."""
+    """Yield place and text of every line that is not blank."""
     lines = sys.stdin.buffer if file == "-" else _bytes_of(file).splitlines()
     name = "stdin" if file == "-" else file
     for number, line in enumerate(lines, start=1):
@@ -116,15 +116,15 @@ def _ids_of(line: str, where: str) -> list[int]:
         raise UserError(f"this is not JSON: {error}", where=where, do=do) from error
     ids = value.get("ids") if isinstance(value, dict) else value
     if not isinstance(ids, list):
-        raise UserError("this is no list of ids", where=where, do=do)
+        raise UserError("this is not a list of ids", where=where, do=do)
     for place, id in enumerate(ids):
         if type(id) is not int:
-            raise UserError(f"item {place} is no id: {json.dumps(id)[:60]}", where=where, do=do)
+            raise UserError(f"item {place} is not an id: {json.dumps(id)[:60]}", where=where, do=do)
     return ids
 
 
 def _text_of(line: str, where: str) -> str:
-    """The line itself, or what it says as a JSON string."""
+    """Return the line itself, or the value of a JSON string."""
     from ossia.errors import UserError
 
     if not line.startswith('"'):

@@ -1,4 +1,4 @@
-"""ossia make tiny | synthetic"""
+"""The commands `ossia make tiny` and `synthetic`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 app = verb("Make tiny and synthetic checkpoints for tests and rehearsals.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(help="Where to write the checkpoint.")]
+Folder = Annotated[Path, typer.Argument(help="The folder of the checkpoint.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the random weights.")]
 
 
 @app.command()
 def tiny(folder: Folder, seed: Seed = 0, json: output.Json = False) -> None:
-    """Write a gpt-oss of a few megabytes: every feature of the architecture, the real tokenizer, random weights."""
+    """Write a gpt-oss of a few megabytes with random weights.
+
+    It has every feature of the architecture, and the real tokenizer.
+    """
     from ossia.workflows import models
 
     with output.watching() as watch:
@@ -36,7 +39,10 @@ def synthetic(
     seed: Seed = 0,
     json: output.Json = False,
 ) -> None:
-    """Write a checkpoint of the published size and layout with random weights. Continues an interrupted one."""
+    """Write a checkpoint of the published size and layout with random weights.
+
+    An interrupted checkpoint is continued.
+    """
     from ossia.workflows import models
 
     with output.watching() as watch:

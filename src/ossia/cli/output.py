@@ -1,4 +1,4 @@
-"""How every command prints: results on stdout, progress on stderr, JSON when asked, nothing twice."""
+"""Printing of all commands: results on stdout, progress on stderr, JSON on request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ossia.events import Event, OnEvent
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting of the recipe. May be repeated."),
@@ -37,29 +37,29 @@ AcceptChangedBase = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Checkpoint whose tokenizer to use. Default: the published vocabulary.")
+    str | None, typer.Option("--model", help="Checkpoint with the tokenizer. Default: the published vocabulary.")
 ]
 
 
 class Against(StrEnum):
-    """Who answers beside a run: its base model, or nobody."""
+    """The model that answers beside a run: its base, or none."""
 
     base = "base"
     none = "none"
 
 
 def out() -> Console:
-    """The console for results (stdout)."""
+    """Return the console for results (stdout)."""
     return _console(stderr=False)
 
 
 def err() -> Console:
-    """The console for progress and remarks (stderr)."""
+    """Return the console for progress and remarks (stderr)."""
     return _console(stderr=True)
 
 
 def _console(*, stderr: bool) -> Console:
-    """A console that no text of other people can steer: control characters in it are shown, not obeyed."""
+    """Return a console that shows control characters and does not obey them, because texts may be malicious."""
     from rich.console import Console
 
     class Harmless(Console):
@@ -70,7 +70,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON object; dataclasses must have been made dictionaries."""
+    """Print a value as JSON. Dataclasses must be converted before. Other objects are printed as text."""
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
@@ -91,11 +91,11 @@ def table(
         justify: Any = "right" if column in right else "left"
         grid.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
     for row in rows:
-        # Cells are other people's words: what looks like markup in them is text.
+        # Cells may contain the texts of other people, so markup in them is printed as text.
         grid.add_row(*(Text("" if cell is None else harmless(str(cell))) for cell in row))
     console = out()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 1000  # a file or a pipe has no margin; one row is one line
+        console.width = 1000  # in a file or a pipe, each row is one line
     console.print(grid)
 
 
@@ -103,14 +103,14 @@ _naming_next_steps = ContextVar("naming_next_steps", default=True)
 
 
 def next_step(command: str) -> None:
-    """Name the natural next command, on stderr so that it does not disturb a pipe."""
+    """Print the command that usually comes next. It goes to stderr, so that it does not disturb a pipe."""
     if _naming_next_steps.get():
         err().print(f"next: [bold]{command}[/bold]")
 
 
 @contextmanager
 def without_next_steps() -> Iterator[None]:
-    """Keep `next_step` quiet: for a command that runs others and says itself what comes next."""
+    """Silence `next_step` in a block, for a command that runs other commands."""
     token = _naming_next_steps.set(False)
     try:
         yield
@@ -119,7 +119,7 @@ def without_next_steps() -> Iterator[None]:
 
 
 def _bars(console: Console) -> Any:
-    """rich's progress display with the columns that all bars have; it disappears at the end."""
+    """Return rich's progress display with the columns of all bars. It disappears at the end."""
     from rich import progress as rich
 
     columns = (
@@ -134,7 +134,7 @@ def _bars(console: Console) -> Any:
 
 @contextmanager
 def watching() -> Iterator[OnEvent]:
-    """Yield a callback for the events of a workflow: notes become lines, progress becomes bars, all on stderr."""
+    """Yield a callback for the events of a workflow. It prints notes as lines and progress as bars, on stderr."""
     watcher = _Watcher()
     try:
         yield watcher.watch
@@ -143,7 +143,7 @@ def watching() -> Iterator[OnEvent]:
 
 
 class _Watcher:
-    """Draws the progress of several pieces of work, one bar for each; rare lines where stderr is no terminal."""
+    """Draws one progress bar for each piece of work. If stderr is not a terminal, it prints a few lines instead."""
 
     def __init__(self) -> None:
         self._console = err()
@@ -171,7 +171,7 @@ class _Watcher:
             self._tasks[title] = self._bars.add_task(title, total=event.total)
         self._bars.update(self._tasks[title], completed=event.done, visible=not event.finished)
         if event.finished:
-            del self._tasks[title]  # the next piece of work of this name has its own total
+            del self._tasks[title]  # the next piece of work with this title has its own total
 
     def _write(self, title: str, event: Progress) -> None:
         if event.finished:
@@ -182,7 +182,7 @@ class _Watcher:
 
 
 class _Lines:
-    """Progress for log files: a line every ten seconds, so that short work prints nothing."""
+    """Progress in log files: a line every ten seconds. Short work prints nothing."""
 
     def __init__(self, title: str, total: int | None) -> None:
         self.title, self.total, self.done, self.said = title, total, 0, time.monotonic()
@@ -195,7 +195,7 @@ class _Lines:
 
 
 def size(count: float) -> str:
-    """Bytes for people: decimal units, three digits."""
+    """Return a number of bytes as text, with decimal units and three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.3g} {unit}"
@@ -204,7 +204,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Return a number of seconds as text."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

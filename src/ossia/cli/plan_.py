@@ -1,4 +1,4 @@
-"""ossia plan RECIPE"""
+"""The command `ossia plan RECIPE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ossia.cli.app import verb
 if TYPE_CHECKING:
     from ossia.workflows.plan import Plan
 
-app = verb("Say what a recipe needs in memory, time and disk, before it is spent.")
+app = verb("Estimate the memory, time and disk that a recipe needs.")
 
 
 @app.command()
@@ -22,7 +22,7 @@ def plan(
     time: Annotated[bool, typer.Option("--time/--no-time", help="Measure this machine for a few seconds.")] = True,
     json: output.Json = False,
 ) -> None:
-    """Say what a recipe needs in memory, time and disk on this machine. Exits with 3 if it does not fit."""
+    """Estimate the memory, time and disk that a recipe needs on this machine. Exits with 3 if it does not fit."""
     from ossia.workflows.plan import plan as plan_recipe
 
     with output.watching() as watch:
@@ -45,7 +45,7 @@ def print_plan(plan: Plan) -> None:
     def line(text: str) -> None:
         console.print(text, markup=False)
 
-    line(f"model     {model.name}{'' if model.folder else ' (not here yet; figures as published)'}")
+    line(f"model     {model.name}{'' if model.folder else ' (not on this machine yet; dimensions as published)'}")
     line(f"computes  on {machine.device} ({machine.device_reason}) in {machine.dtype} ({machine.dtype_reason})")
     line(f"data      {examples.source}; {examples.tokens:,} tokens, longest {examples.longest:,}")
     line(f"prefixes  {'shared' if plan.sharing.on else 'not shared'}: {plan.sharing.reason}")

@@ -1,4 +1,4 @@
-"""ossia recipes ls | show | cp | fields | schema | check"""
+"""The commands `ossia recipes ls`, `show`, `cp`, `fields`, `schema` and `check`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ls(json: output.Json = False) -> None:
 
 @app.command()
 def show(recipe: Name, set_: output.Set = None, json: output.Json = False) -> None:
-    """Print a recipe's file; with --set or --json every setting as it would run."""
+    """Print a recipe's file. With --set or --json, print the value of every setting."""
     from ossia import recipes
 
     loaded = recipes.load_recipe(recipe, set_ or [])
@@ -41,7 +41,7 @@ def show(recipe: Name, set_: output.Set = None, json: output.Json = False) -> No
         output.print_json(loaded.model_dump(mode="json"))
     else:
         text = recipes.dump(loaded) if set_ else recipes.recipe_file(recipe).read_text(encoding="utf-8")
-        print(text.rstrip())  # as it is in the file, so that it can be redirected into one
+        print(text.rstrip())  # unchanged, so that it can be redirected to a file
 
 
 @app.command()
@@ -50,7 +50,7 @@ def cp(
     to: Annotated[Path | None, typer.Argument(help="A file or a folder. Default: the current folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a recipe, with its comments, to change it."""
+    """Copy a recipe with its comments, so that you can change it."""
     from ossia import recipes
 
     output.next_step(f"ossia plan {recipes.copy(recipe, to or Path(), force=force)}")
@@ -58,14 +58,14 @@ def cp(
 
 @app.command()
 def fields(json: output.Json = False) -> None:
-    """List every setting with its default and what it does."""
+    """List every setting with its default and its meaning."""
     from ossia import recipes
 
     rows = list(recipes.recipe_fields())
     if json:
         output.print_json([{"name": name, "default": default, "help": text} for name, default, text in rows])
         return
-    output.table(("setting", "default", "what it does"), [(name, str(default), text) for name, default, text in rows])
+    output.table(("setting", "default", "meaning"), [(name, str(default), text) for name, default, text in rows])
 
 
 @app.command()
@@ -78,7 +78,7 @@ def schema() -> None:
 
 @app.command()
 def check(recipe: Name, set_: output.Set = None, json: output.Json = False) -> None:
-    """Validate a recipe. Exits with 2 and the line if something is wrong."""
+    """Validate a recipe. Exits with 2 and prints the line if something is wrong."""
     from ossia import recipes
 
     loaded = recipes.load_recipe(recipe, set_ or [])

@@ -1,4 +1,4 @@
-"""ossia rehearse MODEL"""
+"""The command `ossia rehearse MODEL`."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def rehearse(
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="Where the model is or will be; real weights serve too. Default: in Ossia's cache. It stays."
+            help="Folder of the model, which stays. Published weights may be used. Default: in Ossia's cache."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps; the first one only warms up.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps. The first one is for warming up.")] = 2,
     tokens: Annotated[int, typer.Option(min=64, help="Tokens of a step, in micro-batches of 2,048.")] = 4096,
     sequence: Annotated[int, typer.Option(min=2, max=131_072, help="Tokens of an example.")] = 512,
-    supervised: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the tokens that are trained on.")] = 0.4,
-    targets: Annotated[str, typer.Option(help="What gets an adapter, with commas between.")] = "attention,experts",
+    supervised: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the tokens that are supervised.")] = 0.4,
+    targets: Annotated[str, typer.Option(help="Targets of the adapter, with commas between.")] = "attention,experts",
     rank: Annotated[int, typer.Option(min=1, max=512, help="LoRA rank of the attention projections.")] = 16,
     expert_rank: Annotated[int, typer.Option(min=1, max=128, help="LoRA rank of the experts.")] = 8,
     set_: output.Set = None,
     json: output.Json = False,
 ) -> None:
-    """Measure a few real training steps on a full-size model with random weights, beside what the plan says of them.
+    """Measure a few real training steps on a full-size model with random weights, and compare them with the plan.
 
-    Writes the model once (13.8 GB for gpt-oss-20b), loads it, trains a LoRA adapter on random tokens and says how long
-    it took and how much memory. An interrupted rehearsal keeps what is written of the model.
+    The model is written once (13.8 GB for gpt-oss-20b). Then a LoRA adapter is trained on random tokens, and the time
+    and memory are printed. An interrupted rehearsal keeps the part of the model that is written.
     """
     from ossia.workflows.rehearse import rehearse as measure
 
@@ -63,7 +63,7 @@ def rehearse(
 
 @contextmanager
 def _watching() -> Iterator[OnEvent]:
-    """Yield a callback that draws notes and progress, and from the first event of the training on the training."""
+    """Yield a callback that draws notes and progress, and then the training from its first event."""
     from ossia.cli.train_ import Screen
     from ossia.events import Started
     from ossia.workflows.rehearse import RehearsedModel
@@ -93,7 +93,7 @@ def _announce(model: RehearsedModel) -> None:
 
 
 def _show(name: str, sequence: int, result: Rehearsal) -> None:
-    """Print what was measured beside the plan."""
+    """Print the measurements beside the plan."""
     console, plan, machine = output.out(), result.plan, result.plan.machine
     tokens = result.steps[0].tokens
     lora = result.recipe.lora
@@ -111,7 +111,7 @@ def _show(name: str, sequence: int, result: Rehearsal) -> None:
     )
     output.table(("", "measured", "planned"), _rows(result, tokens), right=("measured", "planned"))
     share = result.share_of_matmul
-    reached = "no share is given: training was faster, so the product was disturbed, or the model is too small for it"
+    reached = "training was faster, so the product was disturbed or the model is too small for a comparison"
     if share is not None:
         reached = f"training reached {share:.0%} of that"
     line(
@@ -119,8 +119,8 @@ def _show(name: str, sequence: int, result: Rehearsal) -> None:
         f"({plan.flops_per_token / 1e9:.3g} GFLOP per token)\nspeeds for the plan: {result.speed.note}"
     )
     if len(result.steps) == 1:
-        line("one step only, with cold caches: --steps 2 or more gives the speed of the steps after it")
-    line("\nthe plan's memory, line by line:")
+        line("this is one step with cold caches; --steps 2 or more gives the speed of later steps")
+    line("\nthe plan's memory:")
     rows = [(entry.name, output.size(entry.bytes), entry.how) for entry in plan.memory]
     output.table(("memory", "size", "what"), rows, right=("size",))
 
@@ -133,11 +133,11 @@ def _rows(result: Rehearsal, tokens: int) -> Iterator[tuple[Any, ...]]:
     yield "tokens per second", f"{result.tokens_per_second:,.1f}", f"{tokens / planned:,.1f}"
     if memory.cuda_allocated is not None and memory.cuda_reserved is not None:
         yield "GPU memory, tensors", output.size(memory.cuda_allocated), output.size(plan.memory_needed)
-        yield "GPU memory, held by torch", output.size(memory.cuda_reserved), None
+        yield "GPU memory, reserved by torch", output.size(memory.cuda_reserved), None
         yield "main memory", output.size(memory.resident), None
     elif memory.anonymous is not None and memory.file_backed is not None:
         mapped = plan.memory_needed - plan.memory_unmapped
-        yield "memory of its own", output.size(memory.anonymous), output.size(plan.memory_unmapped)
+        yield "own memory", output.size(memory.anonymous), output.size(plan.memory_unmapped)
         yield "pages of files", output.size(memory.file_backed), output.size(mapped)
     else:
         yield "memory, with pages of files", output.size(memory.resident), output.size(plan.memory_needed)

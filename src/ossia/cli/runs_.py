@@ -1,4 +1,4 @@
-"""ossia runs ls | show"""
+"""The commands `ossia runs ls` and `show`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def show(
     run: Annotated[str, typer.Argument(help="A run's folder, its id, a part of the id, or `last`.")],
     json: output.Json = False,
 ) -> None:
-    """Show what a run did: its losses, checkpoints, samples and evaluations."""
+    """Show the losses, notes, evaluations and exports of a run."""
     from ossia import events, runs
 
     found = runs.find_run(run)
@@ -80,7 +80,7 @@ def show(
 
 
 def sparkline(values: list[float], width: int = 48) -> str:
-    """Draw a curve with block characters, averaged down to `width` columns."""
+    """Return a curve as block characters. Values are averaged to at most `width` columns."""
     count = min(width, len(values))
     bins = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
     means = [sum(bin_) / len(bin_) for bin_ in bins]

@@ -1,4 +1,4 @@
-"""ossia train RECIPE | ossia train --resume RUN"""
+"""The commands `ossia train RECIPE` and `ossia train --resume RUN`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train(
     accept_changed_base: output.AcceptChangedBase = False,
     json: output.Json = False,
 ) -> None:
-    """Fine-tune with LoRA, or continue a run exactly where its newest checkpoint was made."""
+    """Fine-tune with LoRA, or continue a run exactly at its newest checkpoint."""
     from ossia.workflows.train import leave
     from ossia.workflows.train import train as run_training
 
@@ -59,7 +59,7 @@ def train(
 
 @contextmanager
 def _watching() -> Iterator[events.OnEvent]:
-    """Yield a callback that draws notes and progress, and the training when the data are prepared."""
+    """Yield a callback that draws notes and progress, and then the training when the data are prepared."""
     from ossia.workflows.train import TrainingPrepared
 
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def _watching() -> Iterator[events.OnEvent]:
 
 
 def _report(result: TrainResult, json: bool) -> None:
-    """Print how the run ended."""
+    """Print the result of the run."""
     run, last, summary = result.run, result.last, result.summary
     if json:
         output.print_json({"run": run.id, "path": str(run.path), "status": last.status, "reason": last.reason,
@@ -101,7 +101,7 @@ def _adapted(lora: Any) -> str:
 
 
 class Screen:
-    """Draws a run from its events: a bar with loss, speed and remaining time, and a line for whatever is worth one."""
+    """Draws a run from its events: a bar with loss, speed and remaining time, and lines for important events."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -112,7 +112,7 @@ class Screen:
         self._last_line = 0.0
 
     def header(self, ready: TrainingPrepared) -> None:
-        """Say what is about to be trained on what, and what sharing prefixes saves if that may be done."""
+        """Print the model and the data of the training, and the saving by shared prefixes if there is one."""
         recipe, tokens, trained = ready.recipe, ready.tokens, ready.trained_tokens
         self.console.print(f"{ready.run}  {recipe.description}", markup=False, style="bold")
         self.console.print(f"model {recipe.model.path}; LoRA {_adapted(recipe.lora)}", markup=False)
@@ -156,8 +156,8 @@ class Screen:
             layer = max(range(len(event.drift)), key=event.drift.__getitem__)
             mean = sum(event.drift) / len(event.drift)
             self._line(
-                f"step {event.step}: routers choose otherwise than the base in {mean:.1%} of the cases (layer {layer}: "
-                f"{event.drift[layer]:.1%}); load entropy at least {min(event.entropy):.2f}"
+                f"step {event.step}: routers choose other experts than the base in {mean:.1%} of the cases "
+                f"(layer {layer}: {event.drift[layer]:.1%}); load entropy at least {min(event.entropy):.2f}"
             )
         elif isinstance(event, events.Note):
             self._line(f"{event.level}: {event.message}")

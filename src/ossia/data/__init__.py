@@ -1,29 +1,27 @@
-"""Stage 1: files in, training examples out.
+"""The stage data: files become training examples.
 
-    sources    files, folders, hub data sets        -> rows that know their place
-    formats    rows, their format recognised        -> conversations of Harmony messages
-    checks     what is wrong, where, what to do     -> problems; a bad row never stops a good one
-    load       these three, row by row              -> conversations and problems
-    kinds      kinds of messages                    -> what the model still sees, where its turns are
-    examples   one per assistant turn               -> token ids with a weight each
-    rendered   a conversation as tokens, and its examples without a copy of what they share
-    compile    all of that on every core            -> conversations as tokens
-    cache      the same as bytes, kept for the next time
-    prepare    a recipe's section `data`            -> the examples that training takes
+    sources      files, folders and hub data sets -> rows, each with its file and line
+    loose_json   readers of JSON as data sets contain it
+    formats/     the row formats: a row -> a conversation of Harmony messages
+    kinds        kinds of messages, the context of a turn, and the message ranges of turns
+    checks       the problems of one row, each with its place and remedy
+    load         rows -> conversations and problems
+    rendered     a conversation as tokens, and its training examples without copies of their common tokens
+    examples     a conversation -> token ids with weights, and one training example per assistant turn
+    cache        compiled rows as bytes, and the folder that keeps them
+    compile      sources -> compiled conversations, on all cores
+    prepare      the section `data` of a recipe -> the examples of training and validation
+    corpus       checks across rows: near-duplicates, leaks and effort labels
+    repairs      the single repairs of a row
+    fix          a repaired copy of data sets
+    stats        token counts: lengths, trained share, channels, saving by prefix trees
+    branches     the prefix tree of a conversation's examples, for display
+    page         examples or prefix trees as one HTML file
+    views        examples or prefix trees as JSON objects
+    templates    comparison of a chat template's tokens with the renderer's
 
-    corpus     what rows show together              -> near-duplicates, leaks, labels that do not fit
-    fix        a repaired copy of data sets; `repairs` has the single repairs
-    loose_json JSON as data sets really have it
-    stats      lengths, trained share, channels, what trees would save
-    branches   the prefix tree of a conversation's examples, to look at
-    page       examples or trees as one HTML file
-    views      examples or trees as JSON, for other programs
-    templates  what a chat template makes of a conversation
-
-    compiled = compile_sources(["data.jsonl"], Vocabulary.load(folder))
-    compiled.examples[0].ids
-
-No torch in here.
+`compile_sources(["data.jsonl"], vocabulary).examples` are the training examples of a file. A row with an error is left
+out, and the other rows are still used. This package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A conversation's prefix tree for the eye: its nodes with what stands in them, what is trained there, and for whom.
+"""The prefix tree of a conversation's examples, for display.
 
-The trees are those of training (`ossia.sequences.tree`); here their nodes get back what a reader wants to know of a
-token: the channel, the weight with which it is trained, and the turns whose examples it is computed for.
+The trees are those of training (`ossia.sequences.tree`). This module adds to each node the channels and the weights of
+its tokens, and the examples that contain it.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from ossia.sequences.sharing import Saving
 from ossia.sequences.tree import Tree, grow
 
 UNDECIDED = "assistant"
-"""Channel of a header's tokens that messages on different channels begin with."""
+"""Channel of header tokens that are common to messages on different channels."""
 
 
 @dataclass(slots=True)
 class Branch:
-    """One node of n tokens. All three lists have one entry per token."""
+    """One node of n tokens. `ids`, `channels` and `weights` have one entry per token."""
 
     ids: list[int]
     position: int
-    """Place of its first token in the examples that it is part of."""
+    """Position of its first token in the examples that contain the node, from 0."""
     parent: int
-    """Index of the parent in the list of branches; -1 of a root."""
+    """Index of the parent in the list of branches. -1 for a root."""
     channels: list[str] = field(default_factory=list)
-    """As in `Example.channels`; UNDECIDED where the examples differ."""
+    """As in `Example.channels`. UNDECIDED where the examples differ."""
     weights: list[float] = field(default_factory=list)
-    """The weight of predicting the token from what comes before it, summed over the examples; 0 for what is given."""
+    """The weight of predicting the token from the tokens before it, summed over the examples. 0: not trained."""
     examples: list[Example] = field(default_factory=list)
-    """Those that it is part of, in order of their turns."""
+    """The examples that contain the node, in order of their turns."""
     children: list[Branch] = field(default_factory=list)
-    """The one that most examples go on with comes last; of equals, the one with the latest turn."""
+    """Sorted by the number of examples, most last. Among equals, the child with the latest turn is last."""
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens with a weight above 0."""
+        """The number of tokens with a weight above 0."""
         return sum(weight > 0 for weight in self.weights)
 
 
@@ -50,20 +50,20 @@ class Forest:
     """The trees of a conversation's examples."""
 
     branches: list[Branch]
-    """All nodes, depth first, each before its children."""
+    """All nodes in depth-first order. Each node precedes its children."""
     tokens: int
-    """Tokens that training computes when the examples share what they begin with."""
+    """The number of tokens that training computes when the examples share their common prefixes."""
     unshared: int
-    """Tokens of the examples laid end to end."""
+    """The number of tokens of all examples without sharing."""
 
     @property
     def saving(self) -> Saving:
-        """What sharing leaves of the conversation."""
+        """The token counts without and with shared prefixes."""
         return Saving(self.unshared, self.tokens)
 
     @property
     def roots(self) -> list[Branch]:
-        """One per way in which the examples begin; as a rule a single one."""
+        """The nodes without a parent. There is one per distinct first token, usually a single one."""
         return [branch for branch in self.branches if branch.parent < 0]
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Forest:
 
 
 def forest(examples: Sequence[Example]) -> Forest:
-    """Grow the trees of some examples."""
+    """Return the prefix trees of some examples."""
     branches: list[Branch] = []
     tokens = unshared = 0
     for tree in grow(examples):
@@ -82,7 +82,7 @@ def forest(examples: Sequence[Example]) -> Forest:
 
 
 def _of_tree(tree: Tree, examples: Sequence[Example], first: int) -> list[Branch]:
-    """The branches of a tree; the first gets the index `first` in the whole list."""
+    """Return the branches of a tree. `first` is the index of its first branch in the list of all branches."""
     made = [
         Branch(list(node.ids), node.position, node.parent + first if node.parent >= 0 else -1) for node in tree.nodes
     ]
@@ -107,14 +107,15 @@ def _add(branch: Branch, example: Example, channels: Sequence[str], weights: Seq
     for place in range(len(branch.ids)):
         before, channel = branch.channels[place], channels[branch.position + place]
         branch.channels[place] = channel if before in ("", channel) else UNDECIDED
-        # What comes first is never predicted.
+        # The first token of an example is never predicted.
         branch.weights[place] += weights[branch.position + place] if branch.position + place else 0.0
 
 
 def whose(branch: Branch, total: int) -> str:
-    """The turns that a branch is computed for, as in `turn 3` or `turns 3-7, shared by 5 examples`.
+    """Return the turns whose examples contain a branch, such as `turn 3` or `turns 3-7, shared by 5 examples`.
 
-    `total` is the number of examples in all.
+    Args:
+        total: the number of examples of the whole conversation.
     """
     count, turns = len(branch.examples), sorted({example.turn + 1 for example in branch.examples})
     if total == 1:
@@ -133,21 +134,21 @@ def whose(branch: Branch, total: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Tokens [start, stop) of a branch that are of one message, or the part of a message that stands there."""
+    """Tokens [start, stop) of a branch that belong to one message. The message may begin or end in other branches."""
 
     start: int
     stop: int
     name: str
-    """Role or channel, with the recipient of a call and the tool of a result."""
+    """The channel (or role). A tool result also has the name of its tool, and a call has its recipient."""
     channel: str
     text: str
-    """What the message says, without header and closing token, on one line."""
+    """The text of the tokens without header and closing token, on one line."""
     goes_on: bool
-    """Whether the message began in a branch before."""
+    """Whether the message began in an earlier branch."""
 
 
 def stretches(branch: Branch, vocabulary: Vocabulary) -> Iterator[Stretch]:
-    """Cut a branch into messages."""
+    """Yield the messages of a branch, or the parts of them that are in the branch."""
     ids = branch.ids
     starts = [place for place, id in enumerate(ids) if id == START]
     bounds = sorted({0, *starts, len(ids)})

@@ -1,12 +1,13 @@
-"""Compiled rows of one chunk as bytes, which a worker hands back, and the folder that keeps them for the next time.
+"""Compiled rows of one chunk as bytes (a shard), and the folder that keeps shards for later runs.
 
-Layout of a shard: eight bytes (big-endian) with the length n of the JSON; n bytes of JSON; then, per conversation, its
-tokens and its bounds as 32-bit integers of the machine, followed by those of its alternatives. Nothing in it names the
-file: the same rows elsewhere are the same shard.
+Worker processes return shards. A shard has eight bytes (big-endian) with the length n of the JSON, then n bytes of
+JSON, then the arrays. Each conversation has its tokens and its bounds as 32-bit integers in the byte order of the
+machine, followed by those of its alternatives. A shard does not contain the name of the file. Equal rows of different
+files have equal shards.
 
-In the cache its name is the hash of everything that decides what it holds: the rows' bytes, the settings, the
-vocabulary and the compiler's own source text. So nothing has to be cleared by hand after a change of any of them. Rows
-that were added to a file leave the chunks before them as they were.
+The name of a shard in the cache is a hash. It covers the bytes of the rows, the settings, the vocabulary and the source
+text of the compiler. So a change of one of these needs no manual clearing of the cache. Rows that are appended to a
+file do not change the chunks before them.
 """
 
 from __future__ import annotations
@@ -32,25 +33,31 @@ from ossia.errors import Problem
 from ossia.files import cache_folder, write_atomically
 
 _WITHOUT_EFFECT = {"train", "validation", "validation_share", "strict", "cache"}
-"""Settings that decide which rows are compiled and what becomes of them then, but not what a row compiles to."""
+"""Settings that do not change the compiled form of a row. They select the rows, or apply after compiling."""
 MOST_BYTES = 4 << 30
-"""Beyond this the chunks that were not used for longest are removed."""
+"""The largest size of the cache in bytes. Above it the least recently used shards are removed."""
 
 _PROBLEM = ("level", "code", "what", "do", "path")
 
 
 @dataclass(slots=True)
 class Shard:
-    """What became of a chunk's rows. They are named by their index in the chunk: a cached shard fits anywhere."""
+    """The results of a chunk's rows.
+
+    A row is identified by its index in the chunk. So a cached shard is valid at any place in any file.
+    """
 
     rows: int = 0
     formats: dict[str, int] = field(default_factory=dict)
+    """Format -> rows."""
     conversations: list[tuple[int, Rendered]] = field(default_factory=list)
+    """Index of the row, and its usable conversation."""
     problems: list[tuple[int, Problem]] = field(default_factory=list)
+    """Index of the row, and a problem without its file and line."""
 
 
 def pack_shard(shard: Shard) -> bytes:
-    """A shard as bytes."""
+    """Return a shard as bytes, in the layout of the module's docstring."""
     head = {
         "order": sys.byteorder,
         "rows": shard.rows,
@@ -71,7 +78,7 @@ def pack_shard(shard: Shard) -> bytes:
 
 
 def _head(made: Rendered) -> tuple[object, ...]:
-    """What the JSON says of some messages; `_Arrays.rendered` takes it back."""
+    """Return the part of some messages that is stored in the JSON. `_Arrays.rendered` reads it."""
     return made.kinds, made.labels, _unless_plain(made), len(made.tokens)
 
 
@@ -80,10 +87,14 @@ def _alternative_head(one: Alternative) -> tuple[object, ...]:
 
 
 def unpack_shard(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Shard:
-    """The shard in `data`, its rows named by `file` and the number of each row in it.
+    """Return the shard in `data`.
+
+    Args:
+        file: the file of the rows, for the places of conversations and problems.
+        numbers: the number of each row of the chunk in that file.
 
     Raises:
-        ValueError: the bytes are not those of a whole shard of this machine.
+        ValueError: the bytes are not a complete shard, or were written on a machine with another byte order.
     """
     size = int.from_bytes(data[:8], "big")
     head = json.loads(data[8 : 8 + size])
@@ -108,13 +119,13 @@ def unpack_shard(data: bytes, file: str = "", numbers: Sequence[int] = ()) -> Sh
 
 
 class _Arrays:
-    """Reads the arrays behind a shard's JSON, one after the other."""
+    """A reader of the arrays that follow a shard's JSON. Each call reads the next ones."""
 
     def __init__(self, data: bytes, place: int) -> None:
         self._view, self._place = memoryview(data), place
 
     def rendered(self, kinds: str, labels: list[str], weights: list[float] | None, count: int) -> Rendered:
-        """The next messages: `count` tokens, and what the JSON says of them."""
+        """Return the next messages, from `count` tokens, their bounds and their values in the JSON."""
         tokens, bounds = self._next(count), self._next(4 * len(kinds))
         weights = weights if weights is not None else _plain(kinds)
         return Rendered("", kinds, tokens, bounds, list(map(sys.intern, labels)), weights)
@@ -130,12 +141,12 @@ class _Arrays:
 
 
 def bare(problem: Problem) -> Problem:
-    """A problem without its place in a file."""
+    """Return the problem without its file and line."""
     return dataclasses.replace(problem, file="", line=0)
 
 
 def _plain(kinds: str) -> list[float]:
-    """The weights of messages that nobody has weighted."""
+    """Return the default weights: 1 for messages of the assistant, 0 for others."""
     return [1.0 if kind in ASSISTANT else 0.0 for kind in kinds]
 
 
@@ -144,7 +155,7 @@ def _unless_plain(made: Rendered) -> list[float] | None:
 
 
 class Cache:
-    """Packed shards by chunk, for one way of compiling."""
+    """The packed shards of chunks, for one combination of settings and vocabulary."""
 
     def __init__(self, settings: DataSection, vocabulary_digest: str, folder: Path | None = None) -> None:
         choices = json.dumps(settings.model_dump(exclude=_WITHOUT_EFFECT), sort_keys=True)
@@ -152,7 +163,7 @@ class Cache:
         self._folder = folder or cache_folder() / "compiled"
 
     def read(self, chunk: Chunk) -> Shard | None:
-        """The shard of a chunk; None if it is not there or damaged."""
+        """Return the shard of a chunk, or None if it is missing or damaged."""
         path = self._path(chunk)
         try:
             shard = unpack_shard(path.read_bytes(), chunk.file, chunk.numbers)
@@ -162,14 +173,14 @@ class Cache:
         return shard
 
     def write(self, chunk: Chunk, data: bytes) -> None:
-        """Keep a packed shard. A full disk or a folder without write permission is no reason to stop."""
+        """Write a packed shard. OS errors are ignored, such as a full disk or a folder without write permission."""
         path = self._path(chunk)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
 
     def trim(self, most: int = MOST_BYTES) -> None:
-        """Remove the shards that were not used for longest until the rest has at most `most` bytes."""
+        """Remove the least recently used shards, so that the rest has at most `most` bytes. OS errors are ignored."""
         with suppress(OSError):
             found = sorted(self._entries(), reverse=True)
             total = 0
@@ -192,7 +203,7 @@ class Cache:
 
 @functools.lru_cache(maxsize=1)
 def compiler_digest() -> str:
-    """A hash of the source text that turns rows into tokens and problems."""
+    """Return a hash of the source text that determines the tokens and problems of a row."""
     digest = hashlib.sha256()
     ossia = Path(__file__).parent.parent
     files = (path for folder in ("harmony", "data") for path in sorted((ossia / folder).rglob("*.py")))

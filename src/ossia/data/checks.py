@@ -1,4 +1,4 @@
-"""What is wrong with one row, with the place and the remedy. What several rows show together is in `corpus`.
+"""The problems of one row, each with its place and remedy. The checks across rows are in `corpus`.
 
 Codes of errors (the row is left out):
     not-json  not-an-object  unknown-format  column  too-deep  unknown-role  unknown-channel  header  not-text  tools
@@ -37,7 +37,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_conversation(conversation: Conversation, settings: DataSection = DataSection()) -> list[Problem]:
-    """Problems of one converted row, without their file and line (see `place`)."""
+    """Return the problems of one converted row, without their file and line (see `place`)."""
     messages = conversation.messages
     kinds = kinds_of(messages)
     turns = turns_of(kinds)
@@ -53,7 +53,7 @@ def check_conversation(conversation: Conversation, settings: DataSection = DataS
 
 
 def _order(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int]]) -> Iterator[Problem]:
-    """What the sequence of messages lacks."""
+    """Yield warnings about turns without an answer, misplaced thoughts and empty answers."""
     last = messages[-1]
     if last.role != "assistant":
         yield _warning("last-not-assistant", f"the last message is of role {last.role}: nothing answers it", last)
@@ -76,7 +76,7 @@ def _order(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int
 
 
 def _thoughts(messages: tuple[Message, ...], kinds: str, turns: list[tuple[int, int]]) -> Iterator[Problem]:
-    """Turns that teach to answer without thinking."""
+    """Yield a warning if trained turns have no chain of thought."""
     trained = [turn for turn in turns if any(_is_trained(message) for message in messages[slice(*turn)])]
     without = [turn for turn in trained if THINKING.isdisjoint(kinds[slice(*turn)])]
     if without:
@@ -92,10 +92,10 @@ def _is_trained(message: Message) -> bool:
 
 
 def without_dangling_calls(conversation: Conversation) -> tuple[Conversation, list[Problem]]:
-    """The conversation without calls behind which the assistant goes on speaking although no result came.
+    """Return the conversation without calls that have no result before the assistant's next message, and warnings.
 
-    Behind `<|call|>` the model stops, and a server goes on only with a result: what follows such a call is never
-    sampled. A call at the end of a conversation, or before a person interrupts, stays.
+    The model stops after `<|call|>`, and a server continues only with a result. So the model never samples a message
+    that directly follows a call. A call at the end of a conversation, or before a message of the user, stays.
     """
     messages = conversation.messages
     dangling = {
@@ -105,7 +105,7 @@ def without_dangling_calls(conversation: Conversation) -> tuple[Conversation, li
     }
     if not dangling:
         return conversation, []
-    what, do = "a call without a result, behind which the assistant goes on: left out", "give the call its tool message"
+    what, do = "a call without a result, after which the assistant goes on: left out", "give the call its tool message"
     problems = [_warning("call-without-result", what, messages[index], do) for index in sorted(dangling)]
     kept = tuple(message for index, message in enumerate(messages) if index not in dangling)
     prompt = conversation.prompt
@@ -114,7 +114,7 @@ def without_dangling_calls(conversation: Conversation) -> tuple[Conversation, li
 
 
 def _texts(conversation: Conversation) -> Iterator[Problem]:
-    """What stands in the texts and should not."""
+    """Yield warnings about control tokens, markup of other formats and lone surrogates in the texts."""
     for message in (*conversation.messages, Message("developer", conversation.instructions or "")):
         text = message.content
         if "<|" in text and (found := _SPECIAL.search(text)):
@@ -122,25 +122,25 @@ def _texts(conversation: Conversation) -> Iterator[Problem]:
             yield _warning("special-tokens", what, message, "remove it if it is a leftover")
         elif message.role == "assistant" and (found := _FOREIGN.search(text)):
             what = f"the text contains {found[0].strip()}, markup of another model or format: trained as plain text"
-            yield _warning("foreign-markup", what, message, "take it apart, or name the row's format in data.format")
+            yield _warning("foreign-markup", what, message, "take it apart, or set the row's format in data.format")
         if not text.isascii() and _SURROGATE.search(text):
             what = "half a surrogate pair in the text becomes U+FFFD"
             yield _warning("lone-surrogate", what, message, r"write both halves: \ud83d\ude00")
 
 
 def _calls(conversation: Conversation, kinds: str) -> Iterator[Problem]:
-    """Calls of tools that are not declared, and arguments that their schema does not allow."""
+    """Yield warnings about calls of undeclared tools, and about arguments that do not fit the tool's schema."""
     declared = {tool.name: tool.parameters for tool in conversation.tools}
-    # Raw Harmony text announces its tools itself.
+    # In raw Harmony text the tools are declared inside the developer message, which stays text.
     literal = conversation.system is None and kinds.startswith(MessageKind.LASTING)
-    told: set[str] = set()  # a tool whose schema is no good is named once
+    told: set[str] = set()  # a tool with an invalid schema is reported once
     for message, kind in zip(conversation.messages, kinds, strict=True):
         if kind not in CALLS or not (message.recipient or "").startswith("functions.") or literal:
             continue
         name = str(message.recipient).removeprefix("functions.")
         if name not in declared:
             known = f"declared are {', '.join(declared)}" if declared else "the row declares no tools"
-            do = f"add {name} to `tools`: the model must see what it may call"
+            do = f"add {name} to `tools`: the model must see the tools that it may call"
             yield _warning("undeclared-tool", f"a call of {name}, which is not declared ({known})", message, do)
         elif (schema := declared[name]) is not None and name not in told:
             for problem in _arguments(message, name, schema):
@@ -151,31 +151,31 @@ def _calls(conversation: Conversation, kinds: str) -> Iterator[Problem]:
 def _arguments(message: Message, name: str, schema: Any) -> Iterator[Problem]:
     try:
         value = json.loads(message.content)
-    except (ValueError, RecursionError):  # reported where it was read
+    except (ValueError, RecursionError):  # reported by the format's reader
         return
     try:
         validator = _validator(json.dumps(schema))
     except (ValueError, TypeError, RecursionError) as failure:
         validator = f"{type(failure).__name__}: {failure}"[:120]
     if isinstance(validator, str):
-        what = f"the parameters of {name} are no valid JSON Schema: {validator}"
-        yield _warning("tool-schema", what, message, "mend `parameters` of the tool")
+        what = f"the parameters of {name} are not a valid JSON Schema: {validator}"
+        yield _warning("tool-schema", what, message, "correct `parameters` of the tool")
         return
     try:
         error = next(validator.iter_errors(value), None)
-    except Exception as failure:  # an unresolvable $ref, a pattern that is no regular expression
+    except Exception as failure:  # such as a $ref that cannot be resolved, or an invalid regular expression as pattern
         what = f"the parameters of {name} cannot be checked: {str(failure)[:120]}"
-        yield _warning("tool-schema", what, message, "mend `parameters` of the tool")
+        yield _warning("tool-schema", what, message, "correct `parameters` of the tool")
         return
     if error is not None:
         where = f" at {error.json_path}" if error.json_path != "$" else ""
         what = f"the arguments of {name} do not fit its schema{where}: {error.message[:160]}"
-        yield _warning("arguments-schema", what, message, "mend the arguments or the schema")
+        yield _warning("arguments-schema", what, message, "correct the arguments or the schema")
 
 
 @functools.lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    """A validator for a schema given as JSON, or the reason why it is none."""
+    """Return a validator for a schema in JSON, or the reason (a text) why the schema is invalid."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import validator_for
@@ -191,7 +191,7 @@ def _validator(schema: str) -> Any:
 
 
 def _nullable(schema: Any) -> Any:
-    """OpenAPI's `nullable: true`, which the renderer shows to the model, in the words of JSON Schema."""
+    """Return a schema with OpenAPI's `nullable: true` in JSON Schema's terms. The renderer shows it to the model."""
     if isinstance(schema, list):
         return [_nullable(item) for item in schema]
     if not isinstance(schema, dict):
@@ -206,13 +206,18 @@ def _nullable(schema: Any) -> Any:
 
 
 class Duplicates:
-    """Finds conversations that were there before."""
+    """A search for exact repeats among the conversations checked so far."""
 
     def __init__(self) -> None:
         self._seen: dict[bytes, str] = {}
 
     def check(self, content: str, source: str) -> list[Problem]:
-        """A warning if the same content came before, under whatever name."""
+        """Return a warning if an earlier call had the same content, and remember the content.
+
+        Args:
+            content: a text that is equal for equal conversations.
+            source: the place of the row, such as `data.jsonl:17`.
+        """
         data = content.encode("utf-8", "surrogatepass")
         first = self._seen.setdefault(hashlib.blake2b(data, digest_size=16).digest(), source)
         if first is source:
@@ -222,7 +227,7 @@ class Duplicates:
 
 
 def place(problem: Problem, source: str) -> Problem:
-    """The same problem with file and line, taken from a source such as `data.jsonl:17`."""
+    """Return the problem with the file and line of a source such as `data.jsonl:17`."""
     file, _, line = source.rpartition(":")
     return dataclasses.replace(problem, file=file or source, line=int(line) if line.isdigit() else 0)
 

@@ -1,9 +1,9 @@
-"""Files to training examples, on all cores, and only once.
+"""Compiling: sources become conversations as tokens, on all cores and with a cache.
 
     chunk of rows -> [cache] or [worker: JSON, format, checks, tokens] -> shard -> conversations and problems, in order
 
-Workers are processes of their own (spawned, so that nothing of the caller's state, such as torch's threads, is copied).
-A megabyte or two is compiled in this process, because starting others would take longer.
+Workers are separate processes. They are spawned, so that no state of the caller (such as torch's threads) is copied.
+About three megabytes are compiled in this process, because starting workers would take longer.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ from ossia.harmony.conversation import Conversation
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 SMALL = 3 * CHUNK_BYTES
-"""Sources up to this size are compiled without further processes."""
+"""Sources of at most this size in bytes are compiled without worker processes."""
 
 OnBytes = Callable[[int], None]
-"""Told how many bytes of rows were compiled since the last call."""
+"""A progress callback. It gets the number of bytes of rows compiled since the last call."""
 
 
 @dataclass(slots=True)
 class Compiled(Findings):
-    """Conversations as tokens, in the order of their rows, and what was found on the way."""
+    """Compiled conversations in the order of their rows, with the problems and the counts of the rows."""
 
     conversations: list[Rendered] = field(default_factory=list)
     usable: int = 0
-    """Conversations before those of sources with a weight were repeated or drawn from."""
+    """The number of conversations before the weights of the sources were applied."""
     cached: int = 0
-    """Conversations that came from the cache."""
+    """The number of conversations that were read from the cache."""
 
     @property
     def examples(self) -> list[Example]:
-        """All training examples."""
+        """All training examples, in the order of the conversations and their turns."""
         return [example for conversation in self.conversations for example in conversation.examples]
 
 
 class Compiling(NamedTuple):
-    """What became of one row. `rendered` is None if it cannot be used; the problems say why."""
+    """The result of compiling one row. If the row cannot be used, `rendered` is None and the problems give the reason."""
 
     row: Row
     problems: list[Problem]
@@ -76,15 +76,19 @@ def compile_sources(
     seed: int = 0,
     progress: OnBytes | None = None,
 ) -> Compiled:
-    """Compile files, folders and hub data sets.
+    """Return the compiled conversations of files, folders and hub data sets.
+
+    A row with an error is left out and reported, unless `settings.strict`.
 
     Args:
-        workers: processes to use. More than one needs a main module that can be imported (see multiprocessing).
-        cache: use what was compiled before, and keep what is compiled now.
-        seed: chooses the conversations of sources with a weight that is no whole number.
+        settings: the section `data` of a recipe. Its `train` and `validation` are ignored.
+        workers: number of processes. More than one needs a main module that can be imported (see multiprocessing).
+        cache: whether to read shards of earlier runs, and to write those of this run.
+        seed: seed for the choice of conversations if the weight of a source is not a whole number.
+        progress: a callback that gets the number of bytes compiled since its last call.
 
     Raises:
-        UserError: a source cannot be read at all; or, with `settings.strict`, the first row with an error.
+        UserError: a source cannot be read at all. With `settings.strict`, also the first row with an error.
     """
     compiled, duplicates, rng = Compiled(), Duplicates(), random.Random(seed)
     drawn: list[Rendered] = []
@@ -112,7 +116,7 @@ def compile_sources(
 
 
 def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSection) -> Compiling:
-    """Check and render one row."""
+    """Return one row, checked and rendered."""
     problems, conversation, format = read_row(row, settings)
     if conversation is None:
         return Compiling(row, problems, None, None, format)
@@ -134,7 +138,14 @@ def compile_row(row: Row, vocabulary: Vocabulary, settings: DataSection) -> Comp
 def compile_rows(
     source: DataSource, vocabulary: Vocabulary, settings: DataSection, only: int | None = None
 ) -> Iterator[Compiling]:
-    """Compile a source row by row, in this process, as the rows are asked for: to look at some, or at line `only`."""
+    """Yield the compiled rows of a source, one by one, in this process. They are compiled during iteration.
+
+    Args:
+        only: the line number of the only row to compile. None: all rows.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
     own = settings_for(source, settings)
     for chunk in read_chunks(source):
         for _, row in chunk.rows(only) if only is None or only in chunk.numbers else ():
@@ -142,12 +153,12 @@ def compile_rows(
 
 
 def usable_cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSection) -> Shard:
-    """Compile the rows of a chunk."""
+    """Return the compiled rows of a chunk."""
     shard, formats = Shard(), Counter[str]()
     for index, row in chunk.rows():
         shard.rows += 1
@@ -162,7 +173,11 @@ def compile_chunk(chunk: Chunk, vocabulary: Vocabulary, settings: DataSection) -
 
 
 def _facts(conversation: Conversation, made: Rendered) -> dict[str, object]:
-    """What checks and statistics of the whole corpus want to know beside the tokens."""
+    """Return the facts of a row that the checks across rows and the statistics need in addition to the tokens.
+
+    They are a digest of the content, and if known: effort, score, number of tools, calls per recipient and reasoning
+    language. The values can be written as JSON.
+    """
     begin = made.begin(1) if conversation.system is not None and made.kinds else 0
     content = made.tokens[begin:].tobytes() + repr(conversation.rejected).encode("utf-8", "surrogatepass")
     facts: dict[str, object] = {"digest": hashlib.blake2b(content, digest_size=16).hexdigest()}
@@ -180,7 +195,7 @@ def _facts(conversation: Conversation, made: Rendered) -> dict[str, object]:
 
 
 def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: DataSection) -> None:
-    """Add a shard to what was compiled before it."""
+    """Add a shard to the conversations compiled so far. With `settings.strict`, raise its first error."""
     compiled.rows += shard.rows
     compiled.formats.update(shard.formats)
     for _, made in shard.conversations:
@@ -193,7 +208,7 @@ def _take(shard: Shard, compiled: Compiled, duplicates: Duplicates, settings: Da
 
 
 def _first(shard: Shard, count: int | None) -> Shard:
-    """The rows of a shard up to its conversation number `count`; all of them for None."""
+    """Return the rows of a shard up to its conversation number `count`, or all rows for None."""
     if count is None or count >= len(shard.conversations):
         return shard
     last = shard.conversations[count - 1][0]
@@ -205,7 +220,10 @@ def _first(shard: Shard, count: int | None) -> Shard:
 
 
 def _weighted(conversations: list[Rendered], weight: float, rng: random.Random) -> list[Rendered]:
-    """Each conversation as often as the weight's whole part says; of the rest, that share of them, at least one."""
+    """Return the conversations with repeats: each floor(weight) times, plus a random share of them.
+
+    The share is the fractional part of the weight. A weight below 1 gives at least one conversation.
+    """
     whole = int(weight)
     count = round((weight - whole) * len(conversations))
     if not whole and conversations:
@@ -222,7 +240,7 @@ def _shards(
     cache: Cache | None,
     progress: OnBytes | None,
 ) -> Generator[tuple[Shard, bool], None, None]:
-    """The shards of a source in order, and whether each came from the cache."""
+    """Yield the shards of a source in order, each with whether it came from the cache."""
     able = workers > 1 and vocabulary.folder is not None
     with _Pool(workers if able else 0, vocabulary, settings, at_once=total_bytes(source) > SMALL) as pool:
         waiting: deque[tuple[Chunk, Shard | None, Future[bytes] | None]] = deque()
@@ -244,10 +262,11 @@ def _shards(
 
 
 class _Pool:
-    """Processes that compile chunks; with no workers, and for the first few chunks, this process does it itself.
+    """Processes that compile chunks. Without workers, and for the first chunks, this process compiles them.
 
-    `at_once`: it is known that there is much to do. Where it is not (a hub data set, a compressed file), the processes
-    are started once there was.
+    Args:
+        at_once: whether to start the processes with the first chunk, because the source is known to be large. Otherwise
+            they start after `SMALL` bytes, because the size may be unknown (such as of a hub data set).
     """
 
     def __init__(self, workers: int, vocabulary: Vocabulary, settings: DataSection, at_once: bool) -> None:
@@ -270,7 +289,7 @@ class _Pool:
             return None
 
     def result(self, chunk: Chunk, future: Future[bytes] | None) -> bytes:
-        """The packed shard; made here if the worker that had the chunk was killed."""
+        """Return the packed shard. If the worker of the chunk was killed, this process compiles the chunk."""
         if future is not None:
             try:
                 return future.result()
@@ -291,13 +310,13 @@ _worker: tuple[Vocabulary, DataSection] | None = None
 
 def _start_worker(folder: str, settings: DataSection) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = Vocabulary.load(folder), settings
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers to end."""
+    """End this worker when its parent ends, because a killed parent cannot stop its workers."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,7 +1,8 @@
-"""What only many rows together show: near-duplicates, test rows that training has seen, effort labels that do not fit.
+"""Checks across rows: near-duplicates, test rows that are in the training data, and implausible effort labels.
 
-Near-duplicates are found by MinHash (Broder 1997) on runs of five tokens, with bands (Leskovec, Rajaraman, Ullman,
-Mining of Massive Datasets, 3.4), and each pair is then compared in full, so that what is reported is true.
+Candidates for near-duplicates are found by MinHash (Broder 1997) on runs of five tokens, with bands. Source: Leskovec,
+Rajaraman, Ullman, Mining of Massive Datasets, section 3.4. Each pair is then compared in full, so every reported share
+is exact up to hash collisions.
 """
 
 from __future__ import annotations
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 SIMILAR = 0.8
-"""Share of common five-token runs (Jaccard index) from which two conversations are near-duplicates."""
+"""Two conversations are near-duplicates from this Jaccard index of their sets of five-token runs."""
 _RUN, _BANDS, _ROWS = 5, 16, 4
-_FEWEST_RUNS = 16  # shorter conversations are alike by chance
-_CANDIDATES = 8  # conversations of one band that are compared in full
+_FEWEST_RUNS = 16  # shorter conversations can be similar by chance, and are not compared
+_CANDIDATES = 8  # most conversations that are kept per band and value
 _MARGIN = 0.25  # four standard deviations of the estimate from 64 places
 LONG_FOR_LOW, SHORT_FOR_HIGH = 1000, 24
-"""Mean tokens of a turn's thoughts from which `low` is doubted, and up to which `high` is."""
+"""Mean tokens of thought per trained turn. Above the first the label `low` is reported, up to the second `high`."""
 
 
 def near_duplicates(conversations: Iterable[Rendered], advance: Callable[[int], None] | None = None) -> list[Problem]:
-    """A warning for every conversation that is nearly one before it. Exact duplicates are left to `Duplicates`."""
+    """Return a warning for every conversation that is similar to an earlier one, but not equal to it.
+
+    `ossia.data.checks.Duplicates` reports the equal ones.
+
+    Args:
+        advance: a progress callback, called with 1 for each conversation.
+    """
     index, problems = _Similar(), []
     for conversation in conversations:
         if advance is not None:
@@ -116,7 +123,11 @@ def leak_summary(found: Sequence[Leak], tested: int, name: str) -> str:
 
 
 def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:
-    """Warnings about effort labels that the length of the thoughts contradicts."""
+    """Return warnings about effort labels that do not fit the length of the thoughts.
+
+    Single rows are compared with `LONG_FOR_LOW` and `SHORT_FOR_HIGH`. The medians of the labels are compared with each
+    other.
+    """
     lengths: dict[str, list[float]] = defaultdict(list)
     problems = []
     for conversation in conversations:
@@ -142,7 +153,7 @@ def effort_labels(conversations: Sequence[Rendered]) -> list[Problem]:
 
 @dataclass(slots=True)
 class _Seen:
-    """A conversation that was added, and its MinHash signature."""
+    """An added conversation with its MinHash signature (uint64 [_BANDS * _ROWS], or empty)."""
 
     conversation: Rendered
     signature: np.ndarray
@@ -150,7 +161,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Similar:
-    """Conversations by the bands of their MinHash signatures."""
+    """An index of conversations by the bands of their MinHash signatures."""
 
     buckets: dict[tuple[int, bytes], list[_Seen]] = field(default_factory=lambda: defaultdict(list))
 
@@ -162,16 +173,17 @@ class _Similar:
                 self.buckets[band].append(seen)
 
     def find(self, conversation: Rendered, add: bool = False) -> tuple[Rendered, float] | None:
-        """The most similar conversation that was added, with its Jaccard index, if that is at least `SIMILAR`.
+        """Return the most similar added conversation with its Jaccard index, or None if all are below `SIMILAR`.
 
-        `add`: if there is none, this one is added.
+        Args:
+            add: whether to add this conversation if there is no similar one.
         """
         runs = _runs(conversation)
         signature = _signature(runs)
         candidates = {id(seen): seen for band in _bands(signature) for seen in self.buckets.get(band, ())}
         best: tuple[Rendered, float] | None = None
         for seen in candidates.values():
-            # The share of equal places estimates the Jaccard index; far below the bound nothing needs comparing.
+            # The share of equal places estimates the Jaccard index. Far below the bound no comparison is needed.
             if (seen.signature == signature).mean() < SIMILAR - _MARGIN:
                 continue
             share = _jaccard(runs, _runs(seen.conversation))
@@ -183,7 +195,7 @@ class _Similar:
 
 
 def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Common runs over all runs, of two sorted arrays without repeats."""
+    """Return the size of the intersection over that of the union, of two arrays without repeats."""
     import numpy as np
 
     common = len(np.intersect1d(first, second, assume_unique=True))
@@ -191,7 +203,10 @@ def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _runs(conversation: Rendered) -> np.ndarray:
-    """Hashes (uint64) of all runs of five tokens in what is said, without system and developer messages."""
+    """Return the sorted hashes (uint64, without repeats) of all runs of five tokens in the contents.
+
+    System and developer messages are left out. Fewer than `_FEWEST_RUNS` runs give an empty array.
+    """
     import numpy as np
 
     said = [
@@ -211,10 +226,10 @@ def _runs(conversation: Rendered) -> np.ndarray:
 
 
 def _signature(runs: np.ndarray) -> np.ndarray:
-    """MinHash signature [_BANDS * _ROWS] of sorted hashes; empty for none.
+    """Return the MinHash signature (uint64 [_BANDS * _ROWS]) of sorted hashes. It is empty if there are none.
 
-    One permutation serves all places (Li, Owen, Zhang 2012): hashes are cut into as many ranges, and the least hash of
-    a range, or of the next one that has any, is its value. `runs` is sorted, so that is a search.
+    One permutation serves all places (Li, Owen, Zhang 2012). The hash values are divided into one range per place. The
+    value of a place is the least hash of its range, or that of the next range with a hash. A binary search finds it.
     """
     import numpy as np
 
@@ -225,14 +240,14 @@ def _signature(runs: np.ndarray) -> np.ndarray:
 
 
 def _bands(signature: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """The bands of a signature: conversations that share one are worth comparing."""
-    # Neighbouring ranges share values when there are few runs; a band takes places far apart.
+    """Yield the bands of a signature, each with its number. Conversations with a common band are compared."""
+    # With few runs neighbouring places have equal values. So a band consists of places that are far apart.
     for band in range(_BANDS if len(signature) else 0):
         yield band, signature[band::_BANDS].tobytes()
 
 
 def _question(conversation: Rendered) -> bytes | None:
-    """A hash of all that the developer and people said; None if no person said anything."""
+    """Return a hash of the messages of developer and user, or None if the user wrote nothing."""
     digest, asked = hashlib.blake2b(digest_size=16), False
     for index, kind in enumerate(conversation.kinds):
         is_user = kind == MessageKind.USER
@@ -244,7 +259,7 @@ def _question(conversation: Rendered) -> bytes | None:
 
 
 def _mean_thought(conversation: Rendered) -> float | None:
-    """Mean tokens of thought in a trained turn that has any."""
+    """Return the mean tokens of thought over the trained turns with thoughts, or None if there are none."""
     totals = [
         sum(
             conversation.length(i)

@@ -1,16 +1,16 @@
 """Training examples: one per assistant turn, with a weight for every token.
 
-gpt-oss forgets a turn's thoughts once the turn is answered, so a conversation of n turns is n different sequences. Each
-consists of the prompt as the model would get it for that turn, and the turn itself with all its thoughts, calls and
-results. Trained is exactly what the model samples:
+The context of gpt-oss does not contain the thoughts of answered turns. So a conversation of n turns gives n different
+sequences. Each has the prompt as the model gets it for that turn, and the turn itself with all its thoughts, calls and
+results. The loss is on exactly the tokens that the model samples:
 
     <|start|>user<|message|>…<|end|><|start|>assistant                                                  given
     <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>commentary to=functions.f …<|call|>    sampled
     <|start|>functions.f to=assistant<|channel|>commentary<|message|>…<|end|><|start|>assistant         given
     <|channel|>final<|message|>…<|return|>                                                              sampled
 
-`<|return|>` ends a sampled answer, `<|end|>` the same answer in history (OpenAI, docs/format.md). A turn without a
-thought trains the answer alone; no empty thought is put in.
+`<|return|>` ends a sampled answer. In the context of later turns, `<|end|>` ends the same answer (openai-harmony,
+docs/format.md). A turn without a thought trains its answer alone, without an empty thought.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ def compile_conversation(
     settings: DataSection = DataSection(),
     report: OnProblem | None = None,
 ) -> Rendered:
-    """Render a conversation once and choose its training examples.
+    """Return the conversation as tokens, rendered once, with its training examples.
 
-    A turn whose messages all have weight 0 gives none. Too long examples lose whole old turns, never a part of the
-    target; what still does not fit gives none and is reported as `too-long`. The other answers of a preference pair or
-    a group are kept beside the examples (`Rendered.alternatives`) and are no targets.
+    A turn with weight 0 on all messages gives no example. An example longer than `settings.max_tokens` loses whole old
+    turns, never a part of the target. An example that is still too long is left out and reported as `too-long`. The
+    other answers of a preference pair or a group are in `Rendered.alternatives`, and are not targets.
+
+    Args:
+        report: gets the problems. None: problems are ignored.
     """
     made = _tokens(prologue(conversation) + conversation.messages, vocabulary, settings)
     made.source = conversation.source
@@ -65,7 +68,7 @@ def examples_of(
     settings: DataSection = DataSection(),
     report: OnProblem | None = None,
 ) -> list[Example]:
-    """The training examples of a conversation, in order of its turns; see `compile_conversation`."""
+    """Return the training examples of a conversation, in the order of its turns. See `compile_conversation`."""
     return compile_conversation(conversation, vocabulary, settings, report).examples
 
 
@@ -76,9 +79,9 @@ def _alternatives(
     settings: DataSection,
     report: OnProblem | None,
 ) -> Iterator[Alternative]:
-    """The rejected answer of a pair, and the others of a group, each in the place of the answer that is trained.
+    """Yield the rejected answer of a pair, and the other answers of a group, each in place of the trained answer.
 
-    Their weights are those of training towards them; what an objective does with them is its own affair.
+    The weights are those of supervised training on the answer. The training objective decides how it uses them.
     """
     if conversation.prompt is not None:
         before = len(made.kinds) - len(conversation.messages) + conversation.prompt
@@ -103,6 +106,7 @@ def _alternatives(
 
 
 def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataSection) -> Rendered:
+    """Return messages as tokens, with a kind, a label and a weight per message. There are no targets yet."""
     made = Rendered("", kinds_of(messages))
     tokens, bounds, order, factors = made.tokens, made.bounds, settings.header_order, settings.channel_weights
     for message, kind in zip(messages, made.kinds, strict=True):
@@ -125,16 +129,17 @@ def _tokens(messages: Sequence[Message], vocabulary: Vocabulary, settings: DataS
 
 
 def _fit(made: Rendered, target: TargetTurn, most: int) -> tuple[TargetTurn, int]:
-    """Leave out whole old rounds until the example has at most `most` tokens; the last round asks the question.
+    """Return the target without as many old rounds as needed, and the remaining length of its example in tokens.
 
-    Returns the target and the length that is left.
+    Whole rounds are removed, oldest first, until the example has at most `most` tokens. The last round stays, because
+    it has the question. If the whole conversation has at most `most` tokens, the returned length is 0.
     """
     if len(made.tokens) <= most:
         return target, 0
     members = context(made.kinds, target.start)
     total = sum(map(made.length, members)) + sum(map(made.length, range(target.start, target.stop)))
     begins = _rounds(made.kinds, members)
-    # What each round takes with it when it goes: all but its lasting messages.
+    # The tokens that the removal of each round saves. Its lasting messages stay.
     weights = [0] * len(begins)
     number = 0
     for index in members:
@@ -150,7 +155,10 @@ def _fit(made: Rendered, target: TargetTurn, most: int) -> tuple[TargetTurn, int
 
 
 def _rounds(kinds: str, members: Sequence[int]) -> list[int]:
-    """Where rounds begin: at the first message of a person, and where one speaks after the assistant."""
+    """Return the indices of the messages that begin a round.
+
+    They are the first message that is not lasting, and each message of user, developer or system after another kind.
+    """
     begins: list[int] = []
     before = ""
     for index in members:

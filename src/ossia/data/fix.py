@@ -1,9 +1,11 @@
-"""Rows repaired as far as a program can know what was meant, with a word on every change.
+"""Repairs of rows whose intended content is certain, with a description of every change.
 
-Repairs follow the checks: a problem's code names the repair (see `repairs`), its path the place in the row, so a repair
-works in every format. All values of a round are mended at once; then messages are removed, and the row is read again.
-A repair that would make a usable row unusable, change its format, or cost it an answer or a call is not made. What
-cannot be repaired is left out of the copy and kept in a file of its own as it was, with the reason.
+Repairs use the results of the checks. The code of a problem selects the repair (see `repairs`), and its path gives the
+place in the row. So a repair works in every format. First all values are repaired at once. If nothing is left to
+repair in place, messages and calls are removed. The row is read again after each step.
+
+A repair is not made if it would make a usable row unusable, change its format, or remove an answer or a call with
+content. A row that cannot be repaired is left out of the copy. It goes to another file, unchanged, with the reason.
 """
 
 from __future__ import annotations
@@ -28,29 +30,35 @@ from ossia.files import write_atomically
 from ossia.harmony.conversation import Conversation
 
 FIXES = {**IN_PLACE, **STRUCTURAL}
-"""Code of a problem -> what mends it."""
-_ONE_TEXT = ("glaive", "harmony")  # formats in which control tokens are the end of a message
+"""Code of a problem -> its repair."""
+_ONE_TEXT = ("glaive", "harmony")  # formats in which control tokens end a message
 
 
 @dataclass(slots=True)
 class Fixed:
-    """What became of a row: its repaired value, or None with the problems that stayed."""
+    """The result of repairing a row: its repaired value, or None with the remaining problems."""
 
     row: Row
     value: dict[str, Any] | None
     changes: list[str] = field(default_factory=list)
+    """One text per change, such as `messages[0].role: role 'usr' -> 'user'`."""
     problems: list[Problem] = field(default_factory=list)
+    """The remaining errors, if `value` is None."""
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether the row was left out for being there before."""
+        """Whether the row was left out because an earlier row is equal."""
         return any(problem.code == "duplicate" for problem in self.problems)
 
 
 def fix_rows(sources: Sources, settings: DataSection) -> Iterator[Fixed]:
-    """Repair row by row, each source with its own settings and limit.
+    """Yield every row after its repair, each source with its own settings and limit.
 
-    Rows that need nothing come out as they are; exact duplicates, read with the same settings, are left out.
+    Rows without a repairable problem keep their value. The value of an exact duplicate with the same format and columns
+    is None.
+
+    Raises:
+        UserError: a source cannot be read.
     """
     duplicates = Duplicates()
     for source in sources_of(sources):
@@ -68,10 +76,10 @@ def fix_rows(sources: Sources, settings: DataSection) -> Iterator[Fixed]:
 
 
 def fix_row(row: Row, settings: DataSection) -> Fixed:
-    """Repair one row. Never raises on what a row holds."""
+    """Return one row after its repair. No content of a row raises an error."""
     try:
         fixed = _fix_row(row, settings)
-        json.dumps([[[[fixed.value]]]])  # a little deeper than it will be written
+        json.dumps([[[[fixed.value]]]])  # four levels deeper, because the row is written inside another object
         return fixed
     except RecursionError:
         what = "the row is nested more deeply than Python can follow"
@@ -95,15 +103,15 @@ def _fix_row(row: Row, settings: DataSection) -> Fixed:
 
 
 def _parse_leniently(row: Row) -> dict[str, Any] | None:
-    """A row whose text is nearly JSON: a Python dictionary, or JSON with trailing commas."""
-    if "not UTF-8" in row.error:  # its letters are lost already
+    """Return a row whose text is a Python dictionary, or JSON with trailing commas. None for any other text."""
+    if "not UTF-8" in row.error:  # the decoding has already replaced bytes
         return None
     text = row.text.strip().rstrip(",")
     for parse, attempt in ((loads_loosely, text), (loads, without_trailing_commas(text))):
         try:
             value = parse(attempt)
             if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-                # As JSON has it: keys are text, tuples are lists. A key that is null was absent.
+                # As in JSON, keys are texts and tuples are lists. A key with the value null counts as absent.
                 value = json.loads(json.dumps(value))
                 return {key: item for key, item in value.items() if item is not None}
         except (ValueError, TypeError, RecursionError):
@@ -116,7 +124,7 @@ def _parse_leniently(row: Row) -> dict[str, Any] | None:
 
 @dataclass(slots=True)
 class _State:
-    """A row after some repairs, and what is wrong with it still."""
+    """A row after some repairs, with its remaining problems."""
 
     row: Row
     value: dict[str, Any]
@@ -138,18 +146,21 @@ def _read(value: dict[str, Any], row: Row, settings: DataSection) -> _State:
 
 
 def _in_place(now: _State) -> _Step | None:
-    """Mend all values that can be mended."""
+    """Return the row with all possible repairs of values, or None if there are none."""
     codes = set(IN_PLACE)
-    if now.is_preference or now.format in _ONE_TEXT:  # cleaned, the better alternative would differ by its end alone
+    if (
+        now.is_preference or now.format in _ONE_TEXT
+    ):  # a cleaned alternative would differ from the other by its end alone
         codes.discard("special-tokens")
     return _try(now, [problem for problem in now.problems if problem.code in codes])
 
 
 def _structural(now: _State) -> _Step | None:
-    """Remove messages or calls for one kind of problem, the last in the row first, so that the places stay right.
+    """Return the row without the messages or calls of one kind of problem, or None if no removal is possible.
 
-    While the row has errors, its warnings may be their consequence. In a preference pair, what is removed from one
-    alternative would be missing in the prompt that it shares with the other.
+    The last place in the row is removed first, so that the other places stay valid. While the row has errors, its
+    warnings are ignored, because the errors may cause them. Preference pairs are never changed, because both
+    alternatives share the messages of the prompt.
     """
     if now.is_preference:
         return None
@@ -163,7 +174,7 @@ def _structural(now: _State) -> _Step | None:
 
 
 def _try(now: _State, problems: list[Problem]) -> _Step | None:
-    """The row after these repairs, or after as many of them as do no harm."""
+    """Return the row after all repairs. If these do harm, halves of them are tried. None: no repair is possible."""
     value = copy.deepcopy(now.value)
     changes = [line for problem in problems for line in _mend(value, problem, now.format)]
     if not changes:
@@ -178,6 +189,7 @@ def _try(now: _State, problems: list[Problem]) -> _Step | None:
 
 
 def _mend(value: dict[str, Any], problem: Problem, format: str) -> Iterator[str]:
+    """Repair `value` in place, and yield a text for each change."""
     paths = [problem.path, *(_twins(value, problem.path) if format == "trl-preference" else ())]
     for path in paths:
         if change := FIXES[problem.code](value, replace(problem, path=path)):
@@ -185,7 +197,10 @@ def _mend(value: dict[str, Any], problem: Problem, format: str) -> Iterator[str]
 
 
 def _twins(value: dict[str, Any], path: str) -> list[str]:
-    """Places of the same message in other lists: alternatives that bring their prompt must go on agreeing on it."""
+    """Return the places of the same message in other lists.
+
+    Alternatives that contain their prompt must have the same prompt after the repair.
+    """
     named = re.match(r"([^.\[\]]+)\[(\d+)\](.*)", path)
     own = value.get(named[1]) if named else None
     if named is None or not isinstance(own, list) or int(named[2]) >= len(own):
@@ -196,7 +211,11 @@ def _twins(value: dict[str, Any], path: str) -> list[str]:
 
 
 def _is_no_worse(new: _State, old: _State, removes: bool) -> bool:
-    """Whether a usable row stayed usable and of its format, and lost no answer or call where something is removed."""
+    """Return whether a usable row is still usable and has the same format.
+
+    Args:
+        removes: whether the repair removes messages or calls. Then all answers and calls with content must remain.
+    """
     if old.conversation is None:
         return True
     if new.conversation is None or new.format != old.format:
@@ -205,7 +224,7 @@ def _is_no_worse(new: _State, old: _State, removes: bool) -> bool:
 
 
 def _trained(conversation: Conversation) -> list[str]:
-    """What answers and calls say, but for empty ones."""
+    """Return the contents of the trained answers and calls, without empty ones."""
     return [
         message.content
         for message in conversation.messages
@@ -219,31 +238,39 @@ def _trained(conversation: Conversation) -> list[str]:
 
 @dataclass(slots=True)
 class Written:
-    """What a repaired copy holds."""
+    """The record of a repaired copy."""
 
     path: str
-    """The copy; it is written only if a row can be used."""
+    """The file of the copy. It is written only if at least one row can be used."""
     rejects: str | None = None
     """The file with the rows that could not be repaired, if there are any."""
     rows: int = 0
+    """The number of rows read. It is the sum of the next three."""
     unchanged: int = 0
     repaired: int = 0
     left_out: int = 0
     faulty: int = 0
-    """Of the rows left out, those that are no duplicates."""
+    """The number of rows left out that are not duplicates."""
     lines: list[str] = field(default_factory=list)
-    """A line for every change: file, row, place and what was done."""
+    """A line for every change, with file, row, place and description."""
 
 
 def write_fixed(sources: Sources, settings: DataSection, to: Path) -> Written:
-    """Write a repaired copy of data sets to the JSONL file `to`; what cannot be repaired goes to `TO.rejected.jsonl`.
+    """Write a repaired copy of data sets to the JSONL file `to`, and return the record of it.
+
+    Rows that cannot be repaired, and duplicates, go to the file with the suffix `.rejected.jsonl` instead.
 
     Raises:
-        UserError: one of the two files exists already, or cannot be written.
+        UserError: `to` is not .jsonl or .ndjson, one of the two files exists already or cannot be written, or a source
+            cannot be read.
     """
     rejects = to.with_name(f"{to.name.removesuffix('.jsonl')}.rejected.jsonl")
     if to.suffix not in (".jsonl", ".ndjson"):
-        raise UserError("the repaired copy is JSON lines", where=str(to), do=f"--fix {to.with_suffix('.jsonl').name}")
+        raise UserError(
+            "the repaired copy must be a .jsonl or .ndjson file",
+            where=str(to),
+            do=f"--fix {to.with_suffix('.jsonl').name}",
+        )
     for path in (to, rejects):
         if path.exists():
             raise UserError("the file exists already", where=str(path), do="choose another name, or remove it first")
@@ -263,7 +290,7 @@ def write_fixed(sources: Sources, settings: DataSection, to: Path) -> Written:
 
 
 def _line(fixed: Fixed, written: Written) -> str:
-    """The line of the copy, or of the rejects, and the row counted."""
+    """Return the line for the copy or for the rejected rows, and count the row in `written`."""
     changes, where = list(fixed.changes), fixed.row.where
     if fixed.value is not None:
         line, is_exact = _strict_json(fixed.value)
@@ -282,7 +309,7 @@ def _line(fixed: Fixed, written: Written) -> str:
 
 
 def _strict_json(value: dict[str, Any], ensure_ascii: bool = False) -> tuple[str, bool]:
-    """The row as JSON that every reader takes, and whether nothing was lost: Python writes NaN, which JSON has not."""
+    """Return the row as strict JSON, and whether its value is unchanged. NaN and infinite numbers become null."""
     try:
         return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False), True
     except RecursionError:

@@ -1,6 +1,7 @@
-"""Kinds of messages, and what follows from them: what the model still sees, and where the assistant's turns are.
+"""Kinds of messages, and two functions of them: the context of a turn, and the ranges of the assistant's turns.
 
-The kinds of a conversation are a string with one letter per message: compact in shards, and searched with `rfind`.
+The kinds of a conversation are a string with one letter per message. A string is compact in shards, and `rfind`
+searches it.
 """
 
 from __future__ import annotations
@@ -13,56 +14,57 @@ from ossia.harmony.conversation import Message
 
 @unique
 class MessageKind(StrEnum):
-    """What a message is to its conversation. HIDDEN: on channel analysis, which is not the kind's own."""
+    """The kind of a message in its conversation. HIDDEN kinds are calls, results and others on channel analysis."""
 
     LASTING = "s"
-    """A system or developer message, which stays when old turns go."""
+    """A system or developer message. It stays when old turns are removed."""
     USER = "u"
     RESULT = "t"
-    """What a tool gave back."""
+    """A result of a tool."""
     THOUGHT = "a"
+    """A message of the assistant on channel analysis, without a recipient."""
     PREAMBLE = "p"
     """Text for the user that does not end the turn."""
     CALL = "c"
     ANSWER = "f"
     ADDRESSED_ANSWER = "F"
-    """On channel final, with a recipient."""
+    """A message of the assistant on channel final with a recipient."""
     HIDDEN_CALL = "A"
     HIDDEN_RESULT = "T"
     HIDDEN_USER = "U"
-    """A message of a person, the developer or the system on channel analysis."""
+    """A message of user, developer or system on channel analysis."""
 
 
-# Names of the module are read several times as fast as members of the class, and these functions see every message.
+# The functions below run for every message. Names of the module are read several times as fast as enum members.
 _LASTING, _USER, _RESULT, _THOUGHT, _PREAMBLE, _CALL, _ANSWER, _ADDRESSED, *_HIDDEN = MessageKind
 _HIDDEN_CALL, _HIDDEN_RESULT, _HIDDEN_USER = _HIDDEN
 
 
 def _letters(*kinds: MessageKind) -> frozenset[str]:
-    """A set to look letters up in; plain ones are found twice as fast as members."""
+    """Return the letters of some kinds as plain strings. Their lookup is twice as fast as that of enum members."""
     return frozenset(kind.value for kind in kinds)
 
 
 FORGOTTEN = _letters(_THOUGHT, _HIDDEN_CALL, _HIDDEN_RESULT, _HIDDEN_USER)
-"""On channel analysis: gone once an answer is given."""
+"""Kinds on channel analysis. They leave the context after the next answer."""
 ASSISTANT = _letters(_THOUGHT, _PREAMBLE, _CALL, _HIDDEN_CALL, _ANSWER, _ADDRESSED)
-"""What the model writes."""
+"""Kinds that the model writes."""
 THINKING = _letters(_THOUGHT, _HIDDEN_CALL)
-"""The chain of thought."""
+"""Kinds of the chain of thought."""
 CALLS = _letters(_CALL, _HIDDEN_CALL)
-"""Calls of tools."""
+"""Kinds of calls of tools."""
 GOES_ON = _letters(_THOUGHT, _PREAMBLE, _ANSWER)
-"""What the model closes with `<|end|>`, after which it writes the next `<|start|>assistant` itself."""
+"""Kinds that the model closes with `<|end|>`. If its turn continues, it writes the next `<|start|>assistant`."""
 UNFINISHED = _letters(_THOUGHT, _PREAMBLE)
-"""What the model writes in a turn that needs more behind it: an answer or a call."""
+"""Kinds that cannot end a turn. An answer or a call must follow."""
 ENDS_TURN = _letters(_ANSWER, _ADDRESSED)
-"""What ends the assistant's turn."""
+"""Kinds that end the assistant's turn."""
 TAKES_FLOOR = _letters(_USER, _LASTING, _HIDDEN_USER)
-"""What somebody other than the model and its tools says."""
+"""Kinds of messages that come neither from the model nor from its tools."""
 
 
 def message_kind(message: Message) -> MessageKind:
-    """The kind of one message."""
+    """Return the kind of one message."""
     role, hidden = message.role, message.channel == "analysis"
     if role == "assistant":
         if message.channel == "final":
@@ -78,14 +80,20 @@ def message_kind(message: Message) -> MessageKind:
 
 
 def kinds_of(messages: Sequence[Message]) -> str:
-    """The letters of the messages' kinds."""
+    """Return the kinds of the messages as a string of letters."""
     return "".join(map(message_kind, messages))
 
 
 def context(kinds: str, stop: int, cut: int = 0) -> list[int]:
-    """Indices of the messages before `stop` that the model still sees: no thoughts from before the last answer.
+    """Return the indices of the messages before `stop` that are in the context.
 
-    This is `ossia.harmony.without_old_thoughts` on kinds. Of the messages before `cut` only the lasting ones stay.
+    Messages on channel analysis before the last answer are left out. `ossia.harmony.without_old_thoughts` has the same
+    rule for messages.
+
+    Args:
+        kinds: the kinds of all messages of the conversation.
+        stop: index of the first message after the context.
+        cut: of the messages before this index only the lasting ones are in the context.
     """
     last = max(kinds.rfind(_ANSWER, 0, stop), kinds.rfind(_ADDRESSED, 0, stop))
     if cut:
@@ -95,9 +103,9 @@ def context(kinds: str, stop: int, cut: int = 0) -> list[int]:
 
 
 def turns_of(kinds: str) -> list[tuple[int, int]]:
-    """The assistant's turns as message ranges (start, stop), from the kinds of a conversation's messages.
+    """Return the assistant's turns as ranges (start, stop) of messages, from the kinds of a conversation.
 
-    A turn ends with its answer, or where somebody other than assistant and tools speaks.
+    A turn ends with its answer, or before a message that comes neither from the assistant nor from a tool.
     """
     turns: list[tuple[int, int]] = []
     start = -1

@@ -76,7 +76,7 @@ def head_rows(model: FoundModel, lora: LoraSection) -> int:
     """Return the number of rows of the head that the loss computes: equal rows once, unless the head has an adapter.
 
     Raises:
-        UserError: there is no readable adapter in the folder of `lora.start_from`.
+        UserError: the adapter of `lora.start_from` cannot be read.
     """
     return model.shape.vocabulary if "head" in lora_targets(lora) else model.head_rows
 

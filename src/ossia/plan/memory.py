@@ -1,8 +1,8 @@
 """The bytes that training needs at its peak, entry by entry, each with its formula in words.
 
 The formulas of the working sets count the tensors that the present code of attention, experts and loss keeps for the
-backward pass. The tests in tests/plan/test_plan.py compare them with the measured peak of real passes. So
-a change of that code requires a change here.
+backward pass. The tests in tests/plan/test_plan.py compare them with the measured peak of real passes. So a change of
+that code requires a change here.
 
 Letters in formulas:
 
@@ -54,7 +54,7 @@ def lines(recipe: Recipe, model: FoundModel, longest: int, device: str, dtype: s
         dtype: the compute type, bfloat16 or float32.
 
     Raises:
-        UserError: there is no readable adapter in the folder of `lora.start_from`.
+        UserError: the adapter of `lora.start_from` cannot be read, or does not fit the model.
     """
     b = 2 if dtype == "bfloat16" else FLOAT
     shape = model.shape
@@ -202,7 +202,7 @@ def disk_lines(recipe: Recipe, shape: Shape) -> list[Need]:
     """Return the entry of a run's checkpoints on disk.
 
     Raises:
-        UserError: there is no readable adapter in the folder of `lora.start_from`.
+        UserError: the adapter of `lora.start_from` cannot be read, or does not fit the model.
     """
     trained = lora_parameters(shape, recipe.lora)
     count = recipe.train.keep_checkpoints + 2

@@ -23,7 +23,7 @@ def recipe_obstacles(recipe: Recipe) -> Obstacles:
     """Return the obstacles to sharing prefixes that can be read from a recipe.
 
     Raises:
-        UserError: there is no readable adapter in the folder of `lora.start_from`.
+        UserError: the adapter of `lora.start_from` cannot be read.
     """
     balanced = "router" in lora_targets(recipe.lora) and recipe.train.balance_loss != 0
     return Obstacles(balance_loss=balanced)

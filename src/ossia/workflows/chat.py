@@ -1,4 +1,4 @@
-"""Open a conversation with a run, an adapter or a model, alone or beside its base."""
+"""The workflow that opens a conversation with a run, an adapter or a model, alone or beside its base."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenChat:
-    """An open conversation. Each session answers what it is told by `Session.say(text, like)`."""
+    """An open conversation. `Session.say(text, like)` of each session answers a message."""
 
     subject: Subject
     sessions: dict[str, Session]
-    """By the name of the answerer: base and tuned, or an empty name for a single one."""
+    """The sessions by name: "base" and "tuned", or an empty name for a single session."""
     like: Request
-    """How a turn is generated: the request of a turn, without its prompt."""
+    """The request of a turn without its prompt: sampling, length and seed."""
 
 
 def chat(
@@ -43,9 +43,9 @@ def chat(
     """Load the model and return an open conversation.
 
     Args:
-        reference: a run, checkpoint, adapter or model, see `ossia.generate.subject.open_subject`.
-        vs_base: the base model answers too, before the tuned one.
-        effort: reasoning effort; by default the run's.
+        reference: a run, checkpoint, adapter or model, as in `ossia.generate.subject.open_subject`.
+        vs_base: whether the base model answers too, before the tuned model.
+        effort: the reasoning effort. By default it is that of the run's recipe.
         instructions: the developer message.
         seed: repeats a conversation; by default the recipe's `chat.seed`, else a new one.
         checkpoint: step of a run's checkpoint; by default its best one.
@@ -54,7 +54,7 @@ def chat(
         on_event: called with notes and progress.
 
     Raises:
-        UserError: nothing of that name, or a base is asked for where there is none.
+        UserError: nothing matches the reference, or `vs_base` is set for a model without an adapter.
     """
     from ossia.generate.engine import BASE_WEIGHTS
     from ossia.generate.session import Session

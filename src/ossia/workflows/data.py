@@ -1,8 +1,8 @@
-"""Check, show and count the conversations of files or of a recipe, and write a repaired copy of them.
+"""The workflows that check, show and count the conversations of files or of a recipe, and write a repaired copy.
 
 Each function takes files, folders or hub data set ids, or one recipe: its name, its file, or a `Recipe`. More than
-about three megabytes are compiled in further processes. For these a script needs the usual
-`if __name__ == "__main__":` (see multiprocessing).
+about three megabytes are compiled in further processes. So a script needs the line `if __name__ == "__main__":`
+(see multiprocessing).
 """
 
 from __future__ import annotations
@@ -63,37 +63,38 @@ __all__ = [
 ]
 
 Named = Sources | Recipe
-"""What names data: files, folders and hub data set ids, or a recipe."""
+"""References to data: files, folders and hub data set ids, or a recipe."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found, row by row and in all rows together."""
+    """The results of a check: problems of single rows and of all rows together."""
 
     rows: int
+    """Number of rows, held-out data included."""
     usable: int
-    """Rows that make a conversation."""
+    """Number of rows that give a conversation."""
     formats: Counter[str]
-    """Format -> rows."""
+    """Format -> number of rows."""
     problems: list[Problem]
 
     @property
     def errors(self) -> list[Problem]:
-        """Problems that keep a row from being used."""
+        """Problems because of which a row cannot be used."""
         return [problem for problem in self.problems if problem.level == "error"]
 
     @property
     def warnings(self) -> list[Problem]:
-        """Problems of rows that are used all the same."""
+        """Problems of rows that are used nevertheless."""
         return [problem for problem in self.problems if problem.level == "warning"]
 
     @property
     def is_mendable(self) -> bool:
-        """Whether `repair` knows what to do about one of the problems."""
+        """Whether `repair` can repair at least one of the problems."""
         return any(problem.code in FIXES for problem in self.problems)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON; each problem also says its place in one text, `where`."""
+        """Return all results for JSON. Each problem also has its place as one text, `where`."""
         return {
             "rows": self.rows,
             "usable": self.usable,
@@ -113,18 +114,19 @@ def check(
     model: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Checked:
-    """Return what is wrong with the rows, one by one and together. Weights of a mixture do not matter here.
+    """Return the problems of the rows, one by one and together. The weights of a mixture are ignored.
 
     Args:
         data: files, folders or hub data set ids, or a recipe.
-        against: held-out data; rows of them that `data` have too are reported. By default the recipe's validation data.
-        similar: search for near-duplicates.
-        overrides: `section.key=value`, on top of the recipe.
-        model: checkpoint whose tokenizer is used; None: the published vocabulary.
+        against: held-out data. Its rows that are also in `data` are reported. By default it is the recipe's validation
+            data.
+        similar: whether to search for near-duplicates.
+        overrides: `section.key=value`, applied to the recipe.
+        model: the checkpoint with the tokenizer. None: the published vocabulary.
         on_event: called with progress.
 
     Raises:
-        UserError: nothing of that name, a file cannot be read, or there are no rows.
+        UserError: the data do not exist, a file cannot be read, or there are no rows.
     """
     named = _named(data, overrides, model).once()
     compiled = _compiled(named.train, named, on_event)
@@ -146,21 +148,25 @@ def check(
 
 @dataclass(frozen=True)
 class RepairedCopy:
-    """A repaired copy, and how it is read."""
+    """A repaired copy, with the settings that read it."""
 
     written: Written
+    """The record of the repairs."""
     settings: DataSection | None
-    """Settings whose `format` and `columns` the copy needs. None: its rows need several."""
+    """Settings with the `format` and `columns` of the copy. None: its rows need different ones."""
 
 
 def repair(data: Named, to: Path | str, *, overrides: Iterable[str] = (), model: str | None = None) -> RepairedCopy:
-    """Write a repaired copy of the data to a JSONL file, and return what changed.
+    """Write a repaired copy of the data to a JSONL file, and return the record of the repairs.
 
     Args:
-        data, overrides, model: as in `check`. to: the copy; what cannot be repaired goes to `TO.rejected.jsonl`.
+        data: files, folders or hub data set ids, or a recipe.
+        to: the file of the copy. Rows that cannot be repaired go to `TO.rejected.jsonl`.
+        overrides: `section.key=value`, applied to the recipe.
+        model: the checkpoint with the tokenizer. None: the published vocabulary.
 
     Raises:
-        UserError: nothing of that name, or one of the two files exists already or cannot be written.
+        UserError: the data do not exist, or one of the two files exists already or cannot be written.
     """
     named = _named(data, overrides, model).once()
     written = write_fixed(named.train, named.settings, Path(to))
@@ -171,15 +177,15 @@ def repair(data: Named, to: Path | str, *, overrides: Iterable[str] = (), model:
 
 @dataclass(frozen=True)
 class OpenData:
-    """Conversations that are compiled as they are asked for, once."""
+    """Conversations that are compiled one by one, during iteration."""
 
     rows: Iterator[Compiling]
-    """Usable rows. Raises UserError if there is none, or if the row that was asked for cannot be used."""
+    """The usable rows. Iterating raises UserError if there are none, or if the requested row cannot be used."""
     vocabulary: Vocabulary
     settings: DataSection
 
     def examples(self, done: Compiling) -> Iterator[tuple[Example, bool]]:
-        """Yield the training examples of a row; of a preference pair, the rejected one too, which is then True."""
+        """Yield the training examples of a row, each with whether it is the rejected answer of a preference pair."""
         assert done.rendered is not None
         yield from ((example, False) for example in done.rendered.examples)
         if done.rendered.rejected is not None:
@@ -194,14 +200,17 @@ def read_conversations(
     overrides: Iterable[str] = (),
     model: str | None = None,
 ) -> OpenData:
-    """Return usable conversations with their tokens, one after the other, for somebody to look at.
+    """Return usable conversations with their tokens, for display. They are compiled during iteration.
 
     Args:
-        data, overrides, model: as in `check`. row: only the row of this number: its line in the file, from 1.
-        limit: at most so many conversations.
+        data: files, folders or hub data set ids, or a recipe.
+        row: the line number in the file, from 1, of the only row to read. None: all rows.
+        limit: the largest number of conversations.
+        overrides: `section.key=value`, applied to the recipe.
+        model: the checkpoint with the tokenizer. None: the published vocabulary.
 
     Raises:
-        UserError: nothing of that name.
+        UserError: the data do not exist.
     """
     named = _named(data, overrides, model)
     return OpenData(_rows(named, row, limit), named.vocabulary, named.settings)
@@ -209,17 +218,18 @@ def read_conversations(
 
 @dataclass(frozen=True)
 class Counted:
-    """Statistics of a data set, and the settings that they were counted with."""
+    """The statistics of a data set, with the settings of the count."""
 
     statistics: Statistics
     languages: dict[str, dict[str, int]]
-    """user, analysis or final -> ISO 639 code -> conversations of a sample."""
+    """user, analysis or final -> ISO 639 code -> number of conversations in a sample."""
     limit: int
-    """`data.max_tokens`. Tokens are counted without it, to tell how many lie above it."""
+    """`data.max_tokens`. Examples are counted without this limit, so that those above it can be counted."""
     examples_per_step: int
+    """`train.examples_per_step`, with which the saving by shared prefixes is counted."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return all figures for JSON."""
         shares = {"trained_share": self.statistics.trained_share, "saved_share": self.statistics.saved_share}
         given = {"limit": self.limit, "examples_per_step": self.examples_per_step}
         return {**dataclasses.asdict(self.statistics), **shares, **given, "languages": self.languages}
@@ -233,14 +243,17 @@ def count_tokens(
     model: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Counted:
-    """Return lengths, trained share, channels, turns, tools, languages, and what shared prefixes save.
+    """Return lengths, trained share, channels, turns, tools, languages, and the saving by shared prefixes.
 
     Args:
-        data, overrides, model: as in `check`. at: lengths at which truncation is counted.
+        data: files, folders or hub data set ids, or a recipe.
+        at: lengths in tokens at which truncation is counted.
+        overrides: `section.key=value`, applied to the recipe.
+        model: the checkpoint with the tokenizer. None: the published vocabulary.
         on_event: called with progress, and with a note if rows cannot be used.
 
     Raises:
-        UserError: nothing of that name, or no row can be used.
+        UserError: the data do not exist, or no row can be used.
     """
     changes = list(overrides)
     named = _named(data, changes, model)
@@ -251,7 +264,7 @@ def count_tokens(
         do = f"ossia data check {command_arguments(named.names, changes, model)}"
         raise UserError("no row can be used", where=", ".join(named.names), do=do)
     if compiled.errors:
-        message = f"{len(compiled.errors)} rows cannot be used; ossia data check names them"
+        message = f"{len(compiled.errors)} rows cannot be used (ossia data check lists them)"
         on_event(Note(level="warning", message=message))
     with counting(on_event, "counting", len(compiled.conversations)) as advance:
         steps = (named.examples_per_step, named.seed)
@@ -261,22 +274,22 @@ def count_tokens(
 
 
 def command_arguments(files: Sequence[str], overrides: Iterable[str] = (), model: str | None = None) -> str:
-    """Return files and options as they are typed in a shell, for the next command on the same data."""
+    """Return files and options, quoted for a shell, for another command on the same data."""
     changes = (word for change in overrides for word in ("--set", change))
     return shlex.join([*files, *changes, *(("--model", model) if model else ())])
 
 
 def is_recipe(files: Sequence[str]) -> bool:
-    """Whether a list of names is one recipe, by its file or its name."""
+    """Return whether a list of names is one recipe, given by its file or its name."""
     return len(files) == 1 and (files[0] in recipes.available() or files[0].endswith((".yaml", ".yml")))
 
 
 @dataclass(frozen=True)
 class _NamedData:
-    """Data sets with what it takes to compile them."""
+    """Data sets with the settings that are needed to compile them."""
 
     names: list[str]
-    """As they were given, for messages."""
+    """The names as the user gave them, for messages."""
     train: list[DataSource]
     validation: list[DataSource]
     settings: DataSection
@@ -285,7 +298,7 @@ class _NamedData:
     examples_per_step: int
 
     def once(self) -> _NamedData:
-        """Return the same with every row once, whatever the weights of the mixture."""
+        """Return the same data with all weights set to 1, so that every row is used once."""
         train, validation = (
             [source.model_copy(update={"weight": 1.0}) for source in sources]
             for sources in (self.train, self.validation)
@@ -294,7 +307,7 @@ class _NamedData:
 
 
 def _named(data: Named, overrides: Iterable[str], model: str | None) -> _NamedData:
-    """Return data sets with their settings. A recipe in place of files brings its own."""
+    """Return data sets with their settings. A recipe has its own settings."""
     changes = list(overrides)
     given = [] if isinstance(data, Recipe) else sources_of(data)
     names = [data.name] if isinstance(data, Recipe) else [source.path for source in given]
@@ -309,7 +322,7 @@ def _named(data: Named, overrides: Iterable[str], model: str | None) -> _NamedDa
             raise UserError("the files are named already", where="--set data.train", do=do)
     if not train:
         do = "--set data.train=conversations.jsonl"
-        raise UserError("the recipe names no training data", where=", ".join(names) or None, do=do)
+        raise UserError("the recipe has no training data", where=", ".join(names) or None, do=do)
     return _NamedData(
         names=names,
         train=train,
@@ -322,7 +335,7 @@ def _named(data: Named, overrides: Iterable[str], model: str | None) -> _NamedDa
 
 
 def _compiled(sources: list[DataSource], named: _NamedData, on_event: OnEvent) -> Compiled:
-    """Compile on all cores. Raises UserError if there are no rows at all."""
+    """Return the conversations of sources, compiled on all cores. Raises UserError if there are no rows."""
     total = sum(map(total_bytes, sources)) // 10**6 or None
     with counting(on_event, "compiling", total, "MB") as advance:
         compiled = compile_sources(
@@ -335,7 +348,7 @@ def _compiled(sources: list[DataSource], named: _NamedData, on_event: OnEvent) -
 
 
 def _rows(named: _NamedData, row: int | None, limit: int | None) -> Iterator[Compiling]:
-    """Yield usable conversations as they are read; see `OpenData.rows`."""
+    """Yield usable conversations as they are read. The errors are those of `OpenData.rows`."""
     count, first = 0, ""
     for source in named.train + named.validation:
         for done in compile_rows(source, named.vocabulary, named.settings, row):

@@ -1,4 +1,4 @@
-"""Measure whoever answers on held-out questions."""
+"""The workflow that measures a run, an adapter or a model on held-out questions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def evaluate(
         on_event: called with notes and progress.
 
     Raises:
-        UserError: nothing of that name, no question, or data that cannot be read.
+        UserError: nothing matches the reference, there are no questions, or the data cannot be read.
     """
     from ossia.data import load_conversations
     from ossia.evaluate import runner
@@ -58,14 +58,14 @@ def evaluate(
         on_event(Note(level="warning", message=message))
     loaded = load_conversations(files, subject.recipe.data)
     if loaded.errors:
-        message = f"{len(loaded.errors)} rows cannot be used; ossia data check {files[0]} names them"
+        message = f"{len(loaded.errors)} rows cannot be used (ossia data check {files[0]} lists them)"
         on_event(Note(level="warning", message=message))
     if leak := _leak(subject, files, on_event):
         warnings.append(leak)
         on_event(Note(level="warning", message=leak))
     arms = 2 if subject.adapter is not None and vs_base else 1
     count = min(subject.recipe.eval.limit or len(loaded.conversations), len(loaded.conversations))
-    both = ", each also to the base" if arms == 2 else ""
+    both = ", each also for the base" if arms == 2 else ""
     on_event(Note(level="info", message=f"{subject.name}: {count} questions{both}"))
     with counting(on_event, "answers", count * arms) as advance:
         return runner.run_evaluation(

@@ -1,4 +1,4 @@
-"""Write a tuned model for other programs."""
+"""The workflow that writes a tuned model for other programs."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def export(
     accept_changed_base: bool = False,
     on_event: OnEvent = ignore,
 ) -> Export:
-    """Return a finished export: its folder, the report of what writing did to the fine-tune, and warnings.
+    """Write a tuned model, and return the export: its folder, the report with the effects of rounding, and warnings.
 
     Args:
-        reference: a run, checkpoint or adapter, see `ossia.generate.subject.open_subject`.
-        to: name of a target in `ossia.export.targets`.
-        out: new or empty folder; by default one in the run's `exports`.
-        experts: format of the experts in a merged model. auto: four bits where that loses nothing that matters, else
-            bfloat16.
-        checkpoint: step of a run's checkpoint; by default its best one.
-        model: base model, where the adapter does not say it or says another place: folder or hub id.
+        reference: a run, checkpoint or adapter, as in `ossia.generate.subject.open_subject`.
+        to: the name of a target in `ossia.export.targets`.
+        out: a new or empty folder. By default it is a folder in the run's `exports`.
+        experts: the format of the experts in a merged model. auto: four bits if they keep the fine-tune, else bfloat16.
+        checkpoint: the step of a run's checkpoint. By default it is the run's best checkpoint.
+        model: folder or hub id of the base model. It replaces the one in the recipe or the adapter's configuration.
         overwrite: replace an earlier export.
         accept_changed_base: go on although the base is not the one that the adapter was trained on; it is recorded.
         on_event: called with progress.
 
     Raises:
-        UserError: nothing of that name, no such target, the adapter does not fit the model, or the folder is taken.
+        UserError: nothing matches the reference, there is no such target, the adapter does not fit the model, or the
+            folder is not empty.
         DoesNotFitError: the disk is too small.
-        OssiaError: writing failed, or the written bytes are not the intended ones.
+        OssiaError: writing failed, or the bytes read back differ from the bytes written.
     """
-    find_target(to)  # a misspelt one is refused before torch is loaded
+    find_target(to)  # refuses a misspelt name before torch is loaded
     from ossia.export.job import write_export
     from ossia.export.source import find_source
 

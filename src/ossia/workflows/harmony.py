@@ -1,4 +1,4 @@
-"""Chat requests to Harmony tokens, and Harmony tokens to messages."""
+"""The workflows that convert chat requests to Harmony tokens, and Harmony tokens to messages."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def render_request(
     model: str | None = None,
     on_event: OnEvent = ignore,
 ) -> list[int]:
-    """Return the token ids that the model is given to continue.
+    """Return the token ids of the prompt that the model continues.
 
     Args:
-        request: see `conversation_of_request`. where: its name in messages.
-        whole: everything, thoughts of earlier turns too, and no `<|start|>assistant` at the end.
-        order: of the headers of calls.
-        model: checkpoint whose tokenizer is used; None: the published vocabulary.
+        request: a chat request or a list of messages, as in `conversation_of_request`.
+        where: the name of the request in messages.
+        whole: whether to render the whole conversation: with thoughts of earlier turns, and without
+            `<|start|>assistant` at the end.
+        order: the order of the parts in the headers of tool calls.
+        model: the checkpoint with the tokenizer. None: the published vocabulary.
         on_event: called with notes.
 
     Raises:
@@ -49,18 +51,23 @@ def render_request(
 
 
 def decode(ids: Sequence[int], *, model: str | None = None) -> str:
-    """Return the text of token ids, control tokens spelt out."""
+    """Return the text of token ids, with control tokens as text.
+
+    Args:
+        model: the checkpoint with the tokenizer. None: the published vocabulary.
+    """
     return _vocabulary(model).decode(ids)
 
 
 def parse_stream(
     stream: Sequence[int] | str, *, start: Start = "assistant-header", model: str | None = None
 ) -> list[ParsedMessage]:
-    """Return the messages of a token stream, or of a text with control tokens spelt out. Any stream gives messages.
+    """Return the messages of a token stream, or of a text with control tokens as text. Any stream gives messages.
 
     Args:
-        start: where the stream begins: behind `<|start|>assistant`, as sampled ones do, or with `<|start|>`.
-        model: checkpoint whose tokenizer is used; None: the published vocabulary. Texts need none.
+        stream: token ids, or a text.
+        start: the beginning of the stream: after `<|start|>assistant`, as in sampled streams, or at `<|start|>`.
+        model: the checkpoint with the tokenizer. None: the published vocabulary. It is not used for a text.
     """
     if isinstance(stream, str):
         return parse_text(stream, start)
@@ -73,7 +80,7 @@ def parse_stream(
 
 @functools.lru_cache(maxsize=4)
 def _vocabulary(model: str | None) -> Vocabulary:
-    """Return the vocabulary of a checkpoint; for None the published one."""
+    """Return the vocabulary of a checkpoint, or the published vocabulary for None."""
     return locate.vocabulary(model)
 
 
@@ -81,13 +88,13 @@ def conversation_of_request(value: Any, where: str, on_event: OnEvent = ignore) 
     """Return the conversation in a chat request, or in a list of messages.
 
     Args:
-        value: decoded JSON: an object with `messages` and what else Chat Completions and Responses know of a prompt, or
-            the messages alone.
-        where: the file, for messages.
-        on_event: called with a note for each problem that is no error, and for keys that are not rendered.
+        value: decoded JSON: a list of messages, or an object with `messages`. The object may have other keys of Chat
+            Completions and Responses that belong to the prompt.
+        where: the name of the request in messages, such as its file.
+        on_event: called with a note for each problem that is not an error, and for keys that are not rendered.
 
     Raises:
-        UserError: names the place in the request.
+        UserError: the request cannot be read. The error has the place in the request.
     """
     request: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
     if not isinstance(request, Mapping) or not isinstance(request.get("messages"), list):
@@ -123,7 +130,7 @@ def _report(problem: Problem, where: str, on_event: OnEvent) -> None:
 
 
 def _system(request: Mapping[str, Any], where: str) -> SystemSettings | None:
-    """`system` of the request: null for none, an object with the settings to change."""
+    """Return the system message of a request, or None for null. The value is an object with the settings to change."""
     given = request.get("system", {})
     if given is None:
         return None
@@ -150,12 +157,12 @@ def _system(request: Mapping[str, Any], where: str) -> SystemSettings | None:
 def _builtin_tools(request: Mapping[str, Any], where: str) -> list[str]:
     names = request.get("builtin_tools") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError("this is no list of names", where=f"{where} builtin_tools", do='["python", "browser"]')
+        raise UserError("this is not a list of names", where=f"{where} builtin_tools", do='["python", "browser"]')
     return names
 
 
 def _effort(request: Mapping[str, Any], where: str) -> Effort | None:
-    """`reasoning_effort`, as in Chat Completions, or `reasoning.effort`, as in Responses."""
+    """Return `reasoning_effort` as in Chat Completions, or `reasoning.effort` as in Responses, or None."""
     reasoning = request.get("reasoning")
     if (value := request.get("reasoning_effort")) is not None:
         return _checked_effort(value, f"{where} reasoning_effort")
@@ -167,4 +174,4 @@ def _checked_effort(value: Any, place: str) -> Effort:
     for effort in EFFORTS:
         if value == effort:
             return effort
-    raise UserError(f"{value!r} is no effort", where=place, do=f"one of {', '.join(EFFORTS)}")
+    raise UserError(f"{value!r} is not a reasoning effort", where=place, do=f"one of {', '.join(EFFORTS)}")

@@ -1,4 +1,4 @@
-"""Get models: download published ones, make tiny and synthetic ones."""
+"""The workflows that provide models: download published ones, and make tiny and synthetic ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class StoredModel:
 
     folder: Path
     bytes: int
-    """Size of its tensors."""
+    """Total size of its tensors."""
     repo: str | None = None
-    """Name on the hub, OWNER/NAME; None for models made here."""
+    """Name on the hub, OWNER/NAME. None for models made on this machine."""
 
 
 def fetch(
@@ -28,18 +28,21 @@ def fetch(
     offline: bool = False,
     on_event: OnEvent = ignore,
 ) -> StoredModel:
-    """Return a model of the hub. Downloads what is missing, continues an earlier attempt, and checks it.
+    """Return a model of the hub, downloaded to this machine and checked.
+
+    Only missing files are downloaded. An earlier attempt is continued.
 
     Args:
         model: gpt-oss-20b, gpt-oss-120b, or OWNER/NAME on the hub.
-        to: folder; by default one in Ossia's cache.
+        to: the folder of the model. By default it is a folder in Ossia's cache.
         revision: branch, tag or commit.
-        token: by default $HF_TOKEN or the saved login.
-        offline: use only what is on this machine.
+        token: an access token of the hub. By default it is $HF_TOKEN or the saved login.
+        offline: download nothing, and use only files on this machine.
         on_event: called with progress.
 
     Raises:
-        UserError: no such model, or offline and not here. OssiaError: the download failed.
+        UserError: there is no such model, or it is not on this machine and `offline` is set.
+        OssiaError: the download failed.
         DoesNotFitError: the disk is too small.
     """
     from ossia.checkpoint import hub
@@ -53,10 +56,12 @@ def fetch(
 
 
 def make_tiny(folder: str | Path, *, seed: int = 0, on_event: OnEvent = ignore) -> StoredModel:
-    """Return a new gpt-oss of a few megabytes: every feature of the architecture, the real tokenizer, random weights.
+    """Write and return a gpt-oss of a few megabytes with random weights.
+
+    It has every feature of the architecture, and the real tokenizer.
 
     Raises:
-        UserError: the folder holds something.
+        UserError: the folder is not empty.
     """
     from ossia.checkpoint.tiny import write_tiny
 
@@ -66,13 +71,16 @@ def make_tiny(folder: str | Path, *, seed: int = 0, on_event: OnEvent = ignore) 
 
 
 def make_synthetic(model: str, folder: str | Path, *, seed: int = 0, on_event: OnEvent = ignore) -> StoredModel:
-    """Return a checkpoint of the published size and layout with random weights. Continues an interrupted one.
+    """Write and return a checkpoint of the published size and layout with random weights.
+
+    An interrupted checkpoint is continued.
 
     Args:
         model: gpt-oss-20b or gpt-oss-120b.
 
     Raises:
-        UserError: no such model, or the folder holds something else. DoesNotFitError: the disk is too small.
+        UserError: there is no such model, or the folder contains other files.
+        DoesNotFitError: the disk is too small.
     """
     from ossia.checkpoint.synthetic import write_synthetic
     from ossia.plan.inputs import published_shape

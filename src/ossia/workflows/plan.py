@@ -1,4 +1,4 @@
-"""Plan a recipe on this machine, and examine the machine."""
+"""The workflows that plan a recipe on this machine, and examine the machine."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def plan(
     measure: bool = True,
     on_event: OnEvent = ignore,
 ) -> Plan:
-    """Return what a recipe needs in memory, time and disk on this machine.
+    """Return the plan of a recipe: the memory, time and disk that it needs on this machine.
 
-    A plan that does not fit is a result, not an error: its verdict says so, and `Plan.require_fit` raises.
+    A plan that does not fit is not an error. It has the verdict "does not fit", and `Plan.require_fit` raises.
 
     Args:
-        recipe: a file, the name of a recipe that comes with Ossia, or a recipe itself.
-        overrides: `section.key=value`, on top of the recipe.
-        measure: measure this machine for a few seconds. Without it the plan has no time.
+        recipe: a file, the name of a recipe that comes with Ossia, or a `Recipe`.
+        overrides: `section.key=value`, applied to the recipe.
+        measure: whether to measure this machine for a few seconds. Without a measurement the plan has no time.
         on_event: called with progress, and with notes on the data.
 
     Raises:
@@ -52,7 +52,7 @@ def plan(
 
 
 def _examples(recipe: Recipe, found: FoundModel, on_event: OnEvent) -> Examples:
-    """Count the recipe's data, or assume some when there are none to count."""
+    """Return the summary of the recipe's data. It is assumed if there are no data or no tokenizer."""
     if not recipe.data.train:
         return Examples.assumed(recipe)
     try:
@@ -72,5 +72,5 @@ def _examples(recipe: Recipe, found: FoundModel, on_event: OnEvent) -> Examples:
 
 
 def examine_machine() -> Iterator[Check]:
-    """Yield what is right and wrong with this machine, one check after the other, each with a reason and a remedy."""
+    """Yield the checks of this machine as they are done, each with its finding and a remedy."""
     return doctor.examine()

@@ -24,10 +24,11 @@ def scratch_folder() -> Path:
 
 
 def is_here(folder: Path, shape: Shape) -> bool:
-    """Return whether the folder holds a complete checkpoint of this shape, random or real.
+    """Return whether the folder contains a complete checkpoint of this shape, with random or published weights.
 
     Raises:
-        UserError: it holds another model or other files, so nothing should be written to it.
+        UserError: the folder contains another model or other files, so the model cannot be written to it. Also if it
+            is not a folder.
     """
     place = with_weights(folder)
     if place is not None:
@@ -55,18 +56,27 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def missing_bytes(folder: Path, shape: Shape) -> int:
-    """Return the bytes that are still to be written of a checkpoint that may have been begun."""
+    """Return the bytes that are still to be written of a checkpoint, which may be partly written."""
     begun = [*folder.glob("model*.safetensors"), *folder.glob(".partial/model*.safetensors")]
     return max(0, bytes_of(shape) - sum(file.stat().st_size for file in begun))
 
 
 def adapter_bytes(plan: Plan) -> int:
-    """Return the bytes of the checkpoint that every training ends with: the adapter and AdamW's moments."""
+    """Return the bytes of the checkpoint that training writes at its end: the adapter and AdamW's moments."""
     return plan.disk_needed // (plan.recipe.train.keep_checkpoints + 2)
 
 
 def require_disk(folder: Path, missing: int, adapter: int) -> None:
-    """Raise DoesNotFitError unless the model, and for a while an adapter's checkpoint, have room where they go."""
+    """Check that the disks have room for the model, and for a checkpoint of the adapter until it is removed.
+
+    Args:
+        folder: the folder of the model.
+        missing: bytes of the model that are still to be written.
+        adapter: bytes of the checkpoint.
+
+    Raises:
+        DoesNotFitError: a disk is too small.
+    """
     if Disk.of(folder).volume == Disk.of(scratch_folder()).volume:
         files.check_disk(folder, missing + adapter, "the model with a checkpoint of its adapter")
         return
@@ -75,7 +85,7 @@ def require_disk(folder: Path, missing: int, adapter: int) -> None:
 
 
 def write_random_model(name: str, folder: Path, shape: Shape, on_event: OnEvent = ignore) -> None:
-    """Write a checkpoint of random weights, or go on with one that was begun.
+    """Write a checkpoint of random weights, or continue one that is partly written.
 
     Raises:
         DoesNotFitError: the disk is too small.
@@ -87,7 +97,7 @@ def write_random_model(name: str, folder: Path, shape: Shape, on_event: OnEvent 
     try:
         offline_tokenizer_folder()
     except UserError:
-        tokenizer = scratch_folder()  # random tokens need no tokenizer, and in there is none to copy
+        tokenizer = scratch_folder()  # a folder without a tokenizer: none is copied, and random tokens need none
     with transferring(on_event, f"writing {name}") as report:
         write_synthetic(folder, shape, progress=report, tokenizer_folder=tokenizer)
 
@@ -99,7 +109,7 @@ def scratch_run(recipe: Recipe) -> Iterator[runs.Run]:
     home.mkdir(parents=True, exist_ok=True)
     _remove_dead(home)
     run = runs.Run(home / f"run-{os.getpid()}")
-    shutil.rmtree(run.path, ignore_errors=True)  # of a killed process with our number
+    shutil.rmtree(run.path, ignore_errors=True)  # left by a killed process with the same id
     run.path.mkdir()
     try:
         files.write_atomically(run.path / "recipe.yaml", recipes.dump(recipe))

@@ -1,7 +1,7 @@
-"""Rehearse a training: a few real steps on a full-size model with random weights, beside what the plan says of them.
+"""The workflow that rehearses a training: a few real steps on a full-size model with random weights.
 
-A rehearsal goes through the code of a fine-tune, from the loader to AdamW (`ossia.train`), on random tokens, and is
-held against the plan of the same recipe (`ossia.plan`).
+A rehearsal runs the code of a fine-tune on random tokens, from the loader to AdamW (`ossia.train`). Its results are
+compared with the plan of the same recipe (`ossia.plan`).
 """
 
 from __future__ import annotations
@@ -32,81 +32,92 @@ from ossia.plan.speed import Speed, matmul, measure
 from ossia.workflows import rehearsal_disk
 
 TARGETS = ("attention", "experts")
-"""What a rehearsal can adapt."""
+"""The targets that an adapter can have in a rehearsal."""
 
 MICRO_BATCH = 2048
-"""Tokens of a micro-batch. On a CPU twice as many are not faster and take 1.4 GB more."""
+"""Most tokens of a micro-batch. On a CPU, twice as many are not faster and take 1.4 GB more."""
 
 
 @dataclass(frozen=True)
 class RandomExample:
-    """A training example of random tokens; the last ones are supervised, as an answer is."""
+    """A training example of random tokens. The last ones are supervised, like an answer."""
 
     ids: list[int]
     trained_tokens: int
+    """Number of supervised tokens."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def weights(self) -> list[float]:
+        """The weight of each token in the loss: 1 for supervised tokens, else 0."""
         return [0.0] * (len(self) - self.trained_tokens) + [1.0] * self.trained_tokens
 
     @property
     def channels(self) -> list[str | None]:
+        """The channel of each token."""
         return ["final"] * len(self)
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured. Seconds and bytes; `matmul_after` in operations per second, measured after training."""
+    """The results of a rehearsal."""
 
     folder: Path
+    """The folder of the model."""
     recipe: Recipe
     plan: Plan
     speed: Speed
+    """The speed of this machine, measured before training."""
     load_seconds: float
+    """Seconds to load the model."""
     steps: list[events.Step]
     memory: Memory
+    """The peak during training, in bytes."""
     matmul_after: float
+    """Operations per second of a large matrix product, measured after training."""
     stopped: bool
-    """A person ended it before its last step."""
+    """Whether the user stopped it before its last step."""
 
     @property
     def timed(self) -> list[events.Step]:
-        """The steps that count: all but the first, in which pages and caches are still cold, if there are others."""
+        """The steps that are timed: all but the first, in which pages and caches are cold. A single step is timed."""
         return self.steps[1:] or self.steps
 
     @property
     def seconds_per_step(self) -> float:
+        """The median over the timed steps."""
         return statistics.median(step.seconds for step in self.timed)
 
     @property
     def tokens_per_second(self) -> float:
+        """The median over the timed steps."""
         return statistics.median(step.tokens / step.seconds for step in self.timed)
 
     @property
     def matmul(self) -> float:
-        """Operations per second of a large matrix product: the better of before and after training."""
+        """Operations per second of a large matrix product: the larger result of those before and after training."""
         return max(self.speed.flops, self.matmul_after)
 
     @property
     def share_of_matmul(self) -> float | None:
-        """Operations per second of the training over those of the matrix product.
+        """The ratio of training's operations per second to those of the matrix product.
 
-        None when that is above one, which cannot be: then other programs slowed the product down while it was
-        measured, or the model is so small that calling the product takes longer than computing it.
+        None if the ratio is above one, because then the product was measured too slowly. Other programs may have
+        disturbed the measurement. Or the model is so small that calling the product takes longer than computing it.
         """
         share = self.tokens_per_second * self.plan.flops_per_token / self.matmul
         return share if share <= 1 else None
 
     @property
     def planned_seconds_per_step(self) -> float:
+        """The plan's seconds of a step."""
         assert self.plan.seconds is not None
         return sum(self.plan.seconds.values()) / self.plan.work.steps
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return all results for JSON."""
         plan, tokens = self.plan, self.plan.work.tokens / self.plan.work.steps
         return {
             "model": self.recipe.name,
@@ -144,16 +155,17 @@ class Rehearsal:
 
 @dataclass(frozen=True, kw_only=True)
 class RehearsedModel(events.Event):
-    """The model of a rehearsal was looked for: where it is, and what the disk must hold. Bytes."""
+    """The model of a rehearsal was found, or is about to be written."""
 
     kind: ClassVar[str] = "rehearsed-model"
     name: str
     folder: Path
     is_here: bool
-    """It is complete; otherwise it is about to be written."""
+    """Whether the model is complete. Otherwise it is about to be written."""
     needed: int
-    """What is still to be written: of the model, and of a checkpoint of its adapter."""
+    """Bytes to be written: the missing part of the model, and a checkpoint of its adapter."""
     free: hardware.Answer[int]
+    """Free bytes on the disk of the model."""
 
 
 def rehearse(
@@ -170,25 +182,31 @@ def rehearse(
     overrides: Iterable[str] = (),
     on_event: OnEvent = ignore,
 ) -> Rehearsal:
-    """Return what a few real training steps took on a full-size model with random weights.
+    """Return the measured time and memory of a few real training steps on a full-size model with random weights.
 
-    The model is written once (13.8 GB for gpt-oss-20b) and stays. An interrupted writing is continued the next time.
+    The model is written once (13.8 GB for gpt-oss-20b) and stays. If writing is interrupted, the next call continues
+    it.
 
     Args:
         model: gpt-oss-20b, gpt-oss-120b, or tiny.
-        folder: where the model is or will be; real weights serve too. By default a folder in Ossia's cache.
-        steps: optimiser steps; the first one only warms up. tokens: of a step. sequence: tokens of an example.
-        supervised: share of the tokens that are trained on, 0..1.
-        targets: what gets an adapter: attention, experts. rank, expert_rank: LoRA ranks of the two.
+        folder: the folder of the model. It may contain the published weights. By default it is a folder in Ossia's
+            cache.
+        steps: number of optimiser steps. The first step is for warming up, unless it is the only one.
+        tokens: tokens of a step.
+        sequence: tokens of an example.
+        supervised: share of the tokens that are supervised, 0..1.
+        targets: the targets that get an adapter: attention, experts.
+        rank: the LoRA rank of attention.
+        expert_rank: the LoRA rank of the experts.
         overrides: `section.key=value` of the sections model, lora and train.
         on_event: called with `RehearsedModel`, with progress, and with the events of the training.
 
     Raises:
-        UserError: no such model, a setting that a rehearsal does not have, or a folder with other files.
-        DoesNotFitError: memory or disk are too small.
+        UserError: there is no such model, a rehearsal does not have the setting, or the folder contains other files.
+        DoesNotFitError: the memory or a disk is too small.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a rehearsal is one process", do="start it without torchrun or accelerate launch")
+        raise UserError("a rehearsal runs in one process", do="start it without torchrun or accelerate launch")
     name, shape = shape_of(model)
     place = Path(folder) if folder is not None else rehearsal_disk.scratch_folder() / name
     lora = {"targets": _checked_targets(targets), "rank": rank, "alpha": 2.0 * rank,
@@ -228,7 +246,7 @@ def _checked_targets(names: Sequence[str]) -> list[str]:
 
 
 def _provide_model(name: str, place: Path, shape: Shape, adapter: int, on_event: OnEvent) -> None:
-    """Take the model that is there, or write it. Says beforehand what that needs."""
+    """Write the model unless it is there. The needed disk space is reported first."""
     here = rehearsal_disk.is_here(place, shape)
     missing = 0 if here else rehearsal_disk.missing_bytes(place, shape)
     free = hardware.disk(place)
@@ -239,16 +257,16 @@ def _provide_model(name: str, place: Path, shape: Shape, adapter: int, on_event:
     try:
         rehearsal_disk.write_random_model(name, place, shape, on_event)
     except KeyboardInterrupt:
-        message = "what is written of the model stays; the same command goes on with it"
+        message = "the written part of the model stays, and the same command continues it"
         on_event(Note(level="info", message=message))
         raise
 
 
 def shape_of(name: str) -> tuple[str, Shape]:
-    """Return the name without its owner, and the figures, of a model that can be rehearsed.
+    """Return the name without its owner, and the dimensions, of a model that can be rehearsed.
 
     Raises:
-        UserError: not gpt-oss-20b, gpt-oss-120b or tiny.
+        UserError: the name is not gpt-oss-20b, gpt-oss-120b or tiny.
     """
     from ossia.checkpoint.tiny import TINY
 
@@ -267,10 +285,17 @@ def shape_of(name: str) -> tuple[str, Shape]:
 def recipe_of(
     name: str, folder: Path, lora: dict[str, Any], *, steps: int, tokens: int, sequence: int, overrides: list[str]
 ) -> Recipe:
-    """Return the recipe of a rehearsal. A step has `tokens` tokens in examples of `sequence`, and nothing is validated.
+    """Return the recipe of a rehearsal, which has no validation.
+
+    Args:
+        folder: the folder of the model.
+        lora: the settings of the section `lora`.
+        tokens: tokens of a step.
+        sequence: tokens of an example.
+        overrides: `section.key=value` of the sections model, lora and train.
 
     Raises:
-        UserError: a sequence is longer than a step, or an override is wrong or has nothing to say here.
+        UserError: a sequence is longer than a step, an override is wrong, or a rehearsal does not have its setting.
     """
     if sequence > tokens:
         raise UserError(
@@ -283,8 +308,8 @@ def recipe_of(
             raise UserError(
                 "a rehearsal has no such setting",
                 where=f"--set {override}",
-                why="it has random tokens for data, and the model it is named after",
-                do="settings of model (but for path, which is --folder), lora and train",
+                why="it uses random tokens as data, and the model given by name",
+                do="use settings of model (except path, which is --folder), lora and train",
             )
     values = {
         "name": name,
@@ -298,7 +323,7 @@ def recipe_of(
             "tokens_per_micro_batch": max(64, sequence, min(tokens // sequence * sequence, MICRO_BATCH)),
             "schedule": "constant",
             "samples": 0,
-            "checkpoint_every": 1_000_000,  # only the one that every training ends with
+            "checkpoint_every": 1_000_000,  # so only the checkpoint at the end is written
             "keep_checkpoints": 1,
         },
     }
@@ -306,7 +331,12 @@ def recipe_of(
 
 
 def random_examples(recipe: Recipe, shape: Shape, sequence: int, supervised: float) -> list[RandomExample]:
-    """Return as many random examples as the steps take, the same ones every time."""
+    """Return the random examples of all steps, the same ones for the same seed.
+
+    Args:
+        sequence: tokens of an example.
+        supervised: share of the tokens that are supervised, 0..1.
+    """
     rng, ids = random.Random(recipe.train.seed), range(shape.vocabulary)
     assert recipe.train.steps is not None
     trained = min(sequence - 1, max(1, round(sequence * supervised)))
@@ -315,25 +345,29 @@ def random_examples(recipe: Recipe, shape: Shape, sequence: int, supervised: flo
 
 
 def plan_of(recipe: Recipe, found: FoundModel, examples: list[RandomExample], speed: Speed | None = None) -> Plan:
-    """Return the plan of the recipe, but with room on the disk: a rehearsal writes less than a training."""
+    """Return the plan of the recipe, with unlimited disk space for runs. A rehearsal writes less than a training."""
     roomy = dataclasses.replace(Disk.of(rehearsal_disk.scratch_folder()), free=1 << 60)
     machine = dataclasses.replace(Machine.here(recipe.model), runs=roomy)
     return estimate(recipe, found, Examples.counted(examples, []), machine, speed=speed)
 
 
 def require_memory(plan: Plan) -> None:
-    """Raise DoesNotFitError when the plan says so, with remedies that a rehearsal has."""
+    """Check that the rehearsal fits into memory.
+
+    Raises:
+        DoesNotFitError: the plan's verdict is "does not fit". The error proposes options of `ossia rehearse`.
+    """
     if plan.verdict == "does not fit":
         raise DoesNotFitError(
-            f"a training of {plan.recipe.name} like this does not fit",
+            f"a training of {plan.recipe.name} with these settings does not fit",
             why="; ".join(plan.reasons),
             do="fewer --tokens, a smaller --rank and --expert-rank, or --targets attention",
         )
 
 
 def _measured(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> tuple[Plan, Speed, float]:
-    """Measure the machine and time the loader. Returns the plan, the machine's speed, and the loader's seconds."""
-    import ossia.model.modeling  # noqa: F401  importing transformers' part of it is not what is timed
+    """Return the plan, the measured speed of the machine, and the seconds of the loader."""
+    import ossia.model.modeling  # noqa: F401  so that the import of transformers is not timed
 
     found = find_model(str(folder))
     machine = Machine.here(recipe.model)
@@ -343,7 +377,7 @@ def _measured(folder: Path, recipe: Recipe, examples: list[RandomExample]) -> tu
 
 
 def _time_loading(folder: Path, recipe: Recipe, device: str) -> float:
-    """Return the seconds until every tensor is loaded to where it belongs. Training loads once more, by itself."""
+    """Return the seconds to load every tensor to its device. Training loads the model again."""
     from ossia.model.load import load_model
 
     start = time.perf_counter()
@@ -363,7 +397,7 @@ def _time_loading(folder: Path, recipe: Recipe, device: str) -> float:
 def _train(
     plan: Plan, run: runs.Run, examples: list[RandomExample], on_event: OnEvent
 ) -> tuple[list[events.Step], Memory, bool]:
-    """Train as `ossia train` does. Returns the steps, the peak of the memory, and whether a person ended it early."""
+    """Train as `ossia train` does. Return the steps, the peak of the memory, and whether the user stopped it early."""
     from ossia.train.callbacks import INTERRUPTED
     from ossia.train.supervised import train
 
@@ -372,7 +406,7 @@ def _train(
         loading.enter_context(counting(on_event, "loading the model"))
 
         def watch(event: events.Event) -> None:
-            loading.close()  # whatever training reports first, the model is there
+            loading.close()  # any event of training means that the model is loaded
             if isinstance(event, events.Step):
                 steps.append(event)
             on_event(event)

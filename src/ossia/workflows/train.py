@@ -1,4 +1,4 @@
-"""Fine-tune: a recipe becomes a run, or a run continues."""
+"""The workflow that fine-tunes: a new run of a recipe, or the continuation of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ __all__ = ["TrainResult", "TrainingPrepared", "leave", "train"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPrepared(Event):
-    """The data are compiled and the run is there; the model is loaded next. It is not written to the run's events."""
+    """The data are compiled, the run folder is there, and the model is loaded next.
+
+    The event is not written to the run's events.jsonl.
+    """
 
     kind: ClassVar[str] = "training-prepared"
     run: str
@@ -31,29 +34,29 @@ class TrainingPrepared(Event):
     recipe: Recipe
     examples: int
     tokens: int
-    """Tokens of the training examples, each example counted by itself."""
+    """Sum of the lengths of the training examples."""
     trained_tokens: int
-    """Those of them that are supervised."""
+    """Number of supervised tokens among them."""
     validation_examples: int
     saving: Saving | None
-    """What sharing prefixes saves; None where it may not be done."""
+    """The saving by shared prefixes in an epoch. None: sharing is not wanted or not exact."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended."""
+    """The result of a training."""
 
     run: runs.Run
     last: events.Finished
-    """The last event: done, or stopped."""
+    """The last event, with the reason of the end."""
     is_interrupted: bool
-    """Ctrl-C stopped it; `train(resume=...)` continues."""
+    """Whether Ctrl-C stopped it. `train(resume=...)` continues the run."""
     is_main: bool
-    """Whether this is the process of the job that reports. False in all others."""
+    """Whether this is the main process of the job, which reports. False in all other processes."""
 
     @property
     def summary(self) -> runs.Summary:
-        """Return the run in one line: status, step, losses."""
+        """The summary of the run: status, step and losses."""
         return self.run.summary()
 
 
@@ -66,9 +69,10 @@ def train(
     accept_changed_base: bool = False,
     on_event: OnEvent = ignore,
 ) -> TrainResult:
-    """Return the run that was trained, or continued exactly where its newest checkpoint was made.
+    """Train a new run of a recipe, or continue a run at its newest checkpoint, and return the result.
 
-    Each process of a job that a launcher started calls this; they share one run, and the main process reports.
+    If a launcher has started a job of several processes, each of them calls this function. They share one run, and the
+    main process reports.
 
     Args:
         recipe: a file, the name of a recipe that comes with Ossia, or a recipe itself.
@@ -79,8 +83,9 @@ def train(
         on_event: called with progress and notes, once with `TrainingPrepared`, and with every event of the run.
 
     Raises:
-        UserError: the recipe, its data or its model cannot be read or used; see `ossia.train.supervised.train`.
-        OssiaError: loss or gradient are not finite, or a checkpoint could not be written.
+        UserError: the recipe, its data or its model cannot be read or used, as in `ossia.train.supervised.train`. Also
+            if neither or both of `recipe` and `resume` are given.
+        OssiaError: the loss or a gradient is not finite, or a checkpoint could not be written.
         DoesNotFitError: the GPU ran out of memory.
     """
     found, settings = _settled(recipe, resume, list(overrides))
@@ -102,7 +107,7 @@ def train(
         )  # fmt: skip
     except BaseException:
         if found is None and is_main() and not (run.path / events.FILE).exists():
-            shutil.rmtree(run.path, ignore_errors=True)  # it never began
+            shutil.rmtree(run.path, ignore_errors=True)  # training has not begun
         raise
     return TrainResult(run, last, last.reason == INTERRUPTED, is_main())
 
@@ -128,7 +133,7 @@ def _settled(
 
 
 def _prepared(recipe: Recipe, on_event: OnEvent) -> PreparedData:
-    """Compile the recipe's conversations on all cores."""
+    """Return the recipe's conversations, compiled on all cores."""
     from ossia.checkpoint.locate import vocabulary as vocabulary_of
     from ossia.data.compile import usable_cores
     from ossia.data.prepare import prepare
@@ -142,11 +147,14 @@ def _prepared(recipe: Recipe, on_event: OnEvent) -> PreparedData:
 
 
 def _saving(recipe: Recipe, prepared: PreparedData) -> Saving | None:
-    """Return what sharing prefixes saves, where it may be done; training decides with the same figure."""
+    """Return the saving by shared prefixes, or None if sharing is not wanted or not exact.
+
+    Training makes its decision with the same figure.
+    """
     from ossia.plan.work import recipe_obstacles
     from ossia.sequences.sharing import Obstacles, epoch_saving
 
-    # What an adapter that is continued has targets on is read, and complained of, later.
+    # The adapter of `start_from` is read later, and its errors are reported then.
     obstacles = Obstacles() if recipe.lora.start_from else recipe_obstacles(recipe)
     return epoch_saving(recipe.train, obstacles, prepared.train)
 

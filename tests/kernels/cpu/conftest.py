@@ -9,7 +9,7 @@ from ossia.kernels.cpu import library
 
 @pytest.fixture(params=range(len(library.LEVELS)), ids=library.LEVELS)
 def level(request: pytest.FixtureRequest) -> int:
-    """Each of `library.LEVELS`. Where the processor lacks one, C would take the next lower and prove nothing new."""
+    """Each instruction set of `library.LEVELS`. It is skipped if the processor lacks it, as C would use a lower one."""
     if library.native().library is None:
         pytest.skip(f"native kernels: {library.native().reason}")
     if request.param > library.loaded().ossia_mxfp4_level():

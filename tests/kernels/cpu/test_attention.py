@@ -1,4 +1,4 @@
-"""Dense attention by torch's CPU kernel against its plain twin."""
+"""Tests of dense attention by torch's CPU kernel against the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ H, K, D = 4, 2, 8
 @pytest.mark.parametrize("mode", ["all", "causal", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_fused_kernel_equals_its_plain_twin(mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with an output and a log-sum-exp that more than these keys went into, and in chunks of a few queries."""
+    """The output and the log-sum-exp may come from more keys than these. The reference runs in small chunks."""
     monkeypatch.setattr(reference, "CHUNK_SCORES", 3 * H * 11 * 4)
     generator = torch.Generator().manual_seed(5)
     Q, C = (11, 11) if mode == "causal" else (7, 11)

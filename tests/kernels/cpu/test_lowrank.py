@@ -1,4 +1,4 @@
-"""LoRA's thin products in C against plain torch in float64."""
+"""Tests of LoRA's thin products in C against plain torch in float64."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def error(mine: Tensor, truth: Tensor) -> float:
 @settings(max_examples=80, deadline=None)
 @given(rows=ROWS, rank=RANKS, groups=st.integers(1, 20), transposed=st.booleans(), seed=st.integers(0, 2**16))
 def test_narrow(rows: int, rank: int, groups: int, transposed: bool, seed: int) -> None:
-    """The sum is exact to float32, the result rounded once."""
+    """The sum has float32 precision, and the result is rounded once."""
     depth = 32 * groups
     x = drawn(rows, depth, seed=seed)
     w = drawn(rank, depth, seed=seed + 1) if transposed else drawn(depth, rank, seed=seed + 1)

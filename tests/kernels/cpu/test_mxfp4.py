@@ -1,4 +1,4 @@
-"""The native dequantiser against its plain twin, bit by bit, and what is said where it is missing."""
+"""Tests of the native dequantiser against the reference, bit by bit, and of the reasons if it is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def built() -> None:
 
 
 def same_bits(mine: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal bits, but for the many ways to write NaN."""
+    """Return whether the bits are equal. All bit patterns of NaN count as equal."""
     word = WORDS[mine.dtype]
     nan = mine.isnan() & other.isnan()
     return mine.dtype == other.dtype and bool(((mine.view(word) == other.view(word)) | nan).all())
@@ -31,7 +31,7 @@ def same_bits(mine: torch.Tensor, other: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("dtype", WORDS)
 def test_every_byte_under_every_scale(level: int, dtype: torch.dtype) -> None:
-    """All 256 x 256 pairs: each byte holds two codes, so every code stands in both halves of every place."""
+    """All 256 x 256 pairs. A byte holds two codes, so every code occurs in both halves of every place."""
     byte, place = torch.arange(256, dtype=torch.uint8), torch.arange(16, dtype=torch.uint8)
     blocks = (byte[:, None] + place).repeat(256, 1).reshape(256, 256, 1, 16)
     scales = torch.arange(256, dtype=torch.uint8)[:, None, None].expand(256, 256, 1)
@@ -52,7 +52,7 @@ def test_random_matrices_in_one_thread_and_in_many(dtype: torch.dtype) -> None:
 
 
 def test_one_pool_of_threads() -> None:
-    """The library must take its OpenMP from torch: a second one would spin on the same cores."""
+    """The library must use torch's OpenMP, because a second OpenMP would spin on the same cores."""
     code = (
         "import torch; from ossia.kernels.cpu import library, mxfp4; assert library.native().library;"
         "b = torch.zeros(1, 9000, 16, dtype=torch.uint8); mxfp4.dequantise(b, b[..., 0]);"

@@ -1,4 +1,4 @@
-"""Attention along paths in C against the dense form in float64, which itself is held to the definition."""
+"""Tests of attention along paths in C against the dense form in float64 (which has its own tests)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ossia.model.batch import Segments
 
 D, SCALE = paths.HEAD_DIM, 0.125
 Forest = list[tuple[int, int, int]]
-"""Per segment: length, parent (-1: none), and how many of the parent's tokens are on the path (at least one)."""
+"""For each segment: length, parent (-1: none), and the number of the parent's tokens on the path (at least one)."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +26,7 @@ def built() -> None:
 
 @st.composite
 def forests(draw: st.DrawFn) -> Forest:
-    """With lengths around the kernel's blocks of 64 keys, its chunks of 32 tokens, and the window of 128."""
+    """Draw lengths around the kernel's blocks of 64 keys, its chunks of 32 tokens and the window of 128."""
     lengths = st.sampled_from([1, 2, 3, 5, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200])
     count = draw(st.integers(1, 8))
     return [(draw(lengths), draw(st.integers(-1, n - 1)), draw(st.integers(1, 200))) for n in range(count)]
@@ -44,7 +44,7 @@ def laid_out(forest: Forest) -> Segments:
 
 
 def results(inputs: list[Tensor], grad: Tensor, segments: Segments, window: int | None) -> list[Tensor]:
-    """The output, and the gradients of queries, keys, values and sinks, as float64."""
+    """Return the output and the gradients of queries, keys, values and sinks, as float64."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     out = attend(*inputs, segments, scale=SCALE, window=window)  # type: ignore[arg-type]
     return [x.detach().double() for x in (out, *torch.autograd.grad(out, inputs, grad.to(out.dtype)))]
@@ -68,7 +68,7 @@ def drawn(heads: tuple[int, int], tokens: int, seed: int) -> tuple[list[Tensor],
 def test_a_forest_within_what_rounding_does(
     forest: Forest, heads: tuple[int, int], window: int | None, seed: int
 ) -> None:
-    """Not further from float64 than torch's own bfloat16 kernels, or than the roundings of factors and result."""
+    """The error is at most that of torch's own bfloat16 kernels, or that of rounding the factors and the result."""
     segments = laid_out(forest)
     inputs, grad = drawn(heads, segments.ranges[-1][1], seed)
     truth = results([x.double() for x in inputs], grad, segments, window)
@@ -79,7 +79,7 @@ def test_a_forest_within_what_rounding_does(
     for name, true, mine, other in zip(("out", "dq", "dk", "dv", "dsinks"), truth, ours, torchs, strict=True):
         size = true.norm() + 1e-6
         allowed = max(1.25 * float((other - true).norm() / size), 2**-8)
-        if name == "dsinks":  # a sum over tokens, in which errors are not small against what cancels
+        if name == "dsinks":  # in a sum over tokens, errors may exceed the cancelled result
             allowed = max(allowed, 2**-8 * (segments.ranges[-1][1] * D) ** 0.5 / float(size))
         assert float((mine - true).norm() / size) <= allowed, name
 
@@ -94,12 +94,12 @@ def test_inputs_in_any_layout() -> None:
     *first, dsinks = straight
     *second, dsinks_too = results([*bent, inputs[3]], other, segments, 128)
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
-    torch.testing.assert_close(dsinks, dsinks_too, rtol=1e-5, atol=1e-5)  # torch sums it, in another order
+    torch.testing.assert_close(dsinks, dsinks_too, rtol=1e-5, atol=1e-5)  # torch sums it in another order
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_more_threads_than_key_heads(threads: int) -> None:
-    """Then keys' gradients are summed in parts."""
+    """With more threads, the gradients of keys are summed in parts."""
     segments = laid_out([(300, -1, 0), (150, 0, 200)])
     inputs, grad = drawn((8, 2), 450, 1)
     before = torch.get_num_threads()
@@ -178,7 +178,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 def test_empty_ranges_on_a_path_and_a_gradient_that_is_one_number() -> None:
-    """`.sum().backward()` brings a gradient without memory of its own."""
+    """`.sum().backward()` passes an expanded gradient, which has only one number in memory."""
     inputs, _ = drawn((8, 2), 8, 6)
     grads = []
     for before in (((0, 4),), ((0, 4), (4, 4))):

@@ -1,4 +1,4 @@
-"""Fused products, the gate and the products of a few rows against plain torch."""
+"""Tests of fused products, the gate and the products of a few rows against plain torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def error(mine: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("transposed", [True, False])
 def test_every_code_under_every_scale_comes_through(fused: None, transposed: bool) -> None:
-    """The identity times W is W, bit for bit: all 16 codes under all 253 scales without infinite values."""
+    """The identity times W is W, bit for bit, for all 16 codes and the 253 scales without infinite values."""
     codes = torch.arange(16, dtype=torch.uint8)
     blocks = (codes | (codes.flip(0) << 4)).expand(256, 4, 16).contiguous()
     scales = (torch.arange(256)[:, None].expand(256, 4).clamp(max=252)).to(torch.uint8).contiguous()
@@ -54,7 +54,7 @@ def test_every_code_under_every_scale_comes_through(fused: None, transposed: boo
     got, want = product(x, packed, transposed), dequantise(*packed)
     assert got is not None
     got = got.T if transposed else got
-    # The processor's BF16 products take subnormal numbers for zero; they stand only under the lowest three scales.
+    # The processor's BF16 products treat subnormal numbers as zero. They occur only under the lowest three scales.
     normal = want.abs() >= torch.finfo(BF16).tiny
     assert torch.equal(got[normal], want[normal]) and not got[~normal].any()
     assert normal[3:253, :64].float().mean() == 0.875  # all but the two zeros of sixteen codes
@@ -102,7 +102,7 @@ def test_fused_products_of_all_shapes(
 
 
 def test_many_rows_and_a_deep_sum(fused: None) -> None:
-    """More rows than a block and a deeper sum than a panel."""
+    """There are more rows than in a block, and the sum is deeper than a panel."""
     packed = matrix(1024, 1056, 0)
     for transposed in (True, False):
         x = torch.randn(1100, 1056 if transposed else 1024, generator=torch.Generator().manual_seed(1)).to(BF16)
@@ -146,7 +146,7 @@ def test_the_gate_and_its_gradient(level: int) -> None:
 
 
 def test_nan_stays_nan_in_the_gate(level: int) -> None:
-    """A diverged run must be seen, not rounded away."""
+    """A diverged run must stay visible."""
     h = torch.zeros(2, 64, dtype=BF16)
     h[0, 4], h[1, 9] = float("nan"), float("nan")
     out = gate(h, ALPHA, LIMIT, level)

@@ -1,6 +1,6 @@
-"""The path of GPUs, driven on a CPU by stand-ins for torch's flash operators (`flash_fakes`).
+"""Tests of the GPU's attention on a CPU, with stand-ins for torch's flash operators (`flash_fakes`).
 
-What cannot be known without a GPU is whether the real operators do what they say; tests/test_cuda.py asks them.
+tests/test_cuda.py tests the real operators on a GPU.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: Flash, dtypes: tuple[torch.dt
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> Flash:
-    """The stand-ins in float64, taken for granted."""
+    """Install the stand-ins in float64, without the trial at first use."""
     fake = install(monkeypatch, Flash(), (torch.float64, torch.float32))
     monkeypatch.setattr(flash, "_verdict", lambda *_: None)
     return fake
@@ -55,7 +55,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Flash:
 
 
 def test_the_real_operators_take_these_calls() -> None:
-    """On the meta device torch binds the call to the schema and gives the results' shapes: log-sum-exp [H, T]."""
+    """On the meta device, torch binds the calls to the operators' schemas and returns shapes. Log-sum-exp is [H, T]."""
     rows = VarlenRows.of([5, 70], [5, 70], "meta")
     q, k = (torch.empty(75, heads, 64, dtype=torch.bfloat16, device="meta") for heads in (8, 2))
     for causal, window in ((True, None), (True, 128), (False, None)):
@@ -82,7 +82,7 @@ def test_a_forest_attends_like_the_dense_definition(
         patch.setattr(varlen, "GATHERED", gathered)
         fake = install(patch, Flash(), (torch.float64,))
         patch.setattr(flash, "_verdict", lambda *_: None)
-        # Head size 8, in float64 within 1e-12, with the gradients of q, k, v and sinks.
+        # The head size is 8. Outputs and the gradients of q, k, v and sinks agree within 1e-12 in float64.
         assert_equals_the_definition(forest, window, seed)
         branches = sum(parent is not None for parent, _ in forest)
         further = {0: 0, 1: 1}.get(branches, branches if gathered == 1 else 1 if gathered > 12 else None)
@@ -102,7 +102,7 @@ def test_rows_without_ancestors_go_through_uncopied(exact: Flash) -> None:
 
 
 def test_a_whole_model_gives_the_same_loss_and_gradients(tmp_path: Path, exact: Flash) -> None:
-    """Training on plain rows and on a tree, through the stand-ins and through the CPU's kernels."""
+    """The model trains on plain rows and on a tree, with the stand-ins and with the CPU's kernels."""
     folder = write_tiny(tmp_path / "m", MICRO, seed=3)
     ids = torch.randint(0, 500, (3, 60), generator=torch.Generator().manual_seed(1)).tolist()
     trunk = [[*ids[0][:30], *row[30:]] for row in ids]
@@ -145,7 +145,7 @@ def test_good_kernels_pass_the_trial_once(monkeypatch: pytest.MonkeyPatch, dtype
 
 @pytest.mark.parametrize("wrong", ["no window", "wide window", "narrow window", "heads", "own lse"])
 def test_wrong_kernels_are_found_out(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    """A window that is off by one key, other heads' keys, a backward pass that ignores the given log-sum-exp."""
+    """The window is off by one key, heads use other heads' keys, or the backward pass ignores the log-sum-exp."""
     fake = install(monkeypatch, Flash(wrong))
     for dtype in flash.DTYPES:
         with pytest.warns(RuntimeWarning, match=r"takes the plain form, which is slower: .* rows is off by"):
@@ -197,7 +197,7 @@ def test_what_the_kernels_are_not_made_for_is_never_tried(monkeypatch: pytest.Mo
 
 
 def test_the_bound_of_the_trial_is_near_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the bound would still pass good kernels, and the least of the wrong ones is far beyond it."""
+    """Good kernels pass with half the bound. The least wrong kernel fails with twice the bound."""
     install(monkeypatch, Flash())
     for dtype in flash.DTYPES:
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
