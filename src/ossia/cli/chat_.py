@@ -52,9 +52,9 @@ def chat(
         int | None, typer.Option(min=1, help="Longest turn in tokens, thoughts included.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the most likely token each time.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample among tokens of this probability.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Total probability of the tokens to sample.")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Repeats a conversation. Default: a new one each time.")
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Repeats a conversation. Default: chat.seed, or random.")
     ] = None,
     hide_thoughts: Annotated[bool, typer.Option("--hide-thoughts", help="Do not print the chain of thought.")] = False,
     set_: output.Set = None,

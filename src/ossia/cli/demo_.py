@@ -39,12 +39,12 @@ def demo(set_: output.Set = None) -> None:
     _say(4, "The fine-tune: LoRA on attention and experts, through the four-bit weights.")
     run = _train(overrides)
     _curve(run)
-    _say(5, "Held-out questions, asked to the base and to the tuned model.")
+    _say(5, "Held-out questions for the base and for the tuned model.")
     if _happened(run, events.Evaluated):
         console.print(f"done before; [bold]ossia runs show {run.id}[/bold] has the figures")
     else:
         _run("eval", run.id, "--vs", "base")
-    _say(6, "One question to both. The base thinks in English whatever is asked of it.")
+    _say(6, "One question for both. The base always thinks in English.")
     _run("chat", run.id, "--vs", "base", "--developer", DEVELOPER, "--question", _question())
     _say(7, "A checkpoint with the fine-tune merged in, for every program that reads gpt-oss.")
     _run("export", run.id, "--to", "hf")

@@ -103,7 +103,7 @@ def leak_problems(found: Iterable[Leak]) -> list[Problem]:
     for leak in found:
         share = f" ({leak.share:.0%})" if leak.share < 1 else ""
         what = f"the training data have {leak.kind}: {leak.source}{share}"
-        problems.append(_warning("leak", what, leak.conversation, "take it out of one of the two"))
+        problems.append(_warning("leak", what, leak.conversation, "remove it from one of the two"))
     return problems
 
 
