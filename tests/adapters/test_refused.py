@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -135,8 +136,7 @@ def edit(folder: Path, target: Path, config: Mapping[str, Any] | None = None, dr
 def test_configurations(
     good: Path, tmp_path: Path, refusal: Callable[[Path], str], change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(AssertionError, match=message):
-        raise AssertionError(refusal(edit(good, tmp_path / "bad", change)))
+    assert re.search(message, refusal(edit(good, tmp_path / "bad", change)))
 
 
 @pytest.mark.parametrize(

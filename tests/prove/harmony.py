@@ -134,5 +134,6 @@ def run_chunk(number: int) -> dict[str, Any]:
 
 
 def verdict(totals: dict[str, Any]) -> dict[str, Any]:
-    """Return the totals. The proof passes if no token differs."""
-    return {"passed": not any(value for key, value in totals.items() if key.endswith("differences")), **totals}
+    """Return the totals. The proof passes if both libraries are compared and no token differs."""
+    both = all(totals.get(f"{library} conversations") for library in ("openai-harmony", "oss-harmony"))
+    return {"passed": both and not any(value for key, value in totals.items() if key.endswith("differences")), **totals}

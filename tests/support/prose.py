@@ -5,7 +5,6 @@ list, a cell of a table and an entry of a docstring's section (`Args:`) are sent
 """
 
 import ast
-import inspect
 import io
 import re
 import tokenize
@@ -89,7 +88,11 @@ def _docstring(text: str) -> Iterator[str]:
     """The paragraphs of a docstring, without its indented code and tables."""
     block: list[str] = []
     section = False
-    for line in [*inspect.cleandoc(text).splitlines(), ""]:
+    # The first line says where the column of the docstring is; `cleandoc` would take a list alone for the column.
+    first, _, rest = text.partition("\n")
+    own = min((len(line) - len(line.lstrip()) for line in rest.splitlines()[-1:] if not line.strip()), default=0)
+    lines = [first.strip(), *(line[own:] for line in rest.expandtabs().splitlines())]
+    for line in [*lines, ""]:
         bare, indent = line.strip(), len(line) - len(line.lstrip())
         section = bool(_SECTION.match(bare)) or (section and (indent > 0 or not bare))
         if indent >= 4 and not section:
