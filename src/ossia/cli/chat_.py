@@ -52,7 +52,9 @@ def chat(
         int | None, typer.Option(min=1, help="Longest turn in tokens, thoughts included.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the most likely token each time.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Total probability of the tokens to sample.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Total probability of the tokens to sample.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**32 - 1, help="Repeats a conversation. Default: chat.seed, or random.")
     ] = None,

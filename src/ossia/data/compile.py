@@ -57,7 +57,7 @@ class Compiled(Findings):
 
 
 class Compiling(NamedTuple):
-    """The result of compiling one row. If the row cannot be used, `rendered` is None and the problems give the reason."""
+    """The result of compiling one row. If the row cannot be used, `rendered` is None and the problems say why."""
 
     row: Row
     problems: list[Problem]

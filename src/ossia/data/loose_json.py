@@ -1,5 +1,7 @@
-"""JSON as data sets really have it: quoted like Python, several objects in a row, in the cells of a table, or deeper
-than Python can go."""
+"""Reading of JSON that is not quite valid, as data sets have it.
+
+It may be quoted like Python, hold several objects in a row, be in a table's cells, or nest deeper than Python's limit.
+"""
 
 from __future__ import annotations
 

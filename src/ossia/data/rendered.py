@@ -1,8 +1,8 @@
 """A conversation as tokens, and the training examples in it, without a copy of what they share.
 
 Every message is rendered once. An example is a choice of messages: the context that the model would see for its turn,
-and the turn. Its lists of ids, weights and channels are put together when they are asked for, so that a conversation of
-n turns costs its own tokens and not the n²/2 of its examples; the tree of shared prefixes is read off the same choice.
+and the turn. Its lists of ids, weights and channels are made on request. So a conversation of n turns needs memory for
+its own tokens, not for the n²/2 of its examples. The tree of shared prefixes comes from the same choice.
 """
 
 from __future__ import annotations

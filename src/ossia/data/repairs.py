@@ -1,7 +1,7 @@
 """The single repairs: each changes a row at a problem's place and says what it did, or returns None.
 
-`IN_PLACE` ones mend a value where it stands; done twice they do nothing more. `STRUCTURAL` ones remove a message, or a
-call, from a list of them, and never anything else: no column of the row, and no half of a pair.
+`IN_PLACE` repairs change a value in its place, and a second time changes nothing more. `STRUCTURAL` repairs remove a
+message or a call from its list. They remove nothing else: no column of the row, and no half of a pair.
 """
 
 from __future__ import annotations

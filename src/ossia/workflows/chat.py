@@ -62,7 +62,9 @@ def chat(
 
     subject = open_subject(reference, checkpoint=checkpoint, overrides=overrides)
     if vs_base and subject.adapter is None:
-        raise UserError("this model has no adapter to compare with its base", where=subject.name, do="leave --vs base out")
+        raise UserError(
+            "this model has no adapter to compare with its base", where=subject.name, do="leave --vs base out"
+        )
     for message in subject.check(accept_changed_base=accept_changed_base, on_event=on_event):
         on_event(Note(level="warning", message=message))
     vocabulary, system = subject.vocabulary(), subject.system()

@@ -1,19 +1,22 @@
-"""Row formats, recognised by their keys and made into conversations. docs/formats.md shows every one.
+"""Row formats, recognised by their keys and converted to conversations. docs/formats.md shows every one.
 
-    reading        what a format makes of a row: chat messages that know their place in it
-    row            what all formats have in common: column names, settings of a row, further keys
-    dialects       chat messages that are nearly OpenAI's, with roles by their many names
-    think          <think> in an assistant's text, whatever the format
+    reading        the result of a format for a row: chat messages with their places in the row
+    row            the common parts of all formats: column names, settings of a row, further keys
+    dialects       chat messages that differ a little from OpenAI's, such as roles by other names
+    think          <think> in an assistant's text, in any format
 
     messages       openai, multilingual-thinking, prompt-completion, alpaca
     responses      openai-responses
     harmony_text   harmony
     turns          sharegpt, llama-factory, apigen-mt
-    hermes, xlam, glaive
+    hermes         hermes
+    xlam           xlam
+    glaive         glaive
     traces         openthoughts, openr1
     preference     openai-preference, trl-preference
 
-A new format is a `RowFormat` in a module of its own, its place in the order below, and a sample in examples/formats.
+To add a format, write a module with a `RowFormat`, give it a place in the order below, and add a sample to
+examples/formats.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 {"text": "<|start|>system<|message|>...<|end|>..."}, the same in `harmony`, or in two parts as `prompt` and
 `completion`.
 
-The messages are taken as they are, those of system and developer too, so that rendering them gives the text again; the
-recipe's system settings do not apply, and functions in a developer message stay text. What the prompt says is context
-(weight 0), and so is a last message that the text ends in the middle of.
+The messages are used as they are, those of system and developer too. So rendering them gives the text again. The
+recipe's system settings do not apply, and functions in a developer message stay text. The messages of the prompt are
+context (weight 0). So is a last message that the end of the text cuts off.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     Write <think> or it fails.     left as it is: a tag in the middle of a line       warning think-in-text
     Write `<think>`.               left as it is: quoted, or in a fenced block of code
 
-Several blocks at the beginning are joined. A message that brings its thought in a field of its own keeps its text, but
-for a block at the beginning that is empty or repeats that thought. Every step is linear in the length of the text.
+Several blocks at the beginning are joined. A message may have its thought in a separate field. Then its text stays,
+except for a block at the beginning that is empty or repeats the thought. Every step is linear in the text's length.
 """
 
 from __future__ import annotations

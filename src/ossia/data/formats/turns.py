@@ -118,8 +118,8 @@ def read_turns(row: JsonRow, report: OnProblem) -> Reading:
 def _add_calls(reading: Reading, turn: Turn, report: OnProblem) -> int:
     """Add the calls of a turn; returns how many wait for results.
 
-    They join the calls of the turn before, or what was said just before as its preamble, unless the weights differ or
-    a thought stands between.
+    They join the calls of the turn before. Text just before them is their preamble. Neither holds if the weights differ
+    or a thought stands between.
     """
     text, fields = turn.text, {key: value for key, value in turn.further.items() if key in _CALL_KEYS and value}
     if "weight" in turn.further:

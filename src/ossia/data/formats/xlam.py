@@ -3,9 +3,8 @@
 {"query": "...", "answers": JSON text [{"name", "arguments"}], "tools": JSON text [{"name", "description",
 "parameters": {"city": {"type": "str, optional", "description": "...", "default": "..."}}}]}
 
-The parameters are types of Python, as `schema_of` reads them. A parameter is required if it has no default and is not
-optional; a default of "" means that there is none to speak of, and is left out. The model stops after each call, so of
-several only the first is a target.
+The parameters have Python types, which `schema_of` reads. A parameter is required if it has no default and is not
+optional. A default of "" counts as none. The model stops after each call, so only the first of several is a target.
 """
 
 from __future__ import annotations
@@ -117,14 +116,14 @@ class UnknownType(Exception):  # noqa: N818
 
 
 def schema_of(text: object) -> tuple[_Schema, bool]:
-    """The JSON Schema of a type of Python, and whether the parameter is optional.
+    """Return the JSON Schema of a Python type, and whether the parameter is optional.
 
-    str, int, float, bool, list, dict, tuple, set, Any, None     also string, integer, number, boolean, array, object
-    List[T], Set[T], Tuple[A, B], Dict[K, V], Union[A, B], A | B, Optional[T]
-    "T, optional"                                                the parameter may be left out
+        str, int, float, bool, list, dict, tuple, set, Any, None   also string, integer, number, boolean, array, object
+        List[T], Set[T], Tuple[A, B], Dict[K, V], Union[A, B], A | B, Optional[T]
+        "T, optional"                                              the parameter may be left out
 
     Raises:
-        UnknownType: a part of the text is no type.
+        UnknownType: a part of the text is not a type.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise UnknownType(repr(text))
