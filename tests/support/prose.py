@@ -1,7 +1,7 @@
 """The sentences of a tree's prose: docstrings, comments, messages and Markdown, each with its place.
 
 A sentence ends with a full stop, an exclamation or question mark before a capital, a digit or a code span. An item of a
-list, a cell of a table and an entry of a docstring's section (`Args:`) are sentences of their own. Code is no prose.
+list, a cell of a table and an entry of a docstring's section (`Args:`) are sentences of their own. Code is not prose.
 """
 
 import ast

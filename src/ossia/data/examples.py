@@ -9,7 +9,7 @@ results. The loss is on exactly the tokens that the model samples:
     <|start|>functions.f to=assistant<|channel|>commentary<|message|>…<|end|><|start|>assistant         given
     <|channel|>final<|message|>…<|return|>                                                              sampled
 
-`<|return|>` ends a sampled answer. In the context of later turns, `<|end|>` ends the same answer (openai-harmony,
+`<|return|>` ends a sampled answer. In the context of later turns, `<|end|>` ends the same answer (OpenAI's
 docs/format.md). A turn without a thought trains its answer alone, without an empty thought.
 """
 

@@ -54,8 +54,8 @@ class Fixed:
 def fix_rows(sources: Sources, settings: DataSection) -> Iterator[Fixed]:
     """Yield every row after its repair, each source with its own settings and limit.
 
-    Rows without a repairable problem keep their value. The value of an exact duplicate with the same format and columns
-    is None.
+    A row that needs no repair keeps its value. The value is None for a row that cannot be used, and for an exact
+    duplicate with the same settings of format and columns.
 
     Raises:
         UserError: a source cannot be read.
@@ -79,7 +79,7 @@ def fix_row(row: Row, settings: DataSection) -> Fixed:
     """Return one row after its repair. No content of a row raises an error."""
     try:
         fixed = _fix_row(row, settings)
-        json.dumps([[[[fixed.value]]]])  # four levels deeper, because the row is written inside another object
+        json.dumps([[[[fixed.value]]]])  # with a margin of four levels of nesting
         return fixed
     except RecursionError:
         what = "the row is nested more deeply than Python can follow"
@@ -258,7 +258,7 @@ class Written:
 def write_fixed(sources: Sources, settings: DataSection, to: Path) -> Written:
     """Write a repaired copy of data sets to the JSONL file `to`, and return the record of it.
 
-    Rows that cannot be repaired, and duplicates, go to the file with the suffix `.rejected.jsonl` instead.
+    Rows that cannot be repaired, and duplicates, go to a second file: `copy.rejected.jsonl` for `copy.jsonl`.
 
     Raises:
         UserError: `to` is not .jsonl or .ndjson, one of the two files exists already or cannot be written, or a source
@@ -267,7 +267,7 @@ def write_fixed(sources: Sources, settings: DataSection, to: Path) -> Written:
     rejects = to.with_name(f"{to.name.removesuffix('.jsonl')}.rejected.jsonl")
     if to.suffix not in (".jsonl", ".ndjson"):
         raise UserError(
-            "the repaired copy must be a .jsonl or .ndjson file",
+            "the repaired copy must be a file of JSON lines",
             where=str(to),
             do=f"--fix {to.with_suffix('.jsonl').name}",
         )

@@ -14,7 +14,7 @@ from ossia.harmony.conversation import Message
 
 @unique
 class MessageKind(StrEnum):
-    """The kind of a message in its conversation. HIDDEN kinds are calls, results and others on channel analysis."""
+    """The kind of a message in its conversation. HIDDEN: on channel analysis, not its usual channel."""
 
     LASTING = "s"
     """A system or developer message. It stays when old turns are removed."""

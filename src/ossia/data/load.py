@@ -1,4 +1,4 @@
-"""Rows to conversations, with every problem collected on the way."""
+"""Loading: rows become conversations, and all their problems are collected."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from ossia.harmony.conversation import Conversation
 
 @dataclass(slots=True)
 class Findings:
-    """What was found on the way through some files, whatever became of their rows."""
+    """The problems and the counts of the rows of some files, unusable rows included."""
 
     problems: list[Problem] = field(default_factory=list)
     rows: int = 0
+    """The number of rows read."""
     formats: Counter[str] = field(default_factory=Counter)
     """Format -> rows."""
 
     @property
     def errors(self) -> list[Problem]:
+        """The problems of level error. Each left its row out."""
         return [problem for problem in self.problems if problem.level == "error"]
 
     @property
     def warnings(self) -> list[Problem]:
+        """The problems of level warning."""
         return [problem for problem in self.problems if problem.level == "warning"]
 
 
 @dataclass(slots=True)
 class Loaded(Findings):
-    """What came out of the files: the good rows, and what was wrong with the others."""
+    """The usable rows of some files as conversations, with the problems of all rows."""
 
     conversations: list[Conversation] = field(default_factory=list)
 
 
 def load_conversations(sources: Sources, settings: DataSection = DataSection()) -> Loaded:
-    """Read files, folders and hub data sets (see `read_rows`) into conversations.
+    """Return the conversations of files, folders and hub data sets (see `ossia.data.sources.read_rows`).
 
-    A row with an error is left out and the rest goes on, unless `settings.strict`.
+    A row with an error is left out, and the rows after it are still read, unless `settings.strict`.
 
     Raises:
-        UserError: a source cannot be read at all; or, with `strict`, the first row with an error.
+        UserError: a source cannot be read at all. With `settings.strict`, also the first row with an error.
     """
     loaded, duplicates = Loaded(), Duplicates()
     for source in sources_of(sources):
@@ -67,9 +70,10 @@ def load_conversations(sources: Sources, settings: DataSection = DataSection()) 
 
 
 def read_row(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation | None, str]:
-    """The problems of a row with their places, its conversation if none of them is an error, and its format.
+    """Return the problems of a row, its conversation and its format.
 
-    Whatever is in the row, it never stops the rows after it.
+    The conversation is None if one of the problems is an error. The format is "" if it is unknown. No content of a row
+    raises an exception.
     """
     try:
         return _read(row, settings)
@@ -97,7 +101,7 @@ def _read(row: Row, settings: DataSection) -> tuple[list[Problem], Conversation 
 
 
 def failed(row: Row, error: Exception) -> list[Problem]:
-    """A row that broke the program itself is a bad row like others, and something to be told about."""
+    """Return the error of a row that raised an unexpected exception. The rows after it can still be read."""
     code = "too-deep" if isinstance(error, RecursionError) else "internal"
     what = "the row is nested too deeply" if code == "too-deep" else f"{type(error).__name__}: {error}"[:300]
     do = "flatten it" if code == "too-deep" else "please report this row: it is a fault of Ossia"
@@ -105,7 +109,11 @@ def failed(row: Row, error: Exception) -> list[Problem]:
 
 
 def raise_if_strict(problems: list[Problem], settings: DataSection) -> None:
-    """Raise the first error among the problems of a row, if the settings demand it."""
+    """Raise the first error among the problems of a row, if `settings.strict`.
+
+    Raises:
+        UserError: one of the problems is an error.
+    """
     if settings.strict:
         for problem in problems:
             if problem.level == "error":

@@ -11,20 +11,24 @@ import warnings
 from typing import Any
 
 _DECODER = json.JSONDecoder()
-_ATTEMPTS = 50  # braces that open no object, before a text is taken to hold no more
+_ATTEMPTS = 50  # number of opening braces without an object, after which the search in a text ends
 
-_LISTS = (  # lists and objects, which a cell can hold as JSON text only
+_LISTS = (  # columns with lists and objects, which a cell contains as JSON text
     "messages", "functions", "conversations", "conversation", "items", "history", "preferred_output",
     "non_preferred_output", "preferred_completion", "non_preferred_completion", "generations",
     "correctness_math_verify", "correctness_llama", "is_reasoning_complete", "finish_reasons", "chat_template_kwargs",
 )  # fmt: skip
 _TEXT_TOO = ("prompt", "completion", "input", "output", "chosen", "rejected", "tools")
-"""Columns of lists that are text as well, and then may be JSON by chance: the answer to "Sort these"."""
+"""Columns that have a list or a text. A text can be valid JSON by chance, such as the answer to "Sort these"."""
 _ITEMS = ("message", "reasoning", "function_call", "function_call_output", "function")
 
 
 def loads(text: str) -> Any:
-    """JSON. Raises only ValueError, also for nesting that exhausts Python's stack."""
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, or its nesting exceeds Python's stack. Nothing else is raised.
+    """
     try:
         return json.loads(text)
     except RecursionError:
@@ -32,21 +36,25 @@ def loads(text: str) -> Any:
 
 
 def loads_loosely(text: str) -> Any:
-    """JSON, else a literal of Python ({'city': 'Oslo', 'now': True}). Raises only ValueError, with JSON's complaint."""
+    """Return the value of a JSON text or of a Python literal, such as {'city': 'Oslo', 'now': True}.
+
+    Raises:
+        ValueError: the text is neither. The message is that of the JSON parser. Nothing else is raised.
+    """
     try:
         return loads(text)
     except ValueError as error:
         complaint = error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in somebody's data is not our syntax warning
+            warnings.simplefilter("ignore")  # such as a SyntaxWarning about "\d" in the data
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise ValueError(str(complaint)) from None
 
 
 def objects_in(text: str) -> tuple[list[dict[str, Any]], str]:
-    """The JSON objects in a text, one after the other, and the text around them."""
+    """Return the JSON objects in a text, in their order, and the text around them."""
     found: list[dict[str, Any]] = []
     around: list[str] = []
     position = failures = 0
@@ -62,10 +70,12 @@ def objects_in(text: str) -> tuple[list[dict[str, Any]], str]:
 
 
 def row_of_cells(cells: dict[str, Any]) -> dict[str, Any]:
-    """The row with its lists read. An empty cell in the place of a list, and the index that pandas writes, go.
+    """Return the row of a table with its lists and objects parsed.
+
+    Empty cells in columns of lists are removed. The unnamed index column that pandas writes is removed too.
 
     Raises:
-        ValueError: a cell that has to be a list or an object is neither JSON nor what Python writes.
+        ValueError: a cell that must be a list or an object is neither JSON nor a Python literal.
     """
     value = dict(cells)
     if next(iter(value), None) == "":
@@ -77,7 +87,7 @@ def row_of_cells(cells: dict[str, Any]) -> dict[str, Any]:
         if not text.lstrip().startswith(("[", "{")):
             continue
         try:
-            parsed = loads_loosely(text)  # pandas writes lists as Python does
+            parsed = loads_loosely(text)  # pandas writes lists as Python literals
         except ValueError as error:
             if column in _LISTS:
                 raise ValueError(f"column {column} is not JSON: {error}") from None
@@ -88,7 +98,7 @@ def row_of_cells(cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_structure(value: object) -> bool:
-    """Whether JSON in a cell is a list of messages, items or tools, or an object with messages, and no mere text."""
+    """Return whether a JSON value from a cell is a list of messages, items or tools, or an object with messages."""
     if isinstance(value, dict):
         return isinstance(value.get("messages"), list)
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_item(item) for item in value)

@@ -1,10 +1,11 @@
-"""Training examples, or their prefix trees, as one HTML file that needs nothing else: for a colleague, a review.
+"""Training examples or their prefix trees as one self-contained HTML file, for reviews and for sharing.
 
-`page` has one tab per trained turn of a conversation. Every token is visible, coloured by channel; trained ones stand
-on a ground of their own; control tokens are set apart. The id of a token shows when the pointer rests on it.
+`page` has one tab per trained turn of a conversation. Every token is visible and coloured by its channel. Trained
+tokens have a coloured background, and control tokens are bold. Pointing at a token shows its id.
 
-`tree_page` has the nodes of a conversation's prefix tree, each of which folds, with the tokens that stand there once,
-however many examples have them. What most examples go on with stands below a node, the rest is set in.
+`tree_page` has the nodes of a conversation's prefix tree. Each node folds. Its tokens are shown once, whatever the
+number of examples that contain them. The child with the most examples is directly below its node, and the other
+children are indented.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from ossia.harmony.tokenizer.vocabulary import START, STARTOFTEXT, VOCABULARY_SI
 from ossia.sequences.sharing import Saving
 
 MARK = '<meta name="generator" content="ossia data show">'
-"""Stands in every page, to tell it from somebody's file of the same name."""
+"""An element of every page. `write_page` replaces only files that contain it."""
 
 
 def page(title: str, conversations: Iterable[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:
-    """Yield the text of the page in pieces. A link to `#3` opens the fourth conversation.
+    """Yield the HTML of a page of examples in pieces. A link to `#3` opens the fourth conversation.
 
     Args:
-        conversations: each with remarks to be shown above it, such as its problems.
+        conversations: each with remarks that are shown above it, such as its problems.
     """
     yield from _framed(title, "", (_section(made, remarks, vocabulary) for made, remarks in conversations))
 
 
 def tree_page(title: str, conversations: Sequence[tuple[Rendered, list[str]]], vocabulary: Vocabulary) -> Iterator[str]:
-    """Yield the text of the page in pieces. A link to `#3` opens the fourth conversation.
+    """Yield the HTML of a page of prefix trees in pieces. A link to `#3` opens the fourth conversation.
 
     Args:
-        conversations: each with remarks to be shown above it, such as its problems.
+        conversations: each with remarks that are shown above it, such as its problems.
     """
     grown = [forest(made.examples) for made, _ in conversations]
     total = Saving(sum(one.unshared for one in grown), sum(one.tokens for one in grown))
@@ -53,16 +54,17 @@ def tree_page(title: str, conversations: Sequence[tuple[Rendered, list[str]]], v
 def write_page(
     path: Path, title: str, found: Iterable[Compiling], vocabulary: Vocabulary, *, trees: bool = False
 ) -> int:
-    """Write usable conversations to an HTML file, and return how many they are. Only an older page is replaced.
+    """Write the usable conversations to an HTML file, and return their number. An older page is replaced.
 
     Args:
-        trees: write prefix trees in place of examples.
+        found: compiled rows. Rows that cannot be used are left out.
+        trees: whether to write prefix trees in place of examples.
 
     Raises:
-        UserError: there is another file of that name, or it cannot be written.
+        UserError: the path is a file that is not such a page, or it cannot be written.
     """
     if path.is_file() and MARK not in path.read_bytes()[:1000].decode("utf-8", "replace"):
-        raise UserError("the file exists already and is no page of ours", where=str(path), do="choose another name")
+        raise UserError("the file exists already and is not a page of Ossia", where=str(path), do="choose another name")
     shown = [(done.rendered, list(map(str, done.problems))) for done in found if done.rendered is not None]
     try:
         write_atomically(path, "".join((tree_page if trees else page)(title, shown, vocabulary)))
@@ -72,7 +74,7 @@ def write_page(
 
 
 def _framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Iterator[str]:
-    """Yield the page around sections, one per conversation. `legend` is text for its head."""
+    """Yield the page with its sections, one per conversation. `legend` is a text in its header."""
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     before, after = template.split("<!--conversations-->")
     yield before.replace("<!--title-->", html.escape(title)).replace("<!--legend-->", html.escape(legend))
@@ -82,7 +84,7 @@ def _framed(title: str, legend: str, sections: Iterable[Iterable[str]]) -> Itera
 
 
 def _heading(conversation: Rendered, remarks: list[str]) -> Iterator[str]:
-    """Open a conversation's section: its name, and the remarks on it."""
+    """Yield the beginning of a conversation's section: its name and the remarks on it."""
     yield f'<section class="conversation" data-name="{html.escape(conversation.source)}">\n'
     yield f"<h2>{html.escape(conversation.source)}</h2>\n"
     if remarks:
@@ -109,7 +111,7 @@ def _tree_section(conversation: Rendered, remarks: list[str], grown: Forest, voc
     yield f"<p class=saving>{html.escape(str(grown))} <button class=fold>fold all, unfold all</button></p>\n"
     total = len(conversation.examples)
     waiting: list[Branch | str] = list(reversed(grown.roots))
-    while waiting:  # without recursion, because a conversation may have a thousand turns
+    while waiting:  # without recursion, because a conversation can have a thousand turns
         item = waiting.pop()
         if isinstance(item, str):
             yield item
@@ -129,7 +131,7 @@ def _caption(example: Example) -> str:
 
 
 def _tokens(ids: Sequence[int], weights: Sequence[float], channels: Sequence[str], vocabulary: Vocabulary) -> str:
-    """Mark up tokens, a block per message."""
+    """Return the HTML of tokens, with a block per message."""
     parts: list[str] = []
     first = next((i for i, weight in enumerate(weights) if weight > 0), -1)
     for start, stop, text in pieces(ids, vocabulary):

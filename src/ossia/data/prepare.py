@@ -1,4 +1,4 @@
-"""From a recipe's section `data` to the examples that training takes."""
+"""Preparation of the section `data` of a recipe: the examples of training and validation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ossia.files import cache_folder
 from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 MOST_OF_A_KIND = 5
-"""Problems of one kind that are printed one by one; the rest is counted."""
+"""Largest number of problems with one code that are printed. The rest is counted."""
 
 
 @dataclass(slots=True)
 class PreparedData:
-    """Compiled examples, and what was found on the way."""
+    """The examples of training and validation, with the problems of the rows."""
 
     train: list[Example] = field(default_factory=list)
     validation: list[Example] = field(default_factory=list)
@@ -34,7 +34,7 @@ class PreparedData:
     """What a person should know of the split into training and validation, in sentences."""
 
     def remarks(self) -> Iterator[str]:
-        """Yield lines for people: what was read, and the problems, many of a kind summed up."""
+        """Yield lines to print: the formats of the rows, and the problems, at most `MOST_OF_A_KIND` per code."""
         rows = ", ".join(f"{count} rows of {name}" for name, count in self.formats.items())
         yield f"read {rows or 'nothing'}"
         yield from (f"warning: {warning}" for warning in self.warnings)
@@ -65,7 +65,7 @@ def prepare(
     """
     if not section.train:
         raise UserError(
-            "the recipe names no training data", where="data.train", do="--set data.train=conversations.jsonl"
+            "the recipe has no training data", where="data.train", do="--set data.train=conversations.jsonl"
         )
 
     def compiled(named: list[str | DataSource]) -> Compiled:
@@ -103,7 +103,7 @@ def _nothing(what: str, named: Sources, problems: Sequence[Problem]) -> UserErro
         what,
         where=first.where if first else ", ".join(source.path for source in sources_of(named)),
         why=first.what if first else "the files are empty",
-        do="ossia data check  lists what is wrong with every row",
+        do="ossia data check  lists the problems of every row",
     )
 
 
@@ -131,7 +131,7 @@ def _content(conversation: Rendered) -> object:
 
 
 def _one_of_many(section: DataSection) -> AbstractContextManager[object]:
-    """In a job of several processes, one compiles and the others then find its work in the cache."""
+    """Return a lock in a job of several processes. One process compiles, and the others then read the cache."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not section.cache:
         return nullcontext()
     from filelock import FileLock

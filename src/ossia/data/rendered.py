@@ -18,7 +18,7 @@ from ossia.harmony.tokenizer.vocabulary import RETURN
 
 
 class TokenRun(NamedTuple):
-    """Tokens [start, stop) of a conversation, all with one weight and one channel."""
+    """Tokens [start, stop) of a conversation that have the same weight and the same channel."""
 
     start: int
     stop: int
@@ -31,22 +31,23 @@ class Rendered:
     """One conversation of m messages and n tokens, system and developer message included."""
 
     source: str
-    """Where it came from, as in `data.jsonl:17`."""
+    """The place of its row, such as `data.jsonl:17`."""
     kinds: str = ""
-    """One letter per message, see `ossia.data.kinds`."""
+    """One letter per message, from `ossia.data.kinds`."""
     tokens: array[int] = field(default_factory=lambda: array("i"))
-    """All messages back to back as they stand in a context."""
+    """The token ids of all messages, one after another, as in a context (an array of type code "i", length n)."""
     bounds: array[int] = field(default_factory=lambda: array("i"))
-    """Four per message: where its header, its content and its closing token begin, and where it ends."""
+    """Positions in `tokens`, 4·m in all. Per message: begin of header, of content and of closing token, and the end."""
     labels: list[str] = field(default_factory=list)
-    """Per message: analysis, commentary, final, or without a channel the role."""
+    """Per message: the channel (analysis, commentary or final), or the role if there is no channel."""
     weights: list[float] = field(default_factory=list)
-    """Per message: the factor on its loss; 0 for all that the model does not write."""
+    """Per message: the factor on its loss. It is 0 for messages that the model does not write."""
     targets: list[TargetTurn] = field(default_factory=list)
+    """The assistant turns to train, one per training example."""
     alternatives: list[Alternative] = field(default_factory=list)
     """Other answers to the prompt of a preference pair or of a group of answers."""
     facts: dict[str, object] = field(default_factory=dict)
-    """What statistics and checks want to know of the row beside its tokens."""
+    """Further facts of the row for checks and statistics, such as format, effort and score."""
 
     @property
     def examples(self) -> list[Example]:
@@ -55,27 +56,27 @@ class Rendered:
 
     @property
     def rejected(self) -> Example | None:
-        """Of a preference pair: the example of the rejected answer, weighted as if it were trained."""
+        """The example of the rejected answer of a preference pair, with the weights of a trained answer, or None."""
         return next(self._of_role("rejected"), None)
 
     @property
     def pair(self) -> tuple[Example, Example] | None:
-        """The preferred and the rejected example of a preference pair; None unless both could be made.
+        """The preferred and the rejected example of a preference pair, or None if one of them is missing.
 
-        Where one of them had to lose old turns to fit the limit, their contexts may differ.
+        Their contexts can differ, if one of them lost old turns to fit the limit.
         """
         last, rejected = self._last, self.rejected
         return (last, rejected) if last is not None and rejected is not None else None
 
     @property
     def group(self) -> list[Example]:
-        """All answers to the prompt of a row with several, the trained one first; empty for any other row."""
+        """All answers to the prompt of a row with several, the trained one first. Other rows have an empty list."""
         others = list(self._of_role("other"))
         return [*([self._last] if self._last is not None else []), *others] if others else []
 
     @property
     def _last(self) -> Example | None:
-        """The example of the last turn."""
+        """The example whose turn ends the conversation, or None if that turn is not a target."""
         is_last = self.targets and self.targets[-1].stop == len(self.kinds)
         return Example(self, self.targets[-1]) if is_last else None
 
@@ -83,7 +84,7 @@ class Rendered:
         return (Example(self.joined(one), one.target, role) for one in self.alternatives if one.role == role)
 
     def joined(self, alternative: Alternative) -> Rendered:
-        """The conversation that ends with an alternative, as a copy; it has no targets."""
+        """Return a copy of the conversation that ends with an alternative. The copy has no targets."""
         begin, own = alternative.begin, alternative.messages
         offset, bounds = self.begin(begin), self.bounds[: 4 * begin]
         bounds.extend(offset + bound for bound in own.bounds)
@@ -98,11 +99,11 @@ class Rendered:
         )
 
     def begin(self, message: int) -> int:
-        """Where a message begins."""
+        """Return the position in `tokens` where a message begins."""
         return self.bounds[4 * message - 1] if message else 0
 
     def length(self, message: int) -> int:
-        """The tokens of a message."""
+        """Return the number of tokens of a message."""
         return self.bounds[4 * message + 3] - self.begin(message)
 
 
@@ -110,29 +111,29 @@ class TargetTurn(NamedTuple):
     """An assistant turn to train: messages [start, stop)."""
 
     turn: int
-    """Which assistant turn of the conversation, from 0."""
+    """Index of the assistant turn in the conversation, from 0."""
     start: int
     stop: int
     cut: int = 0
-    """Of the messages before this one only the lasting ones are in the context; the rest had to go."""
+    """Of the messages before this index only the lasting ones are in the context, so that the example fits the limit."""
     dropped_turns: int = 0
-    """Old turns left out of the context to fit the limit."""
+    """The number of old turns that are left out of the context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """An answer to a conversation's prompt beside the one that the conversation ends with."""
+    """Another answer to a conversation's prompt, in addition to the one that ends the conversation."""
 
     role: str
-    """rejected: of a preference pair. other: of a group of answers."""
+    """rejected: the rejected answer of a preference pair. other: an answer of a group."""
     begin: int
-    """How many of the conversation's messages precede it."""
+    """The number of the conversation's messages that precede it."""
     messages: Rendered
-    """Its own messages alone, without targets."""
+    """Its messages without the prompt. They have no targets."""
     target: TargetTurn
-    """Its last turn, in the conversation that `Rendered.joined` makes."""
+    """Its last turn, in the conversation that `Rendered.joined` returns."""
     score: float | None = None
-    """What the row says of its worth."""
+    """The score of the answer in the row, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,32 +143,32 @@ class Example:
     conversation: Rendered
     target: TargetTurn
     role: str = "target"
-    """target: what supervised training takes. Else the role of the alternative that the example is of."""
+    """target: an example of supervised training. Otherwise the role of its alternative, rejected or other."""
 
     @property
     def score(self) -> float | None:
-        """Of an answer in a group: what the row says of its worth."""
+        """The score of the answer in the row. None if the row has no group of answers."""
         score = self.conversation.facts.get("score")
         return score if isinstance(score, float) else None
 
     @property
     def turn(self) -> int:
-        """Which assistant turn of the conversation, from 0."""
+        """Index of the assistant turn in the conversation, from 0."""
         return self.target.turn
 
     @property
     def row(self) -> str:
-        """Where the conversation came from, as in `data.jsonl:17`."""
+        """The place of the conversation's row, such as `data.jsonl:17`."""
         return self.conversation.source
 
     @property
     def dropped_turns(self) -> int:
-        """Old turns left out of the context to fit the limit."""
+        """The number of old turns that are left out of the context, so that the example fits the limit."""
         return self.target.dropped_turns
 
     @property
     def messages(self) -> list[int]:
-        """Indices of the messages of this example."""
+        """Indices of the messages of this example, context first."""
         return [*context(self.conversation.kinds, self.target.start, self.target.cut), *self._targeted]
 
     @property
@@ -175,7 +176,10 @@ class Example:
         return range(self.target.start, self.target.stop)
 
     def runs(self) -> Iterator[TokenRun]:
-        """The example in stretches of one weight and one channel, in order. See `ends_with_return`."""
+        """Yield the runs of tokens with one weight and one channel, in order.
+
+        The last token of the example may differ from that in `tokens` (see `ends_with_return`).
+        """
         made = self.conversation
         for index in context(made.kinds, self.target.start, self.target.cut):
             yield TokenRun(made.begin(index), made.bounds[4 * index + 3], 0.0, made.labels[index])
@@ -188,7 +192,7 @@ class Example:
 
     @property
     def ends_with_return(self) -> bool:
-        """Whether the last token is `<|return|>`, as the model samples it, in place of the `<|end|>` of a context."""
+        """Whether the last token is `<|return|>`. The model samples it where a context has `<|end|>`."""
         return self.conversation.kinds[self.target.stop - 1] in ENDS_TURN
 
     def __len__(self) -> int:
@@ -196,7 +200,7 @@ class Example:
 
     @property
     def ids(self) -> list[int]:
-        """The token ids."""
+        """The token ids of the example."""
         made = self.conversation
         ids = list(chain.from_iterable(made.tokens[run.start : run.stop] for run in self.runs()))
         if self.ends_with_return:
@@ -205,15 +209,15 @@ class Example:
 
     @property
     def weights(self) -> list[float]:
-        """weights[i] is the weight of predicting ids[i] from ids[:i]; 0 for what is given."""
+        """One weight per token. weights[i] is the weight of predicting ids[i] from ids[:i], and 0 if it is given."""
         return list(chain.from_iterable([run.weight] * (run.stop - run.start) for run in self.runs()))
 
     @property
     def channels(self) -> list[str]:
-        """Per token: analysis, commentary, final, or for messages without a channel the role."""
+        """One label per token: the channel, or the role for messages without a channel."""
         return list(chain.from_iterable([run.channel] * (run.stop - run.start) for run in self.runs()))
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens with a weight above 0."""
+        """The number of tokens with a weight above 0."""
         return sum(run.stop - run.start for run in self.runs() if run.weight > 0)

@@ -182,7 +182,7 @@ def _with_alternatives(conversation: Conversation, reading: Reading, convert: _C
     return replace(
         conversation,
         rejected=added(reading.rejected, True) if reading.rejected is not None else (),
-        # A fault in an answer that is not trained is no fault of the row.
+        # A fault in an answer that is not trained is not a fault of the row.
         others=tuple(OtherAnswer(added(answer, False), score) for answer, score in reading.others),
         score=reading.score,
         prompt=shared,

@@ -98,7 +98,7 @@ def _add_output(reading: Reading, value: object, path: str) -> None:
 
 
 def _shared(chosen: list[Any], rejected: list[Any]) -> int:
-    """How many messages both begin with, if they bring their prompt: what an assistant alone says is no prompt."""
+    """How many messages both begin with, if they bring their prompt: an assistant's words alone are not a prompt."""
     if not chosen or not isinstance(chosen[0], Mapping) or chosen[0].get("role") in _OUTPUTS:
         return 0
     count = 0

@@ -22,7 +22,7 @@ from ossia.data.formats.reading import JsonRow, Misfit, Reading, RowFormat, add_
 from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import text_of
 
-_OWN = ("function_call", "reasoning")  # items of the assistant that are no messages
+_OWN = ("function_call", "reasoning")  # items of the assistant that are not messages
 _KEYS = frozenset({"input", "output", "items", "instructions", "tools", "reasoning", "text"})
 
 

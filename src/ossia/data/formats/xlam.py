@@ -33,7 +33,7 @@ _NAMES = {
     "null": ("none", "nonetype", "null"),
 }
 _TYPES = {name: kind for kind, names in _NAMES.items() for name in names}
-_DEEPEST, _LONGEST = 20, 500  # nesting, characters; what goes beyond is no type
+_DEEPEST, _LONGEST = 20, 500  # nesting, characters; longer or deeper text is not a type
 _OPTIONAL = re.compile(r",?[ ]?\(?optional\)?$", re.IGNORECASE)
 _BRACKETS = {"[": "]", "(": ")"}
 
