@@ -36,7 +36,7 @@ CHANNELS: tuple[Channel, ...] = get_args(Channel)
 BuiltinTool = Literal["browser", "python"]
 """Built-in tools that gpt-oss was trained with."""
 
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+_Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 """What numpy and torch both take."""
 HeaderOrder = Literal["channel-first", "recipient-first"]
 """Order of the parts of an assistant's header. `ossia.harmony.render` shows both."""
@@ -322,7 +322,7 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest global norm of the gradients. Larger gradients are scaled down to it."""
 
-    seed: Seed = 42
+    seed: _Seed = 42
     """Seeds the adapter, the data order and the sampling."""
 
     deterministic: bool = False
@@ -405,7 +405,7 @@ class EvalSection(SamplingSection):
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Number of questions to answer together."""
 
-    seed: Seed = 0
+    seed: _Seed = 0
     """Chooses the questions where there is a limit, and seeds the sampling when the temperature is not 0."""
 
 
@@ -418,7 +418,7 @@ class ChatSection(SamplingSection):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature. 0: always the most likely token. OpenAI recommends 1 for gpt-oss."""
 
-    seed: Seed | None = None
+    seed: _Seed | None = None
     """Repeats a conversation. Not set: a new seed each time."""
 
 

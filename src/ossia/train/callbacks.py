@@ -179,8 +179,10 @@ class Interruption(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         with contextlib.suppress(ValueError):  # not the main thread: somebody else handles signals
             for number in _SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and it stays ignored
-                    self._before[number] = signal.signal(number, self._ask)
+                is_hangup = number not in (signal.SIGINT, signal.SIGTERM)
+                if is_hangup and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup ignores it, and it stays ignored
+                self._before[number] = signal.signal(number, self._ask)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer = self.reporter.trainer
