@@ -264,7 +264,7 @@ def test_a_compressed_file_that_breaks_off_is_one_sentence(tmp_path: Path) -> No
     whole = gzip.compress(json.dumps(GOOD).encode() * 9)
     for name, content in {"a.jsonl.gz": whole[:-20], "b.json.gz": b"{}"}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match="no whole gzip file"):
+        with pytest.raises(UserError, match="not a complete gzip file"):
             list(read_rows(tmp_path / name))
 
 
@@ -281,7 +281,7 @@ def test_a_source_may_rename_a_key_anew_but_not_twice(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "prompt,completion\ncafé,naïve\n".encode("latin-1"), r"a\.csv:2: The file is not UTF-8"),
-        ("a.csv", b"prompt,prompt,completion\n1,2,3\n", "'prompt' stands there twice"),
+        ("a.csv", b"prompt,prompt,completion\n1,2,3\n", "'prompt' occurs twice"),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), r"compressed \(gzip\)"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "UTF-16"),
         ("a.jsonl", b"\0\1\2", "binary"),

@@ -59,24 +59,26 @@ LeakKind = Literal["the same conversation", "the same question", "nearly the sam
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A held-out conversation that the training data have too.
-
-    `share`: of common five-token runs (Jaccard index); 1 where conversation or question are equal.
-    """
+    """A held-out conversation that is in the training data too."""
 
     conversation: Rendered
+    """The held-out conversation."""
     kind: LeakKind
     source: str
-    """The conversation of the training data."""
+    """The place of the training conversation, such as `data.jsonl:17`."""
     share: float = 1.0
+    """The Jaccard index of their sets of five-token runs. 1 if the conversation or the question is equal."""
 
 
 def leaks(
     train: Iterable[Rendered], test: Sequence[Rendered], advance: Callable[[int], None] | None = None
 ) -> list[Leak]:
-    """Return every test conversation that training has seen: the same, nearly the same, or the same question.
+    """Return every test conversation that is in the training data.
 
-    `advance` is called with the training conversations done since its last call.
+    The training data have the same conversation, the same question, or a near-duplicate.
+
+    Args:
+        advance: a progress callback. It gets the number of training conversations processed since its last call.
     """
     index, questions, digests = _Similar(), dict[bytes | None, str](), dict[object, str]()
     for conversation in train if test else ():
@@ -108,9 +110,11 @@ def leak_problems(found: Iterable[Leak]) -> list[Problem]:
 
 
 def leak_summary(found: Sequence[Leak], tested: int, name: str) -> str:
-    """Return in one sentence how many of the `tested` conversations leak, by kind; empty if none does.
+    """Return one sentence with the numbers of leaks by kind, or "" if there are none.
 
-    `name`: what was tested, as in "validation".
+    Args:
+        tested: the number of conversations that were tested.
+        name: the name of the tested data, such as "validation".
     """
     if not found:
         return ""

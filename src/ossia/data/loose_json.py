@@ -1,6 +1,7 @@
-"""Reading of JSON that is not quite valid, as data sets have it.
+"""Lenient readers of JSON as data sets contain it.
 
-It may be quoted like Python, hold several objects in a row, be in a table's cells, or nest deeper than Python's limit.
+They read Python literals in place of JSON, several objects in one text, and JSON in the cells of a table. Nesting that
+exceeds Python's stack raises a ValueError.
 """
 
 from __future__ import annotations

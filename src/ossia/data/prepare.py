@@ -31,7 +31,7 @@ class PreparedData:
     formats: Counter[str] = field(default_factory=Counter)
     """Format -> rows."""
     warnings: list[str] = field(default_factory=list)
-    """What a person should know of the split into training and validation, in sentences."""
+    """Sentences about faults of the split, such as validation rows that are in the training data."""
 
     def remarks(self) -> Iterator[str]:
         """Yield lines to print: the formats of the rows, and the problems, at most `MOST_OF_A_KIND` per code."""
@@ -51,17 +51,20 @@ class PreparedData:
 def prepare(
     section: DataSection, vocabulary: Vocabulary, seed: int, *, workers: int = 1, progress: OnBytes | None = None
 ) -> PreparedData:
-    """Read, check and compile a recipe's data. Bad rows are left out and reported, unless `section.strict`.
+    """Return the examples of a recipe's data: read, checked and compiled.
 
-    Without validation files a share of the conversations, chosen by `seed`, is held back, all turns of one together.
-    Validation is compared with the training data, and what they share is reported.
+    Bad rows are left out and reported, unless `section.strict`. Without validation files, a share of the conversations
+    is held back for validation, each with all its turns. Validation conversations that are in the training data are
+    reported in `warnings`.
 
     Args:
-        workers, progress: as in `compile_sources`.
+        seed: seed for the choice of the conversations to hold back, and of those from weighted sources.
+        workers: number of processes, as in `compile_sources`.
+        progress: a callback for the number of bytes, as in `compile_sources`.
 
     Raises:
-        UserError: no data are named, a source cannot be read, no row can be trained on, or no row of the validation
-            files can be used.
+        UserError: the recipe has no training data, or a source cannot be read. Or no row can be trained on, or no row
+            of the validation files can be used.
     """
     if not section.train:
         raise UserError(
@@ -98,6 +101,7 @@ def prepare(
 
 
 def _nothing(what: str, named: Sources, problems: Sequence[Problem]) -> UserError:
+    """Return the exception for sources without a usable row, with their first error as the reason."""
     first = next((problem for problem in problems if problem.level == "error"), None)
     return UserError(
         what,
@@ -108,10 +112,11 @@ def _nothing(what: str, named: Sources, problems: Sequence[Problem]) -> UserErro
 
 
 def hold_back(conversations: Sequence[Rendered], share: float, seed: int) -> tuple[list[Rendered], list[Rendered]]:
-    """Hold back a share of the conversations: (the rest, those held back), both in their order. At least one stays.
+    """Return the conversations for training and those held back for validation, both in their order.
 
-    Conversations of equal content go to the same side, be they repeats of a weighted source or rows that somebody
-    wrote twice. Of those that are held back one of a kind is kept.
+    At least one conversation stays for training. With a share above 0 and two or more different conversations, at least
+    one is held back. Conversations of equal content are on the same side. They may be repeats of a weighted source or
+    equal rows. Each held-back conversation occurs once.
     """
     first: dict[object, Rendered] = {}
     for conversation in conversations:
@@ -126,7 +131,7 @@ def hold_back(conversations: Sequence[Rendered], share: float, seed: int) -> tup
 
 
 def _content(conversation: Rendered) -> object:
-    """What is equal for conversations of equal content."""
+    """Return a key that is equal for conversations of equal content."""
     return conversation.facts.get("digest", id(conversation))
 
 

@@ -1,8 +1,8 @@
-"""A conversation as tokens, and the training examples in it, without a copy of what they share.
+"""A conversation as tokens, and its training examples without copies of their common tokens.
 
-Every message is rendered once. An example is a choice of messages: the context that the model would see for its turn,
-and the turn. Its lists of ids, weights and channels are made on request. So a conversation of n turns needs memory for
-its own tokens, not for the n²/2 of its examples. The tree of shared prefixes comes from the same choice.
+Every message is rendered once. An example is a choice of messages: the context of its turn, and the turn. The lists of
+ids, weights and channels of an example are built on access. So a conversation of n turns needs memory for its own
+tokens, and not for the about n²/2 turns of its examples. The prefix tree is built from the same choice of messages.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class TargetTurn(NamedTuple):
     start: int
     stop: int
     cut: int = 0
-    """Of the messages before this index only the lasting ones are in the context, so that the example fits the limit."""
+    """Of the messages before this index only the lasting ones are in the context. So the example fits the limit."""
     dropped_turns: int = 0
     """The number of old turns that are left out of the context."""
 

@@ -1,7 +1,7 @@
-"""The single repairs: each changes a row at a problem's place and says what it did, or returns None.
+"""The single repairs. Each changes a row at the place of a problem and returns a description of the change, or None.
 
-`IN_PLACE` repairs change a value in its place, and a second time changes nothing more. `STRUCTURAL` repairs remove a
-message or a call from its list. They remove nothing else: no column of the row, and no half of a pair.
+`IN_PLACE` repairs change a value in its place. Repeating one changes nothing more. `STRUCTURAL` repairs remove a
+message or a call from its list. They never remove a column of the row, or one half of a pair.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from ossia.errors import Problem
 from ossia.harmony.tokenizer.files import SPECIAL_TOKENS
 
 Repair = Callable[[Any, Problem], str | None]
+"""A function of a row, which it changes, and a problem. It returns a description of the change, or None."""
 
 _NAMES = {
     **{name: role for name, role in ROLE_OF.items() if role not in ("tool", "call")},
     **dict.fromkeys(("ai", "agent"), "assistant"),
     **dict.fromkeys(("person", "customer"), "user"),
-    **dict.fromkeys(("usr", "uer", "uesr", "usre", "usser", "useer", "userr"), "user"),  # too short to be guessed
+    **dict.fromkeys(
+        ("usr", "uer", "uesr", "usre", "usser", "useer", "userr"), "user"
+    ),  # too short for a guess by similarity
 }
 _GUESSED = ("assistant", "system")
-_NEAR = 0.88  # of difflib's ratio: a letter or two of `assistant`, one of `system`
+_NEAR = 0.88  # of difflib's ratio. It permits one or two wrong letters in `assistant` and one in `system`
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS.values())))
 _ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "<|endofprompt|>", "<|im_end|>", "<|eot_id|>", "</s>")
 _BEGINNINGS = ("<|startoftext|>", "<|endoftext|>", "<|begin_of_text|>", "<s>")
@@ -37,7 +40,7 @@ _ANSWERS = ("content", "value", "text", "refusal", "tool_calls", "function_call"
 
 
 def without_trailing_commas(text: str) -> str:
-    """JSON without the commas before a closing bracket. What stands within strings stays."""
+    """Return a JSON text without the commas before closing brackets. Strings are unchanged."""
     return _COMMA_OR_STRING.sub(lambda found: "" if found[0].startswith(",") else found[0], text)
 
 
@@ -45,15 +48,15 @@ def without_trailing_commas(text: str) -> str:
 
 
 def role_named(name: str) -> str | None:
-    """The role that is meant by another spelling or name; None where that would be a guess.
+    """Return the role for another spelling or name of it, or None if the role is uncertain.
 
-    Never that of a tool: a result without a call would then be removed.
+    The result is never `tool`, because another repair would remove a tool message without a call.
     """
     word = name.strip().lower()
     if word in _NAMES or word in ROLE_OF:
         return _NAMES.get(word)
     near = difflib.get_close_matches(word, _GUESSED, n=1, cutoff=_NEAR) if word.isascii() and word.isalpha() else []
-    return near[0] if near and not word.startswith(near[0]) else None  # `assistants`, `assistantb` mean something
+    return near[0] if near and not word.startswith(near[0]) else None  # longer: `assistants`
 
 
 def _role(row: Any, problem: Problem) -> str | None:
@@ -70,7 +73,7 @@ def _role(row: Any, problem: Problem) -> str | None:
 
 def _arguments(row: Any, problem: Problem) -> str | None:
     base = problem.path.removesuffix(".function.arguments")
-    for place in (f"{base}.function", base):  # a call may do without the object `function`
+    for place in (f"{base}.function", base):  # the object `function` is optional in a call
         found = _find(row, place)
         call: Any = found[0][found[1]] if found is not None else None
         for key in _ARGUMENTS if isinstance(call, dict) else ():
@@ -81,7 +84,7 @@ def _arguments(row: Any, problem: Problem) -> str | None:
 
 
 def _object_in(text: str) -> str | None:
-    """The JSON of an object that is written nearly so; None where it is written well, or means something else."""
+    """Return the JSON of an object that is almost JSON, or None if it is valid already or not an object."""
     for attempt in (text, without_trailing_commas(text), f"{{{text}}}"):
         try:
             value = loads_loosely(attempt)
@@ -122,7 +125,10 @@ def _weight(row: Any, problem: Problem) -> str | None:
 
 
 def _specials(row: Any, problem: Problem) -> str | None:
-    """Control tokens at the ends of a text are leftovers of another template; inside it they may be its subject."""
+    """Remove control tokens at the ends of a text, which are leftovers of another template.
+
+    A text with control tokens inside is not changed, because they may be its subject.
+    """
     found = _find(row, problem.path)
     if found is None:
         return None
@@ -138,7 +144,10 @@ def _specials(row: Any, problem: Problem) -> str | None:
 
 
 def without_ends(text: str) -> str:
-    """The text without control tokens, and white space around these, at its beginning and end. Linear in its length."""
+    """Return the text without control tokens at its beginning and end, and without the white space around them.
+
+    The run time is linear in the length of the text.
+    """
     stop = end = len(text)
     while True:
         while end and text[end - 1].isspace():
@@ -194,7 +203,7 @@ def _drop(what: str) -> Repair:
 
 
 def _orphan(row: Any, problem: Problem) -> str | None:
-    """A result that no call asked for. Where there are as many calls as results, an id is wrong, not the result."""
+    """Remove a tool result without a call. With no more results than calls, an id may be wrong, so it stays."""
     place = _message(row, problem.path)
     if place is None or _holds_results(place[0][place[1]]):
         return None
@@ -217,7 +226,7 @@ def _is_result(message: object) -> bool:
 
 
 def _holds_results(message: dict[str, Any]) -> bool:
-    """Whether several results, or other things beside one, stand in the one message."""
+    """Return whether a message contains tool results in parts or in tags. Other content would be lost with it."""
     said = message.get("content", message.get("value"))
     if isinstance(said, list):
         return any(isinstance(part, dict) and part.get("type") == "tool_result" for part in said)
@@ -225,7 +234,7 @@ def _holds_results(message: dict[str, Any]) -> bool:
 
 
 def _call(row: Any, problem: Problem) -> str | None:
-    """A parallel call. Where the path does not name it among `tool_calls`, the whole turn stands there: kept."""
+    """Remove one of several parallel calls. Other paths stand for a whole turn, which stays."""
     named = re.fullmatch(r"(.+)\.tool_calls\[(\d+)\]", problem.path)
     place = _message(row, named[1]) if named else None
     if named is None or place is None:
@@ -238,7 +247,7 @@ def _call(row: Any, problem: Problem) -> str | None:
 
 
 def _thought_alone(row: Any, problem: Problem) -> str | None:
-    """A turn that is only a thought is of no use; one that says something may be somebody's answer."""
+    """Remove a message that has only a thought. A message with any other content may be the answer, and stays."""
     place = _message(row, problem.path)
     if place is None or any(place[0][place[1]].get(key) not in (None, "", []) for key in _ANSWERS):
         return None
@@ -250,7 +259,7 @@ def _thought_alone(row: Any, problem: Problem) -> str | None:
 
 
 def _find(row: Any, path: str) -> tuple[Any, Any] | None:
-    """The container and the key that a path such as `messages[2].role` means."""
+    """Return the container and the key for a path such as `messages[2].role`, or None if it is not in the row."""
     keys: list[Any] = [int(index) if index else name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
     if not keys:
         return None
@@ -266,7 +275,10 @@ def _find(row: Any, path: str) -> tuple[Any, Any] | None:
 
 
 def _field(row: Any, path: str, name: str) -> tuple[Any, str] | None:
-    """A field of a message or call: the path names it, or what has it, or (as in `conversations[2].value`) its text."""
+    """Return the container and the name of a field of a message or call, or None if the field is missing.
+
+    The path may lead to the field, to the message or call, or to the text of the message (`conversations[2].value`).
+    """
     found = _find(row, path)
     if found is None:
         return None
@@ -277,11 +289,11 @@ def _field(row: Any, path: str, name: str) -> tuple[Any, str] | None:
 
 
 def _message(row: Any, path: str) -> tuple[list[Any], int] | None:
-    """The list and the index of the message that a path leads into: `messages[3]`, or `conversations[2].value`."""
+    """Return the list and the index of the message at a path such as `messages[3]` or `conversations[2].value`."""
     named = re.fullmatch(r"([^\[\]]+\[\d+\])(?:\.[^.\[\]]+)?", path)
     found = _find(row, named[1]) if named else None
     item = found[0][found[1]] if found is not None and isinstance(found[0], list) else None
-    if not isinstance(item, dict) or {"input", "output"} <= item.keys():  # no message, or a question with its answer
+    if not isinstance(item, dict) or {"input", "output"} <= item.keys():  # not a message
         return None
     return found
 
@@ -293,7 +305,7 @@ IN_PLACE: dict[str, Repair] = {
     "special-tokens": _specials,
     "lone-surrogate": _surrogates,
 }
-"""Code of a problem -> what mends the value at its place."""
+"""Code of a problem -> the repair of the value at its place."""
 
 STRUCTURAL: dict[str, Repair] = {
     "result-without-call": _orphan,
@@ -302,4 +314,4 @@ STRUCTURAL: dict[str, Repair] = {
     "unfinished-turn": _thought_alone,
     "empty-final": _drop("an empty answer: removed"),
 }
-"""Code of a problem -> what removes the message or call at its place."""
+"""Code of a problem -> the removal of the message or call at its place."""

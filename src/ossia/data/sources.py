@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders of files, and data sets of the Hugging Face hub. Each row knows its place."""
+"""Reading rows of files, folders and data sets of the Hugging Face hub. Each row has its file and line."""
 
 from __future__ import annotations
 
@@ -23,40 +23,51 @@ from ossia.recipes import available
 from ossia.recipes.examples import resolve
 
 CHUNK_BYTES = 1 << 20
+"""Approximate size of a chunk in bytes."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+"""File types that can be read. The first three may have .gz behind them."""
 _LINES = (".jsonl", ".ndjson", ".json")  # also with .gz
 _HUB_ID = re.compile(r"^(hub:)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<split>[\w.-]+(\[[\w%:]+\])?))?$")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, or the reason why there is none. `line` counts from 1: lines in .jsonl and .csv, items elsewhere."""
+    """One row, or the reason why it cannot be read."""
 
     value: dict[str, Any] | None
+    """The row as an object, or None if it cannot be read."""
     file: str
     line: int
+    """The line in .jsonl and .csv files, the number of the item elsewhere. Counted from 1."""
     error: str = ""
+    """The reason if `value` is None."""
     text: str = field(default="", repr=False)
-    """Of a line that is not JSON: what it says."""
+    """The text of a row that cannot be read."""
 
     @property
     def where(self) -> str:
+        """The place of the row, such as `data.jsonl:17`."""
         return f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some rows of a file as JSON lines, small enough to be handed to another process."""
+    """Some rows of a file as JSON lines. A chunk can be sent to another process."""
 
     file: str
     numbers: Sequence[int]
     """The `Row.line` of each line of `text`."""
     text: bytes
+    """The JSON lines. The line of a row that could not be read is empty."""
     errors: Mapping[int, tuple[str, str]] = field(default_factory=dict)
-    """Index of a line that stands for a row that could not be read -> why, and what it says."""
+    """Index of the line of a row that could not be read -> the reason and the text of the row."""
 
     def rows(self, only: int | None = None) -> Iterator[tuple[int, Row]]:
-        """The rows with their index in the chunk, or the one of that number. Empty lines are none."""
+        """Yield the rows with their index in the chunk. Empty lines are skipped.
+
+        Args:
+            only: the number of the only row to yield. None: all rows.
+        """
         for index, (number, line) in enumerate(zip(self.numbers, self.text.split(b"\n"), strict=False)):
             if only is not None and number != only:
                 continue
@@ -67,10 +78,12 @@ class Chunk:
 
 
 def settings_for(source: DataSource, common: DataSection) -> DataSection:
-    """The settings for the rows of one source: its format, and its columns on top of those of all.
+    """Return the settings for the rows of one source.
+
+    A format of the source replaces the common one. The columns of the source are added to the common ones.
 
     Raises:
-        UserError: two columns stand for the same key.
+        UserError: two columns are mapped to the same key.
     """
     own = source.columns.values()
     columns = {**{column: key for column, key in common.columns.items() if key not in own}, **source.columns}
@@ -80,10 +93,10 @@ def settings_for(source: DataSource, common: DataSection) -> DataSection:
 
 
 def read_rows(sources: Sources) -> Iterator[Row]:
-    """The rows of files (.jsonl, .json, .csv, .parquet), folders of these, or hub ids such as `org/name@train`.
+    """Yield the rows of files (.jsonl, .json, .csv, .parquet), folders of these, or hub ids such as `org/name@train`.
 
-    A line that cannot be read becomes a `Row` with an error; the rows after it are still read. Files are read as they
-    are consumed. A path that exists takes precedence over a hub id of the same name.
+    A line that cannot be read becomes a `Row` with an error, and the rows after it are still read. Files are read
+    during iteration. An existing path has precedence over a hub id of the same name.
 
     Raises:
         UserError: a source does not exist, has an unknown type, or needs a package that is missing.
@@ -94,7 +107,11 @@ def read_rows(sources: Sources) -> Iterator[Row]:
 
 
 def read_chunks(source: DataSource) -> Iterator[Chunk]:
-    """The same rows in pieces of about a megabyte."""
+    """Yield the rows of one source in chunks of about a megabyte. See `read_rows`.
+
+    Raises:
+        UserError: the source has no name, does not exist, has an unknown type, or needs a package that is missing.
+    """
     path = resolve(source.path)
     hub = _HUB_ID.match(path)
     if not path:
@@ -109,8 +126,8 @@ def read_chunks(source: DataSource) -> Iterator[Chunk]:
         try:
             yield from _read(file)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            do = "unpack it with gunzip, which tells what is left of it"
-            raise UserError("The file is no whole gzip file", where=str(file), why=str(error), do=do) from error
+            do = "unpack it with gunzip, which reports the damage"
+            raise UserError("The file is not a complete gzip file", where=str(file), why=str(error), do=do) from error
 
 
 def _read(file: Path) -> Iterator[Chunk]:
@@ -123,7 +140,11 @@ def _read(file: Path) -> Iterator[Chunk]:
 
 
 def total_bytes(source: DataSource) -> int:
-    """Size of a source's files on disk, for progress; 0 for hub data sets."""
+    """Return the size of a source's uncompressed content in bytes, for progress. It is 0 for hub data sets.
+
+    Raises:
+        UserError: a file has an unknown type, or a folder has no data files.
+    """
     path = Path(resolve(source.path))
     if not source.path:
         return 0
@@ -131,7 +152,7 @@ def total_bytes(source: DataSource) -> int:
 
 
 def _suffix(path: Path) -> str:
-    """What kind of file it is by its name, whatever the case. JSON may be compressed: `rows.jsonl.gz` is `.jsonl`."""
+    """Return the file type from the name, in small letters. For `rows.jsonl.gz` it is `.jsonl`."""
     name = Path(path.name.lower())
     inner = Path(name.stem).suffix if name.suffix == ".gz" else ""
     return inner if inner in _LINES else name.suffix
@@ -142,7 +163,7 @@ def _open(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file as read; a compressed one says so at its end, modulo 4 GiB."""
+    """Return the number of bytes of a file's content. A gzip file stores it at its end, modulo 4 GiB."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         if path.suffix.lower() != ".gz" or end < 4:
@@ -152,7 +173,7 @@ def _size(path: Path) -> int:
 
 
 def _is_lines(path: Path) -> bool:
-    """Whether a .json file has an object on its first line and more behind: JSON lines under another name."""
+    """Return whether a .json file has JSON lines: an object in its first line, and text in later lines."""
     with _open(path) as file:
         first = file.readline()
         if not any(line.strip() for line in file):
@@ -164,18 +185,26 @@ def _is_lines(path: Path) -> bool:
 
 
 def _looks_like_a_path(path: Path) -> bool:
-    """Whether `a/b` means a file, so that a misspelt file name is not looked up on the hub."""
+    """Return whether `a/b` is meant as a file, so that a misspelt file name is not looked up on the hub."""
     return path.exists() or _suffix(path) in SUFFIXES or path.parent.is_dir()
 
 
 def data_files(path: Path) -> list[Path]:
-    """The data files that a path stands for: itself, or all of them in a folder and below, sorted."""
+    """Return the data files of a path: the file itself, or all in a folder and its subfolders, sorted.
+
+    Names that begin with a dot are ignored in folders.
+
+    Raises:
+        UserError: the path does not exist, is not a regular file, has an unknown type, or has no data files.
+    """
     if path.is_dir():
-        list(path.iterdir())  # raises where nobody may look
+        list(path.iterdir())  # raises an OSError for a folder that cannot be read
         inside = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
         found = sorted(p for p in inside if _suffix(p) in SUFFIXES and p.is_file())
         if not found:
-            raise UserError("The folder holds no data files", where=str(path), do=f"known are {', '.join(SUFFIXES)}")
+            raise UserError(
+                "The folder holds no data files", where=str(path), do=f"known types are {', '.join(SUFFIXES)}"
+            )
         return found
     if path.exists() and not path.is_file():
         raise UserError("Not a regular file", where=str(path), do="write the rows to a file first")
@@ -187,11 +216,13 @@ def data_files(path: Path) -> list[Path]:
             do = (
                 f"did you mean {path.parent / str(near)}?"
                 if near
-                else f"did you mean the recipe {recipe}? It stands alone"
+                else f"did you mean the recipe {recipe}? A recipe cannot be combined with other data"
             )
         raise UserError("No such file or folder", where=str(path), do=do)
     if _suffix(path) not in SUFFIXES:
-        raise UserError(f"Unknown file type {path.suffix!r}", where=str(path), do=f"known are {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"Unknown file type {path.suffix!r}", where=str(path), do=f"known types are {', '.join(SUFFIXES)}"
+        )
     return [path]
 
 
@@ -225,7 +256,7 @@ def _batched(rows: Iterable[Row]) -> Iterator[Chunk]:
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """One sentence about a compressed or binary file, instead of one about each of its lines."""
+    """Raise one UserError for a compressed or binary file, instead of a problem for each of its lines."""
     with _open(path) as file:
         head = file.read(1024)
     kind = None
@@ -244,7 +275,7 @@ def _row_of_json(line: bytes, file: str, number: int) -> Row:
         return _row(json.loads(line.decode("utf-8")), file, number)
     except UnicodeDecodeError as error:
         why = f"the line is not UTF-8: {error.reason} at byte {error.start}"
-    except json.JSONDecodeError as error:  # its own line number would be that within the line
+    except json.JSONDecodeError as error:  # the error's own line number counts within this line
         why = f"the line is not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
         if number == 1 and line.lstrip()[:1] in (b"{", b"["):
             why += "; if the file holds one value over several lines, name it .json"
@@ -257,7 +288,7 @@ def _row_of_json(line: bytes, file: str, number: int) -> Row:
 
 def _row(value: object, file: str, number: int) -> Row:
     if isinstance(value, dict):
-        # A key that is null was absent: tables written as JSON name every column in every row.
+        # A key with the value null counts as absent, because a table written as JSON has every column in every row.
         given = {key: item for key, item in value.items() if item is not None}
         return Row(_without_nulls(given) if _was_a_table(given) else given, file, number)
     kind = {list: "a list", str: "text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
@@ -281,7 +312,7 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # conversations are longer than the default of 128 KiB
+    csv.field_size_limit(2**31 - 1)  # conversations can be longer than the default of 128 KiB
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -291,12 +322,12 @@ def _read_csv(path: Path) -> Iterator[Row]:
         raise UserError(
             "The file is not UTF-8", where=where, why=f"byte {error.start}: {error.reason}", do=do
         ) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # surplus cells are under the key None
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # surplus cells have the key None
     names = list(reader.fieldnames or [])
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"The column {twice!r} stands there twice", where=f"{path}:1", do="rename one of them")
-    start = 2  # a quoted cell may span lines, so a row is named by its first
+        raise UserError(f"The column {twice!r} occurs twice", where=f"{path}:1", do="rename one of them")
+    start = 2  # a quoted cell may have several lines, so the number of a row is that of its first line
     while True:
         try:
             cells = next(reader, None)
@@ -310,9 +341,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _row_of_cells(cells: dict[str, Any], file: str, line: int) -> Row:
-    text = json.dumps(list(cells.values()))  # a list: no repair takes it for a row
+    text = json.dumps(list(cells.values()))  # a list, which the repairs do not read as a row
     if None in cells or None in cells.values():
-        return Row(None, file, line, "the row has another number of cells than the header", text)
+        return Row(None, file, line, "the row and the header have different numbers of cells", text)
     try:
         return Row(row_of_cells(cells), file, line)
     except ValueError as error:
@@ -340,7 +371,7 @@ def _read_hub(id: str, split: str) -> Iterator[Row]:
 
     try:
         rows = datasets.load_dataset(id, split=split)
-    except Exception as error:  # the library raises many kinds, from network errors to ValueError
+    except Exception as error:  # the library raises many types, from network errors to ValueError
         do = "check the name and the split (org/name@split), and the network or the local cache"
         raise UserError("The data set cannot be loaded", where=f"hub:{id}@{split}", why=str(error), do=do) from error
     for number, value in enumerate(rows, start=1):
@@ -348,7 +379,10 @@ def _read_hub(id: str, split: str) -> Iterator[Row]:
 
 
 def _was_a_table(row: dict[str, Any]) -> bool:
-    """Whether the row's tools have parameters that are null: then a table has given each the keys of all others."""
+    """Return whether a tool of the row has parameters that are null.
+
+    Such rows come from a table, which gave each tool the parameters of all tools.
+    """
     tools = row.get("tools")
     for tool in tools if isinstance(tools, list) else ():
         function = tool.get("function", tool) if isinstance(tool, dict) else None
@@ -360,7 +394,7 @@ def _was_a_table(row: dict[str, Any]) -> bool:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Column formats fill absent keys of nested objects with null; absent they were and absent they are."""
+    """Return the value without keys whose value is null. Column formats fill absent keys with null."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -373,5 +407,5 @@ _READERS = {".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
 
 def _need(package: str, purpose: str) -> None:
     found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:  # a mere folder of that name has no origin
+    if found is None or found.origin is None:  # a folder of that name that is not a package has no origin
         raise UserError(f"{purpose} needs the package {package}", do="pip install -e '.[datasets]' in the checkout")

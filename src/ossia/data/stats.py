@@ -1,4 +1,4 @@
-"""What a data set amounts to in tokens, before anything is spent on it."""
+"""Statistics of a data set in tokens, without a model."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from ossia.sequences.order import steps_of
 from ossia.sequences.sharing import saving
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
-"""Lengths at which truncation is counted."""
+"""Lengths in tokens at which truncation is counted."""
 _LANGUAGES_OF = {"user": MessageKind.USER, "analysis": MessageKind.THOUGHT, "final": MessageKind.ANSWER}
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts over training examples. Lengths are in tokens, of whole examples with their context."""
+    """Counts of training examples. Lengths are in tokens, of whole examples with their context."""
 
     examples: int = 0
     rows: int = 0
+    """Conversations, with the repeats of weighted sources."""
     tokens: int = 0
     trained_tokens: int = 0
     channels: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Channel (or role) -> tokens, trained tokens."""
     turns: dict[int, int] = field(default_factory=dict)
-    """Trained turns of a conversation -> how many conversations have that many."""
+    """Trained turns of a conversation -> conversations with so many."""
     histogram: dict[int, int] = field(default_factory=dict)
-    """Upper bound (a power of two) -> examples of at most that length and above the bound before."""
+    """Upper bound (a power of two) -> examples of at most this length, and longer than half of it."""
     over: dict[int, int] = field(default_factory=dict)
-    """Length -> examples that are longer: what a limit of that many tokens would shorten or leave out."""
+    """Length -> longer examples. A limit of that many tokens would shorten them or leave them out."""
     median: int = 0
     percentile_95: int = 0
     longest: int = 0
     over_limit: int = 0
-    """Examples longer than the limit that was asked about."""
+    """Examples longer than the argument `limit` of `statistics`. 0 without a limit."""
     tree_tokens: int = 0
-    """Tokens left when the examples of each conversation share their common prefixes, as tree training does."""
+    """Tokens to compute if the examples of each conversation share their common prefixes."""
     tree_tokens_across: int = 0
-    """The same when conversations share theirs too, such as a system prompt with its tools; counted on first turns."""
+    """Tokens to compute if conversations share prefixes too, such as system prompts. First turns are compared."""
     tree_tokens_steps: int = 0
-    """The same when the examples of each training step share theirs; 0 if no steps were asked for."""
+    """Tokens to compute if the examples of each training step share prefixes. 0 without the argument `steps`."""
     alternatives: dict[str, int] = field(default_factory=dict)
-    """Role of answers that are kept beside the trained one, rejected or other -> how many."""
+    """Role of an alternative answer (rejected or other) -> answers that are kept."""
     tools: dict[str, int] = field(default_factory=dict)
-    """Recipient -> calls."""
+    """Recipient of a call -> calls."""
     with_tools: int = 0
     """Conversations that declare tools."""
     efforts: dict[str, int] = field(default_factory=dict)
     """Reasoning effort -> conversations."""
     reasoning_languages: dict[str, int] = field(default_factory=dict)
-    """What the rows themselves say in `reasoning_language` -> conversations."""
+    """Value of `reasoning_language` in the rows -> conversations."""
 
     @property
     def trained_share(self) -> float:
@@ -73,12 +74,13 @@ def statistics(
     advance: Callable[[int], None] | None = None,
     steps: tuple[int, int] | None = None,
 ) -> Statistics:
-    """Count.
+    """Return the statistics of compiled conversations.
 
     Args:
-        limit: how many examples are longer than this many tokens?
-        at: the same for several lengths.
-        steps: examples per step, and seed of their order; what do the examples of a step share?
+        limit: a length in tokens, for `over_limit`.
+        at: lengths in tokens, for `over`.
+        advance: a progress callback, called with 1 for each conversation.
+        steps: examples per training step and the seed of their order, for `tree_tokens_steps`.
     """
     tokens: Counter[str] = Counter()
     trained: Counter[str] = Counter()
@@ -108,7 +110,7 @@ def statistics(
     counted.tree_tokens_across = counted.tree_tokens - unshared + shared
     if steps is not None:
         counted.tree_tokens_steps = saving(steps_of(all_, *steps)).shared
-        # First turns do not show what repeated conversations share.
+        # The count of first turns does not contain the tokens that repeated conversations share in later turns.
         counted.tree_tokens_across = min(counted.tree_tokens_across, counted.tree_tokens_steps)
     counted.examples, counted.rows = len(lengths), sum(turns.values())
     counted.tokens, counted.trained_tokens = sum(lengths), sum(trained.values())
@@ -130,9 +132,14 @@ def statistics(
 def detect_languages(
     conversations: Sequence[Rendered], vocabulary: Vocabulary, most: int = 400, letters: int = 2000
 ) -> dict[str, dict[str, int]]:
-    """Languages of questions, thoughts and answers: {"user" | "analysis" | "final": {ISO 639 code: conversations}}.
+    """Return the languages of questions, thoughts and answers, as detected by py3langid.
 
-    Told by py3langid from the first `letters` characters of each kind, in at most `most` conversations spread evenly.
+    The result is {"user" | "analysis" | "final": {ISO 639 code: conversations}}. Texts with fewer than 20 letters are
+    not counted.
+
+    Args:
+        most: largest number of conversations to read, at equal distances.
+        letters: number of characters of each kind that are read per conversation.
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -147,7 +154,7 @@ def detect_languages(
 
 
 def content(conversation: Rendered, message: int, vocabulary: Vocabulary) -> str:
-    """The text of a message."""
+    """Return the text of the message with the index `message`."""
     start, stop = conversation.bounds[4 * message + 1 : 4 * message + 3]
     return vocabulary.decode(conversation.tokens[start:stop])
 

@@ -1,4 +1,4 @@
-"""Chat templates of other people, compared with Ossia's rendering on a data set."""
+"""Comparison of chat templates from other sources with Ossia's rendering, on the rows of a data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ossia.harmony.tokenizer.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class ForeignTemplate:
-    """The Jinja text of a chat template, and a name of it for people."""
+    """The Jinja text of a chat template, and a name of it for messages."""
 
     text: str
     name: str
@@ -25,7 +25,7 @@ def read_template(named: str) -> ForeignTemplate:
     """Return the chat template of a .jinja file or of a checkpoint (folder or hub id).
 
     Raises:
-        UserError: there is none, or it is not valid Jinja.
+        UserError: there is no template, or the file is not UTF-8 or not valid Jinja.
     """
     path = Path(named)
     if path.is_file() and path.suffix != ".json":
@@ -48,20 +48,20 @@ def read_template(named: str) -> ForeignTemplate:
 
 
 def compare_with_template(done: Compiling, template: ForeignTemplate, vocabulary: Vocabulary) -> Comparison:
-    """Return where a template gives the model other tokens than Ossia's renderer, for one usable row."""
+    """Return the differences between the tokens of a template and of Ossia's renderer, for one usable row."""
     assert done.conversation is not None
     return compare(*chat_form(done.conversation), template.text, vocabulary)
 
 
 def _checked(path: Path) -> str:
-    """Return the text of a template that at least compiles."""
+    """Return the text of a template file. Raises UserError if it does not compile."""
     from jinja2 import TemplateSyntaxError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
         text = path.read_text(encoding="utf-8")
         extensions = ["jinja2.ext.loopcontrols"]
-        # {% generation %} is an extension of transformers; it marks and does not change what is rendered.
+        # {% generation %} is an extension of transformers. It marks text and does not change the rendering.
         plain = text.replace("{% generation %}", "").replace("{% endgeneration %}", "")
         ImmutableSandboxedEnvironment(extensions=extensions).parse(plain)
     except UnicodeDecodeError as error:

@@ -11,13 +11,13 @@ from ossia.data.rendered import Example
 
 
 def examples_as_json(done: Compiling) -> Iterator[dict[str, Any]]:
-    """Yield one object per training example of a usable row."""
+    """Yield one JSON object per training example of a usable row. docs/data.md lists the keys."""
     assert done.rendered is not None
     yield from (_example(example, done) for example in done.rendered.examples)
 
 
 def _example(example: Example, done: Compiling) -> dict[str, Any]:
-    """Return one example. `weight` is there if one is neither 0 nor 1."""
+    """Return one example. It has the key `weight` if a weight is neither 0 nor 1."""
     weights = example.weights
     shown: dict[str, Any] = {
         "file": done.row.file,
@@ -36,7 +36,7 @@ def _example(example: Example, done: Compiling) -> dict[str, Any]:
 
 
 def tree_as_json(done: Compiling) -> dict[str, Any]:
-    """Return the prefix trees of a usable row. Parents are indices of `nodes`, from 0; -1 stands for no parent."""
+    """Return the prefix trees of a usable row. Parents are indices of `nodes` from 0, or -1 for a root."""
     assert done.rendered is not None
     grown = forest(done.rendered.examples)
     return {

@@ -1,22 +1,20 @@
-"""Row formats, recognised by their keys and converted to conversations. docs/formats.md shows every one.
+"""Row formats, recognised by their keys and converted to conversations. docs/formats.md describes each.
 
-    reading        the result of a format for a row: chat messages with their places in the row
+    reading        the result of reading a row: chat messages with their places in the row
     row            the common parts of all formats: column names, settings of a row, further keys
-    dialects       chat messages that differ a little from OpenAI's, such as roles by other names
-    think          <think> in an assistant's text, in any format
-
+    dialects       conversion of variants of chat messages, such as other role names, to OpenAI's form
+    think          separation of <think> text from an assistant's answer, in any format
     messages       openai, multilingual-thinking, prompt-completion, alpaca
     responses      openai-responses
     harmony_text   harmony
     turns          sharegpt, llama-factory, apigen-mt
-    hermes         hermes
-    xlam           xlam
-    glaive         glaive
+    hermes         hermes: calls as XML in the text
+    xlam           xlam: one question and its calls
+    glaive         glaive: a conversation as one text
     traces         openthoughts, openr1
     preference     openai-preference, trl-preference
 
-To add a format, write a module with a `RowFormat`, give it a place in the order below, and add a sample to
-examples/formats.
+To add a format, write a module with a `RowFormat`, add it to `ORDER`, and add a sample to examples/formats.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ from ossia.errors import OnProblem, Problem, UserError, raise_errors
 from ossia.harmony.conversation import Conversation, Message, OtherAnswer, SystemSettings
 from ossia.harmony.from_openai import conversation_from_chat
 
-ORDER: tuple[RowFormat, ...] = (  # the most specific first: a row is of the first format that it matches
+ORDER: tuple[RowFormat, ...] = (  # the most specific format first: the first match is the format of a row
     *preference.FORMATS,
     *traces.FORMATS,
     *hermes.FORMATS,
@@ -60,10 +58,12 @@ _BY_NAME = {format.name: format for format in ORDER}
 
 
 def detect(row: Mapping[str, Any], settings: DataSection = DataSection()) -> Format:
-    """The format of a row: what the settings fix, else what its keys (after `settings.columns`) look like.
+    """Return the format of a row: `settings.format`, or if that is `auto`, the first format that its keys match.
+
+    The keys are those after the renaming by `settings.columns`.
 
     Raises:
-        UserError: no known format, or a column of `settings.columns` is missing; the message names the row's keys.
+        UserError: the row has no known format, or lacks a column of `settings.columns`. The message lists its keys.
     """
     if settings.format != "auto":
         return settings.format
@@ -77,7 +77,7 @@ def detect(row: Mapping[str, Any], settings: DataSection = DataSection()) -> For
         f"Unknown row format with the keys {', '.join(map(str, known)) or '(none)'}"
         + (" (after data.columns)" if settings.columns else ""),
         do='write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-        ' or {"prompt": "...", "completion": "..."}, or say what the columns are:'
+        ' or {"prompt": "...", "completion": "..."}, or map the columns to such keys:'
         " --set 'data.columns={quiz: prompt, reply: completion}'",
     )
 
@@ -85,20 +85,24 @@ def detect(row: Mapping[str, Any], settings: DataSection = DataSection()) -> For
 def to_conversation(
     row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: OnProblem = raise_errors
 ) -> Conversation:
-    """Make a conversation of a row: `convert_row` without the format."""
+    """Return the conversation of a row. This is `convert_row` without the format."""
     return convert_row(row, settings, source, report)[0]
 
 
 def convert_row(
     row: Mapping[str, Any], settings: DataSection = DataSection(), source: str = "", report: OnProblem = raise_errors
 ) -> tuple[Conversation, str]:
-    """Make a conversation of a row; also gives its format, "" if the columns of the settings are not those of the row.
+    """Return the conversation of a row, and the name of its format.
+
+    The format is "" if the row does not fit `settings.columns`. After an error the conversation may be incomplete or
+    empty.
 
     Args:
-        report: gets every problem; by default errors are raised as UserError.
+        source: the place of the row, such as `data.jsonl:17`.
+        report: gets every problem. By default errors are raised as UserError.
 
     Raises:
-        UserError: the row is in no known format, or not in the one that the settings demand.
+        UserError: the row has no known format, or not the form of its format.
     """
     if faults := faulty_columns(row, settings.columns):
         for problem in faults:
@@ -137,9 +141,10 @@ _Convert = Callable[[list[Any], list[str], bool], Conversation]
 
 
 def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, report: OnProblem) -> _Convert:
-    """Makes conversations of lists of messages: (messages, places, whether problems are reported).
+    """Return a function that converts a list of messages to a conversation.
 
-    A problem is reported once, however often the same messages are converted.
+    Its arguments are the messages, their places, and whether problems are reported. Each problem is reported once, even
+    if the same messages are converted several times.
     """
     system = SystemSettings(
         identity=of_row.identity or settings.identity,
@@ -172,7 +177,7 @@ def _converter(reading: Reading, of_row: RowSettings, settings: DataSection, rep
 
 
 def _with_alternatives(conversation: Conversation, reading: Reading, convert: _Convert) -> Conversation:
-    """The conversation with the other answers to its prompt: the messages that each adds to the prompt."""
+    """Return the conversation with the other answers to its prompt, each without the messages of the prompt."""
     prompt, paths = reading.messages[: reading.prompt], reading.paths[: reading.prompt]
     shared = len(convert(prompt, paths, False).messages)
 

@@ -1,16 +1,16 @@
-"""Chat messages that are nearly OpenAI's: `as_chat` makes them so, wherever they stand.
+"""Variants of OpenAI's chat messages. `as_chat` converts them to OpenAI's form, in every format.
 
-    {"role": "Human", ...}, {"role": "model", ...}       the role by its usual name
-    {"tool_calls": "[...]"}, {"function_call": "{...}"}  JSON text: read
-    {"function_call": {"name": null, ...}}               a table's way to say that there is none: left out
-    {"content": [{"type": "tool_use", ...}]}             Anthropic's parts:
+    {"role": "Human", ...}, {"role": "model", ...}       gets the usual name of the role
+    {"tool_calls": "[...]"}, {"function_call": "{...}"}  JSON text is parsed
+    {"function_call": {"name": null, ...}}               from a table, means no call: left out
+    {"content": [{"type": "tool_use", ...}]}             Anthropic's parts are converted:
 
     assistant   {"type": "thinking", "thinking"}           -> `thinking`
                 {"type": "tool_use", "id", "name", "input"} -> `tool_calls`
     user        {"type": "tool_result", "tool_use_id", "content"} -> a message of role tool, before the user's text
 
-Redacted thinking is encrypted and left out; all other parts stay in `content`. Only exact names of roles count; a guess
-is for `ossia data check --fix`.
+Redacted thinking is encrypted, and is left out. All other parts stay in `content`. Only the exact names of roles are
+converted. `ossia data check --fix` also corrects misspelt ones.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ ROLE_OF = {
     ),
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
-"""Name of a role, in small letters -> system, user, assistant, tool or call."""
+"""Name of a role in small letters -> system, user, assistant, tool or call."""
 _CALLS = {"tool_calls": list, "function_call": Mapping}
 _THOUGHTS = ("thinking", "redacted_thinking")
 
 
 def as_chat(message: Any) -> list[Any]:
-    """The message as OpenAI writes it; several, if one of Anthropic's holds tool results. Faults stay as they are."""
+    """Return a message in OpenAI's form, as a list.
+
+    A message with Anthropic's tool results gives several messages. Faulty values are returned unchanged.
+    """
     if not isinstance(message, Mapping):
         return [message]
     changes: dict[str, Any] = {}
@@ -65,7 +68,7 @@ def _read(text: str) -> object:
 
 
 def _without_parts(message: Mapping[str, Any]) -> list[Any]:
-    """The messages that one with a list of Anthropic's parts stands for; itself, if it has none of these kinds."""
+    """Return the messages for one with a list of Anthropic's parts. Without such parts it is returned unchanged."""
     parts = message["content"]
     kinds = {part.get("type") for part in parts if isinstance(part, Mapping) and isinstance(part.get("type"), str)}
     if message.get("role") == "assistant" and kinds & {*_THOUGHTS, "tool_use"}:
@@ -104,7 +107,7 @@ def _others(parts: list[Any], *kinds: str) -> list[Any]:
 
 
 def plain_tools(tools: object) -> object:
-    """The list `tools`, where each tool may be JSON text of its own."""
+    """Return the value of `tools` with JSON texts parsed. The list and each tool may be JSON text."""
     if isinstance(tools, str) and isinstance(parsed := _read(tools), list):
         tools = parsed
     return [_plain_tool(tool) for tool in tools] if isinstance(tools, list) else tools

@@ -1,10 +1,10 @@
-"""glaive: glaiveai/glaive-function-calling-v2. A whole conversation in one text.
+"""The format glaive, of glaiveai/glaive-function-calling-v2. A row has the whole conversation in one text.
 
 {"system": "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\\n{...}",
  "chat": "USER: ...\\n\\n\\nASSISTANT: ... <|endoftext|>\\n\\n\\nFUNCTION RESPONSE: {...}\\n\\n\\nASSISTANT: ..."}
 
-A speaker begins after an empty line. A call is `<functioncall> {"name": "f", "arguments": '{"a": 1}'}`: no JSON, as its
-arguments are JSON in single quotes.
+Each speaker begins after an empty line. A call is `<functioncall> {"name": "f", "arguments": '{"a": 1}'}`. This is not
+JSON, because its arguments are JSON in single quotes.
 """
 
 from __future__ import annotations
@@ -67,10 +67,12 @@ def _add(reading: Reading, role: str, text: str, report: OnProblem) -> None:
 
 
 def read_call(text: str) -> dict[str, Any]:
-    """The call {"name", "arguments"} in its half-JSON.
+    """Return the call {"name", "arguments"} of a text such as `{"name": "f", "arguments": '{"a": 1}'}`.
+
+    The arguments are an object, a JSON text or None.
 
     Raises:
-        ValueError: there is no name, or the arguments are not JSON either.
+        ValueError: the text has no function name, or the arguments are not JSON.
     """
     text = text.strip().removesuffix("</functioncall>").strip()
     try:

@@ -1,11 +1,11 @@
-"""harmony: conversations that are written in Harmony already, control tokens and all.
+"""The format harmony: conversations that are already Harmony text with control tokens.
 
-{"text": "<|start|>system<|message|>...<|end|>..."}, the same in `harmony`, or in two parts as `prompt` and
-`completion`.
+A row is {"text": "<|start|>system<|message|>...<|end|>..."}. The text may be in `harmony` instead, or in two parts in
+`prompt` and `completion`.
 
-The messages are used as they are, those of system and developer too. So rendering them gives the text again. The
+The messages are used unchanged, those of system and developer included. So rendering them gives the text again. The
 recipe's system settings do not apply, and functions in a developer message stay text. The messages of the prompt are
-context (weight 0). So is a last message that the end of the text cuts off.
+context (weight 0). A last message that is cut off by the end of the text is context, too.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def _read(row: JsonRow, report: OnProblem) -> Reading:
         report(Problem("error", "harmony-text", "the text holds no message of the assistant", path=path))
     repairs = [f"message {number}: {repair}" for number, message in enumerate(parsed, 1) for repair in message.repairs]
     if repairs:
-        what = f"the Harmony text had to be mended ({'; '.join(repairs[:5])}{'; ...' if len(repairs) > 5 else ''})"
+        what = f"the Harmony text had to be repaired ({'; '.join(repairs[:5])}{'; ...' if len(repairs) > 5 else ''})"
         report(Problem("warning", "harmony-repaired", what, "look at it with: ossia data show", path))
     return Reading(literal=messages)
 
 
 def _text(row: JsonRow) -> tuple[str, str, int]:
-    """The text, its key, and how many of its characters are a prompt."""
+    """Return the text, its key, and the number of its characters that are a prompt."""
     for key in ("harmony", "text"):
         if row.get(key) is not None:
             if not isinstance(row[key], str):
@@ -75,27 +75,33 @@ def _beginning(text: str) -> str:
 
 
 def _given(text: str, parsed: list[ParsedMessage], cut: int, path: str, report: OnProblem) -> set[int]:
-    """The messages whose content begins in the prompt: they are context, though one may go on in the completion."""
+    """Return the numbers of the messages whose content begins in the prompt, from 0. They are context.
+
+    One of them may continue in the completion. A warning reports this for a message of the assistant.
+    """
     if not cut:
         return set()
-    ends = [0, *accumulate(map(len, Pieces().split(text)))]  # of the parser's pieces, in characters
+    ends = [0, *accumulate(map(len, Pieces().split(text)))]  # ends of the parser's pieces, in characters
     found = set()
     for number, message in enumerate(parsed):
         begin, end = (ends[min(position, len(ends) - 1)] for position in message.content_span)
         if begin < cut or ends[message.span[1]] <= cut:
             found.add(number)
         if begin < cut < end and message.role == "assistant":
-            what = f"message {number + 1} begins in the prompt and ends in the completion: nothing of it is trained"
+            what = f"message {number + 1} begins in the prompt and ends in the completion: it is not trained"
             report(Problem("warning", "harmony-repaired", what, "end the prompt between two messages", path))
     return found
 
 
 def _cut_off(parsed: list[ParsedMessage], path: str, report: OnProblem) -> set[int]:
-    """The last message, if the text ends within it: training it would teach to stop there."""
+    """Return the number of the last message (from 0) if the text ends within it. Otherwise the set is empty.
+
+    Training on such a message would teach the model to stop there.
+    """
     if not parsed or parsed[-1].complete:
         return set()
     what = f"the text ends within message {len(parsed)}: it is not trained"
-    do = "close it with <|return|> or <|call|> if it is whole, else remove the row"
+    do = "close it with <|return|> or <|call|> if it is complete, else remove the row"
     report(Problem("warning", "harmony-repaired", what, do, path))
     return {len(parsed) - 1}
 

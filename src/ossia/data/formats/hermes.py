@@ -1,13 +1,13 @@
-"""hermes: NousResearch/hermes-function-calling-v1 and data made like it, with calls written as XML in the text.
+"""The format hermes, of NousResearch/hermes-function-calling-v1 and similar data. Calls are XML in the text.
 
-conversations of {"from": "system" | "human" | "gpt" | "tool", "value"}, and `tools` as JSON text:
+A row has `conversations` of {"from": "system" | "human" | "gpt" | "tool", "value"}, and `tools` as JSON text:
 
-    gpt    <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>, often quoted like Python, and several at once
+    gpt    <tool_call>\\n{"name": "f", "arguments": {...}}\\n</tool_call>, often a Python literal, and several in a text
     tool   <tool_response>\\n{"name": "f", "content": ...}\\n</tool_response>
-    system "You are a function calling AI model ... <tools> [...] </tools> ...", left out: Harmony has its own words
+    system "You are a function calling AI model ... <tools> [...] </tools> ...", left out: Harmony has its own text
 
-Of the system turn only the sentences go that are known to explain calls, and the list of tools; all else is kept.
-Without a column `tools` they are taken from there.
+From the system turn only the list of tools is removed, and the known sentences that explain calls. All other text is
+kept. Without a column `tools`, the tools are read from that list.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ossia.errors import OnProblem
 
 _OBJECT = r"\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}"
 _MARK = r"<tool_call>\s{0,9}</tool_call>"
-_KNOWN = re.compile(  # what Hermes and Qwen tell a model about calls, and nothing else
+_KNOWN = re.compile(  # the sentences that explain calls to models of Hermes and Qwen, and no other text
     r"# Tools\s{1,9}(?=You (?:may call one or more|are provided with|are a function calling))"
     r"|You are a function calling AI model\b\.?"
     r"|You are provided with function signatures within <tools>\s{0,9}</tools> XML tags[.:]?"
@@ -75,7 +75,7 @@ def _read(row: JsonRow, report: OnProblem) -> Reading:
 
 
 def blocks(text: str, tag: str) -> tuple[list[str], str]:
-    """What stands between <tag> and </tag>, each time, and the text around. A last block may be left open."""
+    """Return the texts between <tag> and </tag>, and the text around them. The last block may lack its </tag>."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     first, *parts = text.split(opening)
     cut = [part.partition(closing) for part in parts]
@@ -84,7 +84,7 @@ def blocks(text: str, tag: str) -> tuple[list[str], str]:
 
 
 def _add_assistant(reading: Reading, turn: Turn, text: str, report: OnProblem) -> None:
-    split = split_think(text)  # a thought may speak of calls
+    split = split_think(text)  # first, because a thought may contain the tags of calls
     bodies, around = blocks(split.content or "", "tool_call")
     calls = [call for body in bodies for call in calls_from(body, turn.path, report)]
     fields = turn.further | ({"thinking": split.thought} if split.thought else {})
@@ -93,7 +93,7 @@ def _add_assistant(reading: Reading, turn: Turn, text: str, report: OnProblem) -
 
 
 def _result(body: str) -> tuple[str | None, str]:
-    """Name and text of a result. A wrapper {"name", "content"} goes; all else stays as it is."""
+    """Return the name (or None) and the text of a result. A wrapper {"name", "content"} is removed."""
     try:
         value = loads_loosely(body)
     except ValueError:
@@ -106,7 +106,7 @@ def _result(body: str) -> tuple[str | None, str]:
 
 
 def _without_tools(text: str) -> str:
-    """What a system text says besides its description of the tools: all but the known sentences and the list."""
+    """Return a system text without the list of tools and the known sentences that explain calls."""
     position = _list_start(text)
     if position >= 0:
         before, inside = text[:position], text[position + len("<tools>") :]
@@ -117,7 +117,7 @@ def _without_tools(text: str) -> str:
 
 
 def _list_start(text: str) -> int:
-    """Where the `<tools>` stands that begins the list, not the one of a sentence that speaks of the tags; else -1."""
+    """Return the position of the `<tools>` that begins the list, or -1. A sentence may mention the tag before."""
     return next((found.start() for found in _TOOLS.finditer(text)), -1)
 
 

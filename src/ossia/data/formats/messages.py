@@ -1,12 +1,12 @@
-"""Rows that hold chat messages, or a text for each part of one exchange.
+"""Formats with a list of chat messages, or with one text for each part of an exchange.
 
 openai                  {"messages": [...], "tools"?: [...]}, also with thinking / reasoning / reasoning_content,
-                        weights, legacy functions, Harmony channels; what OpenAI's fine-tuning API, TRL and most tools
-                        write
+                        weights, legacy functions and Harmony channels. OpenAI's fine-tuning API, TRL and most tools
+                        use this format
 multilingual-thinking   HuggingFaceH4/Multilingual-Thinking: `messages`, or the strings
                         reasoning_language, developer, user, analysis, final
 prompt-completion       {"prompt": ..., "completion": ...}, both text or lists of messages, optionally with
-                        `thinking` (or `reasoning`, `reasoning_content`) and `system`; texts under other names: PAIRS
+                        `thinking` (or `reasoning`, `reasoning_content`) and `system`. PAIRS has other column names
 alpaca                  {"instruction", "input"?, "output", "system"?, "history"?: [[user, assistant], ...]}
 """
 
@@ -23,7 +23,7 @@ _TOOLS = ("tools", "functions")
 
 
 def read_openai(row: JsonRow, _report: OnProblem) -> Reading:
-    """Take over the messages."""
+    """Return the reading of a row with OpenAI's `messages`."""
     reading = Reading(tools=row.get("tools") or row.get("functions"))
     reading.tools_path = "tools" if row.get("tools") else "functions"
     reading.response_format = row.get("response_format")
@@ -35,7 +35,7 @@ def read_openai(row: JsonRow, _report: OnProblem) -> Reading:
 
 
 def _add_thought(reading: Reading, row: JsonRow) -> None:
-    """A thought in a column of its own belongs to the row's only answer, if that has none and ends the row."""
+    """Add a thought from a separate column to the row's only answer, if it ends the row and has no thought."""
     spoken = [message for message in reading.messages if _role(message) == "assistant"]
     if len(spoken) != 1 or spoken[0] is not reading.messages[-1]:
         return
@@ -61,14 +61,14 @@ def _read_multilingual(row: JsonRow, report: OnProblem) -> Reading:
         if not isinstance(part, str):
             raise Misfit(f"there is no `messages`, and `{key}` is not text")
     reading = Reading()
-    # The data set's own `messages` put the language in front of the developer text in just this way.
+    # This is the text of the system message in the data set's own `messages`.
     reading.add("developer", "system", f"reasoning language: {parts['reasoning_language']}\n\n{parts['developer']}")
     reading.add("user", "user", parts["user"])
     reading.add("final", "assistant", parts["final"], thinking=parts["analysis"])
     return reading
 
 
-PAIRS = (  # of question and answer; the first pair that a row has counts
+PAIRS = (  # columns of question and answer. The first pair in a row is used
     ("prompt", "completion"),
     ("prompt", "response"),
     ("instruction", "response"),
@@ -82,7 +82,7 @@ PAIRS = (  # of question and answer; the first pair that a row has counts
 
 
 def _pair(row: JsonRow) -> tuple[str, str] | None:
-    """The columns of question and answer. Under names that other data have as well, both must be text."""
+    """Return the columns of question and answer. Except for prompt and completion, both must be text."""
     if "prompt" in row and "completion" in row:
         return PAIRS[0]
     for pair in PAIRS[1:]:
@@ -112,7 +112,7 @@ def _read_prompt_completion(row: JsonRow, _report: OnProblem) -> Reading:
 
 
 def _with_context(reading: Reading, row: JsonRow, question: str) -> str:
-    """Dolly's third column: what the question is about, as in alpaca's `input`."""
+    """Return the question with the row's `context` below it. Dolly has this column, as alpaca has `input`."""
     context = row.get("context")
     if not isinstance(context, str) or not context:
         return question
