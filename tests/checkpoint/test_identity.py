@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from ossia.checkpoint import identity
 from ossia.checkpoint.identity import base_identity
+from ossia.checkpoint.reader import CheckpointReader
 from ossia.checkpoint.tiny import MICRO, write_tiny
+from ossia.errors import UserError
 from support.original_samples import write_original
 
 
@@ -123,3 +125,32 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     expected = base_identity(base)
     monkeypatch.setenv("OSSIA_CACHE", str(tmp_path / "file"))
     assert base_identity(base) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["../base/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 7, None, "a\\b"]
+)
+def test_shards_outside_the_folder_are_not_read(base: Path, tmp_path: Path, name: object) -> None:
+    other = copied(base, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    (other / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
+    with pytest.raises(UserError, match="which is not a file of this folder"):
+        CheckpointReader(other)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_theta", "x"), ("num_hidden_layers", "four"), ("num_hidden_layers", 10**9), ("hidden_size", 64.5),
+        ("head_dim", True), ("rms_norm_eps", float("nan")), ("swiglu_limit", float("inf")), ("vocab_size", -1),
+        ("rope_scaling", [1]), ("rope_scaling", {"beta_fast": 31.0}),
+    ],
+)  # fmt: skip
+def test_figures_that_no_model_has_are_refused_by_key(base: Path, tmp_path: Path, key: str, value: object) -> None:
+    other = copied(base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError) as refused:
+        base_identity(other)
+    assert (key if value != {"beta_fast": 31.0} else "beta_fast") in refused.value.what
+    assert refused.value.where is not None and refused.value.where.endswith("config.json")
