@@ -23,7 +23,7 @@ class Statistics:
 
     examples: int = 0
     rows: int = 0
-    """Conversations, with the repeats of weighted sources."""
+    """The number of conversations."""
     tokens: int = 0
     trained_tokens: int = 0
     channels: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -1,11 +1,12 @@
 """Preference pairs: a prompt, the better alternative and the worse one.
 
 openai-preference   {"input": {"messages", "tools"?, "parallel_tool_calls"?}, "preferred_output": [message],
-                    "non_preferred_output": [message]}; an older spec says preferred_completion
-trl-preference      {"prompt", "chosen", "rejected"}, each text or a list of messages; or only the last two, which then
+                    "non_preferred_output": [message]}. In an older specification the keys are preferred_completion
+                    and non_preferred_completion
+trl-preference      {"prompt", "chosen", "rejected"}, each text or a list of messages. Without `prompt`, the other two
                     begin with the same messages, or are transcripts "\\n\\nHuman: ...\\n\\nAssistant: ..."
 
-The conversation ends with the better alternative; `Conversation.rejected` is the worse one.
+The conversation ends with the better alternative. `Conversation.rejected` is the worse one.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def _read_trl(row: JsonRow, report: OnProblem) -> Reading:
     if shared == 0 and prompt is None:
         what = "there is no `prompt`, and chosen and rejected do not begin with the same messages"
         report(Problem("error", "no-prompt", what, "add the column `prompt`", "chosen"))
-    elif shared:  # the alternatives bring their prompt; a column `prompt` then repeats it
+    elif shared:  # the alternatives contain their prompt, and a column `prompt` must repeat it
         if not _repeats(prompt, chosen.messages[:shared]):
-            what = "`prompt` is not what chosen and rejected begin with: left out"
-            report(Problem("warning", "prompt-differs", what, "leave it out, or take it out of the two", "prompt"))
+            what = "`prompt` differs from the beginning of chosen and rejected: left out"
+            report(Problem("warning", "prompt-differs", what, "remove it, or remove the prompt from the two", "prompt"))
         reading.messages += chosen.messages[:shared]
         reading.paths += chosen.paths[:shared]
         reading.made |= chosen.made
@@ -75,7 +76,7 @@ def _read_trl(row: JsonRow, report: OnProblem) -> Reading:
 
 
 def _alternative(value: object, path: str) -> Reading:
-    """A list of messages, a transcript of Human and Assistant, or the text of one answer."""
+    """Return the reading of a list of messages, a transcript of Human and Assistant, or the text of one answer."""
     reading = Reading()
     speakers = list(_SPEAKER.finditer(value)) if isinstance(value, str) else []
     if not isinstance(value, str) or not speakers or value[: speakers[0].start()].strip():
@@ -98,7 +99,10 @@ def _add_output(reading: Reading, value: object, path: str) -> None:
 
 
 def _shared(chosen: list[Any], rejected: list[Any]) -> int:
-    """How many messages both begin with, if they bring their prompt: an assistant's words alone are not a prompt."""
+    """Return the number of equal messages at the beginning of both alternatives, without the last message of either.
+
+    It is 0 if they begin with a message of assistant or tool, because they do not contain the prompt then.
+    """
     if not chosen or not isinstance(chosen[0], Mapping) or chosen[0].get("role") in _OUTPUTS:
         return 0
     count = 0
@@ -108,7 +112,7 @@ def _shared(chosen: list[Any], rejected: list[Any]) -> int:
 
 
 def _repeats(prompt: object, shared: list[Any]) -> bool:
-    """Whether a column `prompt` adds nothing to the shared messages: it is null, themselves, or the text of one."""
+    """Return whether a column `prompt` is null, equals the shared messages, or is the text of one of them."""
     texts = [message.get("content") for message in shared if isinstance(message, Mapping)]
     return prompt is None or prompt == shared or prompt in texts or _as_chat(prompt) == shared
 

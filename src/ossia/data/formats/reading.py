@@ -1,4 +1,4 @@
-"""What a format makes of a row, before it becomes a conversation: chat messages that know their place in the row."""
+"""The result of reading a row in its format: chat messages with their places in the row, before their conversion."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ossia.harmony.conversation import Message
 from ossia.harmony.from_openai import THOUGHT_KEYS, text_of
 
 JsonRow = Mapping[str, Any]
+"""A row as an object."""
 SYSTEM_KEYS = ("system", "system_prompt")
+"""Columns with instructions."""
 _SWITCHES = frozenset({"", "on", "off", "true", "false", "none", "low", "medium", "high"})
-"""What a column such as `reasoning` says of the mode that an answer was made in; no thoughts."""
+"""Values of a column such as `reasoning` that give the mode of an answer. They are not thoughts."""
 
 
 @dataclass(slots=True)
@@ -24,35 +26,36 @@ class Reading:
     """A row as OpenAI's chat messages."""
 
     messages: list[Any] = field(default_factory=list)
+    """The prompt, and the trained answer if there are several."""
     paths: list[str] = field(default_factory=list)
     """Place of each message in the row's own JSON, such as `conversations[3].value`."""
     made: set[str] = field(default_factory=set)
-    """Those places where the row has another form than a chat message, so that no `.content` continues them."""
+    """The places at which the row does not have a chat message. Paths such as `.content` do not exist below them."""
     tools: object = None
-    """As in a chat request, or its JSON text."""
+    """The tools as in a chat request, or their JSON text."""
     tools_path: str = "tools"
     tool_paths: list[str] = field(default_factory=list)
-    """Place of each tool, where that is not `tools_path[i]`."""
+    """Place of each tool, if it is not `tools_path[i]`."""
     prompt: int = 0
-    """How many messages are the prompt, which the alternatives of a preference pair share."""
+    """The number of messages that are the prompt. The alternatives of a row share it."""
     rejected: Reading | None = None
-    """Of a preference pair: the worse alternative to the messages after the prompt."""
+    """The rejected alternative of a preference pair, without the prompt."""
     score: float | None = None
-    """Of several answers to the prompt: the worth of the one in `messages`."""
+    """The score of the answer in `messages`, if the row has several answers."""
     others: list[tuple[Reading, float]] = field(default_factory=list)
-    """Of several answers to the prompt: the others, each with its worth."""
+    """The other answers of a row with several, each without the prompt and with its score."""
     effort: object = None
     effort_path: str = "reasoning_effort"
     response_format: object = None
-    """As in a chat request: {"type": "json_schema", "json_schema": {...}}."""
+    """The response format as in a chat request: {"type": "json_schema", "json_schema": {...}}."""
     response_format_path: str = "response_format"
     used: set[str] = field(default_factory=set)
-    """Keys of the row that were used in this row, beyond those that the format always takes."""
+    """Keys that were used in this row, in addition to `RowFormat.keys`."""
     literal: tuple[Message, ...] | None = None
-    """Harmony messages, system message included, in place of all the above."""
+    """Harmony messages, system message included, that replace all other fields."""
 
     def add(self, path: str, role: str, content: object, **fields: Any) -> None:
-        """Append a chat message made of something else. Fields that are None are left out."""
+        """Append a chat message that is built from other values of the row. Fields that are None are left out."""
         given = {key: value for key, value in fields.items() if value is not None}
         made = as_chat({"role": role, "content": content, **given})
         self.messages += made
@@ -60,20 +63,20 @@ class Reading:
         self.made.add(path)
 
     def extend(self, messages: list[Any], path: str) -> None:
-        """Append a list that stands in the row as it is."""
+        """Append the messages of a list in the row."""
         for index, message in enumerate(messages):
             self.take(message, f"{path}[{index}]")
 
     def take(self, message: Any, path: str) -> None:
-        """Append a message that stands in the row."""
+        """Append a message that is in the row."""
         made = as_chat(message)
         self.messages += made
         self.paths += [path] * len(made)
         if isinstance(message, Mapping) and any(one.get("content") is not message.get("content") for one in made):
-            self.made.add(path)  # of Anthropic's parts
+            self.made.add(path)  # converted from Anthropic's parts
 
     def given(self) -> None:
-        """What was read so far is a prompt: its assistant messages are context, unless they have a weight."""
+        """Mark the messages read so far as the prompt. Its assistant messages get weight 0, unless they have one."""
         for index, message in enumerate(self.messages):
             if isinstance(message, Mapping) and message.get("role") == "assistant" and message.get("weight") is None:
                 self.messages[index] = {**message, "weight": 0}
@@ -82,25 +85,26 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """A format by name: whether a row is of it, and how it is read."""
+    """A row format: its name, its recognition and its reader."""
 
     name: Format
     matches: Callable[[JsonRow], bool]
+    """Returns whether a row has the format."""
     read: Callable[[JsonRow, OnProblem], Reading]
-    """Faults of parts go to the report; raises Misfit where nothing can be made of the row."""
+    """Reads a row. Faults of parts are reported. Raises Misfit if the row cannot be read at all."""
     keys: frozenset[str]
-    """Keys of the row that `read` takes. Every other stays with the conversation as `extra`."""
+    """Keys of the row that `read` uses. The others stay with the conversation as `extra`."""
 
 
 class Misfit(Exception):  # noqa: N818
-    """The row has not the shape of the format. The message ends the sentence "Not a row of the format x: "."""
+    """The row does not have the form of its format. The message is the end of "Not a row of the format x: ..."."""
 
 
 def listed(value: object, path: str) -> list[Any]:
-    """A list, or the JSON text of one as CSV files and some data sets have it.
+    """Return a list from a list or its JSON text, as CSV files and some data sets have it.
 
     Raises:
-        Misfit: it is neither.
+        Misfit: the value is neither.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
@@ -113,7 +117,7 @@ def listed(value: object, path: str) -> list[Any]:
 
 
 def add_system(reading: Reading, row: JsonRow, first: object = None) -> None:
-    """Instructions from a column `system` or `system_prompt`, unless the `first` message repeats them."""
+    """Append the instructions of a column `system` or `system_prompt`, unless the message `first` contains them."""
     known = first.get("content") if isinstance(first, Mapping) and first.get("role") in ("system", "developer") else ""
     said = text_of(known) or ""
     for key in SYSTEM_KEYS:
@@ -125,7 +129,7 @@ def add_system(reading: Reading, row: JsonRow, first: object = None) -> None:
 
 
 def row_thought(reading: Reading, row: JsonRow) -> str | None:
-    """The thought of a row that has it in a column of its own. A switch such as `reasoning: on` is none."""
+    """Return the thought of a row from its own column, or None. A switch such as `reasoning: on` is not a thought."""
     for key in THOUGHT_KEYS:
         if is_thought(row.get(key)):
             reading.used.add(key)
@@ -134,5 +138,5 @@ def row_thought(reading: Reading, row: JsonRow) -> str | None:
 
 
 def is_thought(value: object) -> bool:
-    """Whether a column with a thought's name holds one."""
+    """Return whether the value of a column such as `reasoning` is a thought."""
     return isinstance(value, str) and value.strip().lower() not in _SWITCHES

@@ -1,16 +1,16 @@
-"""openai-responses: what OpenAI's Responses API takes and gives, item by item.
+"""The format openai-responses: requests and responses of OpenAI's Responses API, item by item.
 
 {"input": "text" | [items], "output": [items], "instructions"?, "tools"?: [...], "reasoning"?: {"effort"}, "text"?},
-{"items": [items]}, or {"input": [items]} with the answer among them. Nemotron's {"input": [messages], "output": "text"}
-is read here too. Items, by `type`:
+{"items": [items]}, or {"input": [items]} with the answer in it. Nemotron's {"input": [messages], "output": "text"} has
+this format too. The items have a `type`:
 
     message                {"role", "content": "text" | [{"type": "input_text" | "output_text" | "refusal", ...}]}
     reasoning              {"content": [{"type": "reasoning_text", "text"}], "summary": [{"type": "summary_text", ...}]}
     function_call          {"call_id", "name", "arguments"}
     function_call_output   {"call_id", "output"}
 
-A summary stands for the thought where there is no thought. Text that the assistant says before it goes on within the
-same turn is a preamble. An output is moved next to its call. Items of built-in tools are reported and left out.
+A summary is used as the thought if there is no `reasoning_text`. Text of the assistant is a preamble if more of the
+same turn follows. An output is moved next to its call. Items of built-in tools are reported and left out.
 """
 
 from __future__ import annotations
@@ -79,17 +79,17 @@ def _read_tools(reading: Reading, tools: object, report: OnProblem) -> None:
             kept.append(tool)
             reading.tool_paths.append(f"tools[{index}]")
         else:
-            report(_left_out(f"the tool of type {kind!r} is no function", f"tools[{index}]"))
+            report(_left_out(f"the tool of type {kind!r} is not a function", f"tools[{index}]"))
     reading.tools = kept
 
 
 class _Items:
-    """Turns items into chat messages, in their order, but with every output next to its call."""
+    """A converter of items to chat messages. The order stays, except that every output follows its call."""
 
     def __init__(self, reading: Reading, items: Sequence[Any], paths: Sequence[str], report: OnProblem) -> None:
         self._reading, self._items, self._paths, self._report = reading, items, paths, report
         self._outputs: dict[str, list[int]] = {}
-        """Call id -> places of its outputs, last first."""
+        """Call id -> indices of its outputs, last first."""
         for index in reversed(range(len(items))):
             if _kind(items[index]) == "function_call_output" and isinstance(id := items[index].get("call_id"), str):
                 self._outputs.setdefault(id, []).append(index)
@@ -121,7 +121,7 @@ class _Items:
         self._reading.add(self._paths[index], str(role), item.get("content"), **fields)
 
     def _goes_on(self, index: int) -> bool:
-        """Whether the assistant says or does more before somebody else speaks."""
+        """Return whether an item of the assistant follows before a message of another role."""
         for later in range(index + 1, len(self._items)):
             kind = _kind(self._items[later])
             if kind == "message":
@@ -144,7 +144,9 @@ class _Items:
         while outputs and outputs[-1] < index:
             outputs.pop()
         messages = self._reading.messages
-        if not outputs and messages and "tool_calls" in messages[-1]:  # the last call waits as well: parallel
+        if (
+            not outputs and messages and "tool_calls" in messages[-1]
+        ):  # the call before has no output yet, so the calls are parallel
             messages[-1]["tool_calls"].append(call)
             return
         self._reading.add(self._paths[index], "assistant", None, tool_calls=[call])
@@ -158,14 +160,14 @@ class _Items:
 
 
 def _kind(item: object) -> object:
-    """The type of an item; the short form of a message names none."""
+    """Return the type of an item. A message may lack the key `type`."""
     if not isinstance(item, Mapping):
         return None
     return item.get("type", "message" if "role" in item else None)
 
 
 def _parts(value: object) -> str:
-    """The thought in `content` or `summary` of a reasoning item, its parts as paragraphs."""
+    """Return the thought in `content` or `summary` of a reasoning item, with its parts as paragraphs."""
     parts = [text_of([part]) for part in value] if isinstance(value, list) else [text_of(value)]
     return "\n\n".join(part for part in parts if part)
 

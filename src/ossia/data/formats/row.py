@@ -1,4 +1,4 @@
-"""What every format has in common: columns by another name, settings of a row, and what else the row says."""
+"""The common parts of all formats: columns with other names, settings of a row, and the remaining columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from ossia.errors import OnProblem, Problem
 from ossia.harmony.from_openai import THOUGHT_KEYS
 
 NEVER_EXTRA = frozenset({"chat_template_kwargs", "parallel_tool_calls"})
+"""Columns that are never kept in `Conversation.extra`."""
 
 
 def renamed(row: JsonRow, columns: Mapping[str, str]) -> JsonRow:
-    """The row under the format's keys. A column that is renamed to a key takes the place of one of that name."""
+    """Return the row with its columns renamed to keys of the format.
+
+    A renamed column replaces a column that already has the name of the key.
+    """
     if not columns:
         return row
     kept = {key: value for key, value in row.items() if key not in columns}
@@ -23,7 +27,7 @@ def renamed(row: JsonRow, columns: Mapping[str, str]) -> JsonRow:
 
 
 def doubled(columns: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with `data.columns` itself: a sentence for every key that several columns stand for."""
+    """Yield a message for every key of `data.columns` that several columns are mapped to."""
     for key in dict.fromkeys(columns.values()):
         named = [repr(column) for column, known in columns.items() if known == key]
         if len(named) > 1:
@@ -31,11 +35,11 @@ def doubled(columns: Mapping[str, str]) -> Iterator[str]:
 
 
 def faulty_columns(row: JsonRow, columns: Mapping[str, str]) -> list[Problem]:
-    """An error for every key with several columns, and for every renamed column that the row lacks."""
+    """Return an error for every key with several columns, and for every renamed column that the row lacks."""
     if not columns:
         return []
     keys = ", ".join(map(str, row)) or "(none)"
-    do = "correct data.columns; it names columns of the rows, each with the key it stands for"
+    do = "correct data.columns, which maps columns of the rows to keys of the format"
     clashes = [Problem("error", "column", what, "leave one of them out") for what in doubled(columns)]
     return clashes + [
         Problem("error", "column", f"the row has no column {column!r} (for `{key}`); keys: {keys}", do)
@@ -45,7 +49,7 @@ def faulty_columns(row: JsonRow, columns: Mapping[str, str]) -> list[Problem]:
 
 
 def under_column_names(report: OnProblem, columns: Mapping[str, str]) -> OnProblem:
-    """A report whose places begin with the row's own column names."""
+    """Return a report that replaces the key at the beginning of a place by the row's column name."""
     if not columns:
         return report
     names = {key: column for column, key in columns.items()}
@@ -58,9 +62,9 @@ def under_column_names(report: OnProblem, columns: Mapping[str, str]) -> OnProbl
 
 
 def in_the_row(report: OnProblem, reading: Reading) -> OnProblem:
-    """A report that turns places in the chat messages and tools into places in the row.
+    """Return a report that converts places in the chat messages and tools to places in the row.
 
-    A message that the row has in another form has no `.content` there: its own place is the end.
+    The place of a message that is not a chat message in the row ends at that message, without `.content`.
     """
     made = reading.made | reading.rejected.made if reading.rejected else reading.made
 
@@ -89,7 +93,7 @@ def _tool_place(path: str, reading: Reading) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RowSettings:
-    """What a row says of its system message; None where it is silent."""
+    """The settings of a row for its system message. None: the row does not have the setting."""
 
     effort: Effort | None
     identity: str | None
@@ -98,7 +102,7 @@ class RowSettings:
 
 
 def settings_of(row: JsonRow, reading: Reading, report: OnProblem) -> RowSettings:
-    """Effort, identity, date and built-in tools from TRL's `chat_template_kwargs`, or from the row."""
+    """Return effort, identity, date and built-in tools from TRL's `chat_template_kwargs`, or from the row."""
     kwargs = row.get("chat_template_kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
 
@@ -112,7 +116,7 @@ def settings_of(row: JsonRow, reading: Reading, report: OnProblem) -> RowSetting
         effort, path = word, "reasoning"
     known = next((name for name in EFFORTS if name == str(effort).strip().lower()), None)
     if effort is not None and known is None:
-        what = f"the effort is {effort!r}, not {', '.join(EFFORTS)}: the recipe's is taken"
+        what = f"the effort is {effort!r}, not {', '.join(EFFORTS)}: the recipe's effort is used"
         report(Problem("warning", "effort", what, "choose the nearest one", path))
     texts: dict[str, str | None] = {}
     for key in ("model_identity", "current_date"):
@@ -128,7 +132,7 @@ def settings_of(row: JsonRow, reading: Reading, report: OnProblem) -> RowSetting
 
 
 def ignored_columns(row: JsonRow, reading: Reading, report: OnProblem) -> None:
-    """A warning for a column of instructions or of a thought that the row's format had no use for."""
+    """Report a warning for each column of instructions or of a thought that the row's format did not use."""
     for key in (*SYSTEM_KEYS, *THOUGHT_KEYS):
         value = row.get(key)
         used = key in reading.used or not (value if key in SYSTEM_KEYS else is_thought(value))
@@ -138,7 +142,7 @@ def ignored_columns(row: JsonRow, reading: Reading, report: OnProblem) -> None:
 
 
 def extra_of(row: JsonRow, taken: Collection[str]) -> dict[str, Any]:
-    """What the format does not take: an expected answer, labels, an id."""
+    """Return the columns that the format does not use, such as an expected answer, labels or an id."""
     return {
         key: value for key, value in row.items() if key not in taken and key not in NEVER_EXTRA and value is not None
     }

@@ -1,7 +1,7 @@
-"""`<think>…</think>` in an assistant's text: taken apart into thought and answer, whatever the format of the row.
+"""Separation of `<think>…</think>` in an assistant's text into thought and answer, in any row format.
 
     <think>Sum.</think>4           thought "Sum.", answer "4"
-    Sum.</think>4                  the same: templates of R1 and its kin put the opening tag into the prompt
+    Sum.</think>4                  the same: templates of R1 and similar models put the opening tag into the prompt
     Well.\n<think>Sum.</think>4    thought "Sum.", answer "Well.\n\n4": a block that begins a line
     <think>Sum. So                 all is thought, no answer                          warning unclosed-think
     Write <think> or it fails.     left as it is: a tag in the middle of a line       warning think-in-text
@@ -31,17 +31,17 @@ _NEAR = 200  # characters of the same line in which backticks around a tag are l
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A text taken apart."""
+    """A text separated into thought and answer."""
 
     thought: str
     content: str | None
-    """The answer; None if the thought never ends."""
+    """The answer. None if the thought never ends."""
     stray: bool = False
-    """A tag is left in the content that is not quoted."""
+    """Whether a tag that is not quoted is left in the content."""
 
 
 def split_think(text: str) -> Split:
-    """Take a text apart, as the module describes. A text without tags comes back as it is."""
+    """Return thought and answer of a text, by the rules of the module. Without tags the whole text is the answer."""
     if "think>" not in text:
         return Split("", text)
     thoughts: list[str] = []
@@ -68,12 +68,18 @@ def split_think(text: str) -> Split:
 
 
 def has_bare_tag(text: str) -> bool:
-    """Whether a text holds a tag that is neither quoted nor in code."""
+    """Return whether a text contains a tag that is neither quoted nor in code."""
     return "think>" in text and _first_tag(text) is not None
 
 
 def with_thoughts(message: Any, path: str, report: OnProblem) -> Any:
-    """The chat message with its thought in `thinking`. Anything but an assistant's text comes back as it is."""
+    """Return the chat message with its thought in `thinking`.
+
+    Messages of other roles, with a channel, or without a tag in their text are returned unchanged.
+
+    Args:
+        path: the place of the message, for the warnings think-in-text and unclosed-think.
+    """
     if not isinstance(message, Mapping) or message.get("role") != "assistant" or message.get("channel") is not None:
         return message
     text = text_of(message.get("content"))
@@ -94,7 +100,7 @@ def with_thoughts(message: Any, path: str, report: OnProblem) -> Any:
 
 
 def _first_tag(text: str) -> re.Match[str] | None:
-    """The first tag that is neither quoted nor in a fenced block of code."""
+    """Return the first tag that is neither quoted nor in a fenced block of code, or None."""
     fences, counted, last_fence = 0, 0, text.rfind(_FENCE)
     for tag in _TAG.finditer(text):
         fences += text.count(_FENCE, counted, tag.start())
@@ -106,7 +112,10 @@ def _first_tag(text: str) -> re.Match[str] | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the thought ends that begins at `start`: at the first closing tag that is not quoted, else the last one."""
+    """Return the position of the closing tag of the thought that begins at `start`, or -1.
+
+    It is the first closing tag that is not quoted. If all are quoted, it is the last one.
+    """
     position = text.find(CLOSE, start)
     while position >= 0 and _quoted(text, position, position + len(CLOSE)):
         position = text.find(CLOSE, position + len(CLOSE))

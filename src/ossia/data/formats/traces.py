@@ -1,8 +1,8 @@
-"""Rows of reasoning models: a problem, and traces of how it was solved.
+"""Formats with problems and the traces of reasoning models that solve them.
 
-openthoughts   open-thoughts/OpenThoughts-114k: conversations whose answers are
-               <|begin_of_thought|>...<|end_of_thought|> <|begin_of_solution|>...<|end_of_solution|>; the
-               system prompt that describes these marks is left out. Later sets write <think> and are read as `sharegpt`
+openthoughts   open-thoughts/OpenThoughts-114k: conversations with answers of the form
+               <|begin_of_thought|>...<|end_of_thought|> <|begin_of_solution|>...<|end_of_solution|>. The system
+               prompt that describes these marks is left out. Later sets have <think> and are read as `sharegpt`
 openr1         open-r1/OpenR1-Math-220k: {"problem", "generations": [...], "correctness_math_verify": [...] | null,
                "correctness_llama": [...] | null, "is_reasoning_complete": [...] | null, "finish_reasons": [...] | null}
 """
@@ -60,7 +60,10 @@ def _describes_marks(text: object) -> bool:
 
 
 def _between(text: str, marks: tuple[str, str]) -> tuple[str, str, bool]:
-    """What stands between the first two marks, what stands around it, and whether the second mark is there."""
+    """Return the text between the first two marks, the text around it, and whether the second mark is there.
+
+    Without the first mark the result is ("", text, True).
+    """
     before, opened, inside = text.partition(marks[0])
     if not opened:
         return "", text.strip(), True
@@ -82,7 +85,7 @@ def _read_openr1(row: JsonRow, report: OnProblem) -> Reading:
     best = max(ranked, key=lambda pair: (pair[0], -pair[1]), default=(0, 0))
     if best[0] <= 0:
         what = f"none of the {len(generations)} traces is known to be both complete and correct"
-        do = f"remove the row; {', '.join(_VERDICTS)} and is_reasoning_complete say what is"
+        do = f"remove the row. The verdicts are in {', '.join(_VERDICTS)} and is_reasoning_complete"
         report(Problem("error", "no-correct-trace", what, do, "generations"))
         return reading
     reading.prompt = len(reading.messages)
@@ -98,12 +101,12 @@ def _read_openr1(row: JsonRow, report: OnProblem) -> Reading:
 
 
 def _verdict(row: JsonRow, index: int) -> int:
-    """How many verifiers found the trace correct. The second was often asked only where the first failed."""
+    """Return the number of verifiers that accept the trace. Often the second checked only those the first rejected."""
     return sum(_at(row.get(key), index) is True for key in _VERDICTS)
 
 
 def _is_complete(row: JsonRow, index: int, text: object) -> bool:
-    """Without a word on it in the row, a trace is complete that ends its thought."""
+    """Return whether a trace is complete. Without a value in the row, it is complete if it closes its thought."""
     if not isinstance(text, str) or _at(row.get("finish_reasons"), index) not in (None, "stop"):
         return False
     complete = _at(row.get("is_reasoning_complete"), index)

@@ -1,10 +1,11 @@
-"""Rows with a list `conversations` of {"from": ..., "value": ...}, which many formats share; it may be in `messages`.
+"""Formats with a list `conversations` of {"from": ..., "value": ...}. The list may also be in `messages`.
 
-sharegpt        {"from": "human" | "gpt" | "system" | ..., "value": "..."}, columns `system` and `tools`; also with the
-                keys role and content, as `conversation` (LMSYS, WildChat), or there with {"input", "output"} (Capybara)
+sharegpt        {"from": "human" | "gpt" | "system" | ..., "value": "..."}, columns `system`, `tools`. The keys can be
+                role and content. The list can be `conversation` (LMSYS, WildChat), also with {"input", "output"}
+                (Capybara)
 llama-factory   the same with the turns function_call ({"name", "arguments"} as JSON text, or a list of these) and
-                observation; `tools` as JSON text
-apigen-mt       Salesforce/APIGen-MT-5k: that form with exactly the keys conversations, tools, system
+                observation. `tools` is JSON text
+apigen-mt       Salesforce/APIGen-MT-5k: the same with exactly the keys conversations, tools, system
 """
 
 from __future__ import annotations
@@ -29,22 +30,26 @@ _FURTHER = ("weight", "name", "tool_calls", "tool_call_id", "channel", "recipien
 
 @dataclass(slots=True)
 class Turn:
-    """One item of `conversations`."""
+    """One item of `conversations`, or one half of an item with input and output."""
 
     role: str
     """system, user, assistant, tool or call."""
     text: Any
     path: str
-    """Place of the text, as in `conversations[3].value`."""
+    """Place of the text, such as `conversations[3].value`."""
     further: dict[str, Any]
-    """What else chat messages know: weight, thinking, tool_calls, name, ..."""
+    """Other keys of a chat message: weight, thinking, tool_calls, name, ..."""
 
     def as_message(self) -> dict[str, Any]:
+        """Return the turn as a chat message with role and content only."""
         return {"role": self.role, "content": self.text}
 
 
 def turns_key(row: JsonRow) -> str:
-    """The key of the list: `conversations`, `conversation`, or `messages` if these have `from`, or calls as turns."""
+    """Return the key of the list of turns: `conversations`, `conversation` or `messages`.
+
+    It is `messages` only if its items have `from` without `role`, or if calls are turns.
+    """
     if "conversations" in row:
         return "conversations"
     if isinstance(messages := row.get("messages"), list):
@@ -61,12 +66,16 @@ def _is_call(role: object) -> bool:
 
 
 def begin(row: JsonRow) -> Reading:
-    """A reading for a row of turns."""
+    """Return an empty reading for a row of turns, with its tools."""
     return Reading(tools=row.get("tools"), used={turns_key(row)})
 
 
 def turns_in(row: JsonRow, report: OnProblem) -> Iterator[Turn]:
-    """The turns under common role names. Items without a known role are reported and left out."""
+    """Yield the turns with common role names. Items without a known role are reported and left out.
+
+    Raises:
+        Misfit: the list of turns is not a list.
+    """
     key = turns_key(row)
     for index, item in enumerate(listed(row.get(key), key)):
         place = f"{key}[{index}]"
@@ -90,7 +99,7 @@ def turns_in(row: JsonRow, report: OnProblem) -> Iterator[Turn]:
 
 
 def speakers_of(row: JsonRow) -> Iterator[tuple[str, object]]:
-    """Who says what, for recognising formats. Never raises."""
+    """Yield the role name in small letters and the text of each turn, to recognise formats. Never raises."""
     turns = row.get(turns_key(row))
     for item in turns if isinstance(turns, list) else ():
         if isinstance(item, Mapping) and isinstance(name := item.get("from", item.get("role")), str):
@@ -98,7 +107,7 @@ def speakers_of(row: JsonRow) -> Iterator[tuple[str, object]]:
 
 
 def read_turns(row: JsonRow, report: OnProblem) -> Reading:
-    """All three formats of this module: they differ in what turns they have."""
+    """Return the reading of a row of any format of this module. The formats differ in the roles of their turns."""
     reading = begin(row)
     turns = list(turns_in(row, report))
     add_system(reading, row, turns[0].as_message() if turns else None)
@@ -116,10 +125,10 @@ def read_turns(row: JsonRow, report: OnProblem) -> Reading:
 
 
 def _add_calls(reading: Reading, turn: Turn, report: OnProblem) -> int:
-    """Add the calls of a turn; returns how many wait for results.
+    """Add the calls of a turn, and return the number of calls that have no result yet.
 
-    They join the calls of the turn before. Text just before them is their preamble. Neither holds if the weights differ
-    or a thought stands between.
+    The calls are added to the assistant's message before, which has calls or the text of a preamble. If the weights
+    differ, or the turn has a thought, they form a new message. A text before them is then a preamble of its own.
     """
     text, fields = turn.text, {key: value for key, value in turn.further.items() if key in _CALL_KEYS and value}
     if "weight" in turn.further:
@@ -158,7 +167,10 @@ def _weight(message: Mapping[str, Any]) -> Any:
 
 
 def calls_from(text: Any, path: str, report: OnProblem) -> list[Any]:
-    """The calls in a JSON text (or Python literal): one {"name", "arguments"}, or a list of these."""
+    """Return the calls of a JSON text or Python literal: one {"name", "arguments"}, or a list of these.
+
+    Faults are reported, and give an empty list. The returned calls have the keys name and arguments.
+    """
     try:
         value = loads_loosely(text) if isinstance(text, str) else text
     except ValueError as error:
@@ -175,7 +187,7 @@ def calls_from(text: Any, path: str, report: OnProblem) -> list[Any]:
 
 
 def _results(text: Any, calls: int) -> list[Any]:
-    """One result per parallel call, if the text is a JSON list of so many; else the text for the first call."""
+    """Return one result per parallel call if the text is a JSON list of so many, otherwise one for the first call."""
     try:
         value = loads_loosely(text) if isinstance(text, str) else text
     except ValueError:

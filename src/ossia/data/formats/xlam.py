@@ -1,10 +1,11 @@
-"""xlam: Salesforce/xlam-function-calling-60k. One question and the calls that answer it, without their results.
+"""The format xlam, of Salesforce/xlam-function-calling-60k. A row has one question and its calls, without results.
 
 {"query": "...", "answers": JSON text [{"name", "arguments"}], "tools": JSON text [{"name", "description",
 "parameters": {"city": {"type": "str, optional", "description": "...", "default": "..."}}}]}
 
 The parameters have Python types, which `schema_of` reads. A parameter is required if it has no default and is not
-optional. A default of "" counts as none. The model stops after each call, so only the first of several is a target.
+optional. A default of "" is left out of the schema. The model stops after each call, so only the first of several calls
+is a target.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ def _read(row: JsonRow, report: OnProblem) -> Reading:
     if len(calls) > 1:
         names = ", ".join(call["name"] for call in calls[1:6])
         what = f"{len(calls)} calls without results: only the first is a target, not {names}"
-        report(Problem("warning", "several-calls", what, "the model stops after each call; give results", "answers"))
+        report(
+            Problem(
+                "warning", "several-calls", what, "add the results, because the model stops after each call", "answers"
+            )
+        )
     if calls:
         tool_calls = [{"function": calls[0]}]
         reading.add("answers", "assistant", None, thinking=row_thought(reading, row), tool_calls=tool_calls)
@@ -95,7 +100,7 @@ def _tool(tool: object, path: str, report: OnProblem) -> object:
 
 
 def _property(parameter: Mapping[str, Any], path: str, report: OnProblem) -> tuple[dict[str, Any], bool]:
-    """The JSON Schema of a parameter, and whether it may be left out."""
+    """Return the JSON Schema of a parameter, and whether it may be left out."""
     schema: dict[str, Any] = {}
     optional = False
     try:
@@ -112,7 +117,7 @@ def _property(parameter: Mapping[str, Any], path: str, report: OnProblem) -> tup
 
 
 class UnknownType(Exception):  # noqa: N818
-    """The text names no type; the message is the part that is not known."""
+    """A text is not a known type. The message is the unknown part."""
 
 
 def schema_of(text: object) -> tuple[_Schema, bool]:
@@ -176,7 +181,10 @@ def _generic(name: str, arguments: list[str], text: str, depth: int) -> _Schema:
 
 
 def _one_of(schemas: list[_Schema]) -> _Schema:
-    """The union. Harmony shows `oneOf` but not `anyOf`, so no value may fit two variants: integers are numbers."""
+    """Return the union of schemas as `oneOf`, because Harmony's rendering has no `anyOf`.
+
+    No value may fit two variants of `oneOf`. So `integer` is dropped if `number` is a variant too.
+    """
     distinct = [schema for index, schema in enumerate(schemas) if schema not in schemas[:index]]
     if {"type": "number"} in distinct:
         distinct = [schema for schema in distinct if schema != {"type": "integer"}]
@@ -190,7 +198,7 @@ def _one_of(schemas: list[_Schema]) -> _Schema:
 
 
 def _cut(text: str, separator: str) -> list[str]:
-    """Cut at separators outside brackets."""
+    """Return the parts of a text between separators outside brackets."""
     parts, depth, start = [], 0, 0
     for index, letter in enumerate(text):
         if letter in _BRACKETS:
