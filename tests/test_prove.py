@@ -71,7 +71,7 @@ def test_changed_source_is_proved_anew(toy: Any, monkeypatch: pytest.MonkeyPatch
     assert toy.runs == [0, 1, 2] * 2
 
 
-@pytest.mark.parametrize("name", ["parser", "harmony", "examples", "rehearsal"])
+@pytest.mark.parametrize("name", ["parser", "harmony", "examples", "faults", "kills", "rehearsal"])
 def test_every_proof_has_what_the_runner_asks_for(name: str) -> None:
     from importlib import import_module
 
@@ -82,11 +82,15 @@ def test_every_proof_has_what_the_runner_asks_for(name: str) -> None:
 
 
 def test_proofs_that_are_right_pass_and_others_do_not() -> None:
-    from prove import examples, harmony, parser, rehearsal
+    from prove import examples, faults, harmony, kills, parser, rehearsal
 
     assert parser.verdict({"streams": 5})["passed"] and not parser.verdict({"streams": 5, "leak": 1})["passed"]
-    assert harmony.verdict({"openai-harmony differences": 0})["passed"]
-    assert not harmony.verdict({"oss-harmony differences": 1})["passed"]
+    both = {"openai-harmony conversations": 5, "oss-harmony conversations": 5}
+    assert harmony.verdict({**both, "openai-harmony differences": 0, "oss-harmony differences": 0})["passed"]
+    assert not harmony.verdict({**both, "oss-harmony differences": 1})["passed"]
+    assert not harmony.verdict({"openai-harmony conversations": 5})["passed"], "one library was not installed"
+    assert faults.verdict({"faults": 0})["passed"] and not faults.verdict({"faults": 1})["passed"]
+    assert kills.verdict({"faults": 0})["passed"] and not kills.verdict({"faults": 1})["passed"]
     assert examples.verdict({"faults": 0})["passed"] and not examples.verdict({"faults": 1})["passed"]
     assert rehearsal.verdict({"rehearsal": {"memory": {"anonymous": 3.7e9}}})["passed"]
     assert not rehearsal.verdict({"rehearsal": {"memory": {"anonymous": 42e9}}})["passed"]
