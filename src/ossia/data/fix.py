@@ -148,9 +148,8 @@ def _read(value: dict[str, Any], row: Row, settings: DataSection) -> _State:
 def _in_place(now: _State) -> _Step | None:
     """Return the row with all possible repairs of values, or None if there are none."""
     codes = set(IN_PLACE)
-    if (
-        now.is_preference or now.format in _ONE_TEXT
-    ):  # a cleaned alternative would differ from the other by its end alone
+    # In a preference pair a cleaned alternative could differ from the other by its end alone.
+    if now.is_preference or now.format in _ONE_TEXT:
         codes.discard("special-tokens")
     return _try(now, [problem for problem in now.problems if problem.code in codes])
 

@@ -24,9 +24,8 @@ _NAMES = {
     **{name: role for name, role in ROLE_OF.items() if role not in ("tool", "call")},
     **dict.fromkeys(("ai", "agent"), "assistant"),
     **dict.fromkeys(("person", "customer"), "user"),
-    **dict.fromkeys(
-        ("usr", "uer", "uesr", "usre", "usser", "useer", "userr"), "user"
-    ),  # too short for a guess by similarity
+    # Too short for a guess by similarity.
+    **dict.fromkeys(("usr", "uer", "uesr", "usre", "usser", "useer", "userr"), "user"),
 }
 _GUESSED = ("assistant", "system")
 _NEAR = 0.88  # of difflib's ratio. It permits one or two wrong letters in `assistant` and one in `system`
@@ -56,7 +55,8 @@ def role_named(name: str) -> str | None:
     if word in _NAMES or word in ROLE_OF:
         return _NAMES.get(word)
     near = difflib.get_close_matches(word, _GUESSED, n=1, cutoff=_NEAR) if word.isascii() and word.isalpha() else []
-    return near[0] if near and not word.startswith(near[0]) else None  # longer: `assistants`
+    # A longer word such as `assistants` can have another meaning.
+    return near[0] if near and not word.startswith(near[0]) else None
 
 
 def _role(row: Any, problem: Problem) -> str | None:
@@ -293,7 +293,8 @@ def _message(row: Any, path: str) -> tuple[list[Any], int] | None:
     named = re.fullmatch(r"([^\[\]]+\[\d+\])(?:\.[^.\[\]]+)?", path)
     found = _find(row, named[1]) if named else None
     item = found[0][found[1]] if found is not None and isinstance(found[0], list) else None
-    if not isinstance(item, dict) or {"input", "output"} <= item.keys():  # not a message
+    # An item with input and output has a question and its answer, so it is not one message.
+    if not isinstance(item, dict) or {"input", "output"} <= item.keys():
         return None
     return found
 

@@ -144,9 +144,8 @@ class _Items:
         while outputs and outputs[-1] < index:
             outputs.pop()
         messages = self._reading.messages
-        if (
-            not outputs and messages and "tool_calls" in messages[-1]
-        ):  # the call before has no output yet, so the calls are parallel
+        # The call before has no output yet, so the calls are parallel.
+        if not outputs and messages and "tool_calls" in messages[-1]:
             messages[-1]["tool_calls"].append(call)
             return
         self._reading.add(self._paths[index], "assistant", None, tool_calls=[call])
