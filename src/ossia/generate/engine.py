@@ -1,7 +1,7 @@
 """The protocol of engines, which take token ids and return token ids.
 
 Engines do not handle Harmony. `ossia.harmony.render` renders the prompts, and `ossia.harmony.parse` reads the
-completions. So evaluation, chat, samples during training and a server get the same tokens from every engine.
+completions. So evaluation, chat and samples during training get the same tokens from every engine.
 
 A `Request` holds all settings of one completion. `Engine.submit` returns its tokens one by one as a `TokenStream`,
 which can be cancelled. `Engine.complete` answers many requests and returns whole completions. Both give the same ids.

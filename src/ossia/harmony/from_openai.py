@@ -1,4 +1,4 @@
-"""Conversion of chat messages in OpenAI's JSON format to a conversation, for data sets and for the server.
+"""Conversion of chat messages in OpenAI's JSON format to a conversation.
 
     role system, developer   at the start: instructions (joined); later: a developer message in its place
     role user                a user message

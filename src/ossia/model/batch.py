@@ -1,4 +1,4 @@
-"""The flat batch without padding, with which all of Ossia trains, evaluates and measures.
+"""The flat batch without padding. Every loss is computed on it.
 
 A batch is a list of tokens and a forest over them. A *segment* is a stretch of consecutive tokens (its query range). A
 token sees its own segment up to itself, and every token of the segment's *ancestors*, which are further key ranges. A

@@ -1,4 +1,4 @@
-"""The division of examples into optimiser steps and micro-batches.
+"""The division of a step's examples into micro-batches. `ossia.sequences.order` chooses the examples of a step.
 
 A step has a fixed number of examples. Its loss is the mean over all their supervised tokens, or over turns or
 conversations (`ossia.sequences.weighting`). It has one denominator, so it does not depend on how the examples are
