@@ -254,3 +254,12 @@ def test_a_source_tree_that_is_not_installed_has_a_version_too(monkeypatch: pyte
     monkeypatch.setattr(metadata, "version", missing)
     assert runs.ossia_version() == "from source"
     assert runs.environment("test")["versions"] == {}
+
+
+def test_last_is_the_run_that_was_last_begun_or_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = make("old", started(1)), make("new", started(1))
+    assert runs.find_run("last") == new
+    os.utime(old.path / "recipe.yaml")  # touching a file is not a use
+    assert runs.find_run("last") == new
+    old.log().write(started(1))
+    assert runs.find_run("last") == old

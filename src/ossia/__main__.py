@@ -14,7 +14,10 @@ from ossia.errors import OssiaError, harmless
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 does not fit, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong input, 3 does not fit, 130 interrupted.
+
+    With OSSIA_DEBUG set, expected errors are raised with a traceback.
+    """
     _prepare_streams()
     try:
         _prepare_signals()
@@ -78,7 +81,6 @@ def _prepare_streams() -> None:
 
 def _prepare_signals() -> None:
     """Let SIGTERM (schedulers, containers) and SIGHUP (a closed terminal) end a command as Ctrl-C does."""
-
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP

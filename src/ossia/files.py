@@ -163,6 +163,12 @@ def is_alive(process: int, since: float | None = None) -> bool:
         return True
 
 
+def files_below(folder: Path) -> dict[str, Path]:
+    """Return every file below a folder by its relative name with forward slashes, in order. Links are files."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal, read in pieces."""
     with path.open("rb") as file:

@@ -53,6 +53,8 @@ class Summary:
     """Loss of the last step."""
     best_validation: float | None
     """Lowest validation loss."""
+    started: float
+    """Time at which training last began or was resumed, in seconds since 1970. If it never was, `created`."""
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,18 @@ class Run:
         if isinstance(last, events.Started | events.Resumed):
             running = bool(started) and files.is_alive(started[-1].pid, since=started[-1].time + 60)
             status = "running" if running else "interrupted"
+        created = (self.path / "recipe.yaml").stat().st_mtime
         return Summary(
             id=self.id,
             path=str(self.path),
-            created=(self.path / "recipe.yaml").stat().st_mtime,
+            created=created,
             status=status,
             model=self.recipe().model.path,
             step=steps[-1].step if steps else 0,
             total_steps=started[-1].total_steps if started else 0,
             loss=steps[-1].loss if steps else None,
             best_validation=min(validations, default=None),
+            started=max((event.time for event in started), default=created),
         )
 
 
@@ -180,7 +184,7 @@ def find_run(reference: str) -> Run:
         return Run(folder)
     everything = _folders()
     if reference == "last" and everything:
-        return Run(max(everything, key=_used))
+        return Run(Path(max(list_runs(), key=lambda row: (row.started, row.created)).path))
     matches = [path for path in everything if path.name == reference] or [p for p in everything if reference in p.name]
     if len(matches) == 1:
         return Run(matches[0])
@@ -245,15 +249,6 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _used(folder: Path) -> tuple[float, float]:
-    """When training last began in a run; where it never did, when the folder was made. For `last`."""
-    made = (folder / "recipe.yaml").stat().st_mtime
-    with contextlib.suppress(OssiaError, OSError):
-        began = [event.time for event in events.read(folder) if isinstance(event, events.Started)]
-        return max(began, default=made), made
-    return made, made
-
-
 def _folders() -> list[Path]:
     return sorted(path.parent for path in root().glob("*/recipe.yaml"))
 
@@ -292,7 +287,7 @@ def _summary(folder: Path) -> Summary:
         return Run(folder).summary()
     except (OssiaError, OSError):
         created = (folder / "recipe.yaml").stat().st_mtime
-        return Summary(folder.name, str(folder), created, "damaged", "", 0, 0, None, None)
+        return Summary(folder.name, str(folder), created, "damaged", "", 0, 0, None, None, created)
 
 
 def _remembered(text: str | None) -> Summary | None:

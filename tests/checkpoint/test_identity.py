@@ -143,6 +143,7 @@ def test_shards_outside_the_folder_are_not_read(base: Path, tmp_path: Path, name
     [
         ("rope_theta", "x"), ("num_hidden_layers", "four"), ("num_hidden_layers", 10**9), ("hidden_size", 64.5),
         ("head_dim", True), ("rms_norm_eps", float("nan")), ("swiglu_limit", float("inf")), ("vocab_size", -1),
+        ("num_hidden_layers", float("inf")), ("num_hidden_layers", 2.0), ("head_dim", float("nan")),
         ("rope_scaling", [1]), ("rope_scaling", {"beta_fast": 31.0}),
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from ossia.adapters.config import read_config
 from ossia.checkpoint.identity import BaseIdentity, base_identity
 from ossia.checkpoint.locate import locate
 from ossia.errors import OssiaError, UserError
-from ossia.files import sha256_of, write_json
+from ossia.files import files_below, sha256_of, write_json
 
 IDENTITY_FILE = "identity.json"
 _FORMAT = 1
@@ -36,13 +36,12 @@ def seal(folder: Path, base: Base | dict[str, Any], **facts: Any) -> None:
     """Write `identity.json` for a folder whose other files are complete.
 
     Args:
-        base: the base of the adapter; or the value that `base_of` returned for the folder that this is a copy of.
+        base: the base of the adapter; or, for a copy of a sealed folder, the entry `base` of its `identity.json`.
         facts: further entries, such as `run` and `step`.
     """
     if isinstance(base, Base):
         base = {"path": base.name, "sha256": base.identity.sha256}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / IDENTITY_FILE)
-    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+    files = {name: sha256_of(path) for name, path in files_below(folder).items() if name != IDENTITY_FILE}
     write_json(folder / IDENTITY_FILE, {"format": _FORMAT, **facts, "base": base, "files": files})
 
 
@@ -68,14 +67,15 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def check_files(folder: Path, remedy: str) -> dict[str, Any] | None:
+def check_files(folder: Path) -> dict[str, Any] | None:
     """Compare every file of an adapter's folder with `identity.json` and return that file's content.
 
     Files that it does not list are not looked at. None: the folder has no `identity.json`.
 
     Raises:
-        UserError: a file is missing or not the one that was written; `remedy` says what to do.
+        UserError: a file is missing or not the one that was written.
     """
+    remedy = "use another checkpoint, or restore the file"
     identity = read_identity(folder)
     for name, digest in (identity or {"files": {}})["files"].items():
         path = folder / name
@@ -97,13 +97,15 @@ def foreign_files(folder: Path) -> list[str]:
         listed = {IDENTITY_FILE, *(read_identity(folder) or {"files": {}})["files"]}
     except UserError:
         listed = set()
-    found = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
-    return [name for name in found if name not in listed]
+    return [name for name in files_below(folder) if name not in listed]
 
 
-def difference(folder: Path, base: Base) -> str:
-    """Return in words where a base differs from the one that an adapter's folder names; empty if it does not."""
-    identity = read_identity(folder)
+def difference(folder: Path, identity: dict[str, Any] | None, base: Base) -> str:
+    """Return in words where a base differs from the one that an adapter's folder names; empty if it does not.
+
+    Args:
+        identity: the content of the folder's `identity.json`, if it has one.
+    """
     if identity is not None:
         recorded = identity["base"]
         if recorded["sha256"] == base.identity.sha256:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ossia.adapters import identity
 from ossia.adapters.identity import IDENTITY_FILE, Base
@@ -27,19 +27,35 @@ from ossia.runs import Run
 
 FLAG = "--accept-changed-base"
 CHANGEABLE = (
-    *("name", "description", "hardware", "model.path", "model.device", "data.cache", "eval", "chat"),
-    *("data.train", "data.validation", "train.epochs", "train.steps", "train.evaluate_every"),
-    *(
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.spare_folder",
-        "train.early_stopping",
-        "train.samples",
-    ),
-    *("train.sample_tokens", "train.sample_temperature", "train.report_to"),
-)
+    "name", "description", "hardware", "model.path", "model.device", "data.cache", "eval", "chat", "data.train",
+    "data.validation", "train.epochs", "train.steps", "train.evaluate_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.spare_folder", "train.early_stopping", "train.samples", "train.sample_tokens",
+    "train.sample_temperature", "train.report_to",
+)  # fmt: skip
 """Settings of a run's recipe that a person may edit: places, whose content is checked by itself, checkpointing,
 evaluation, logging and the length of training."""
+
+
+class RecordedBase(BaseModel):
+    """The base that a run trains on: `BaseIdentity` with its hash, and the `path` that the recipe gave."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    path: str
+    sha256: str
+    shape: dict[str, Any]
+    tensors: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits_its_hash(self) -> RecordedBase:
+        if self.identity.sha256 != self.sha256:
+            raise ValueError("the hash of the base is not that of its tensors")
+        return self
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """The identity of the base."""
+        return BaseIdentity(self.tensors, self.shape)
 
 
 class Record(BaseModel):
@@ -48,8 +64,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     format: int = 1
-    base: dict[str, str | dict[str, Any]]
-    """`sha256`, `shape` and `tensors` of `BaseIdentity`, and the `path` that the recipe gave."""
+    base: RecordedBase
     tokenizer: str
     """SHA-256 of tokenizer.json."""
     examples: str
@@ -60,16 +75,10 @@ class Record(BaseModel):
     accepted: list[dict[str, Any]] = []
     """Changes of the base that somebody accepted: time and words."""
 
-    def base_identity(self) -> BaseIdentity:
-        """Return the identity of the base that the run trains on."""
-        tensors, shape = self.base.get("tensors"), self.base.get("shape")
-        assert isinstance(tensors, dict) and isinstance(shape, dict)
-        return BaseIdentity(tensors, shape)
-
 
 def new_record(run: Run, base: Base, *, examples: str, dtype: str) -> Record:
     """Return the record of a run that begins now, and write it into the run's folder."""
-    stored = {"path": base.name, **base.identity.to_json()}
+    stored = RecordedBase(path=base.name, **base.identity.to_json())
     recipe = run.recipe().model_dump(mode="json")
     record = Record(base=stored, tokenizer=base.tokenizer, examples=examples, dtype=dtype, recipe=recipe)
     write_json(run.path / IDENTITY_FILE, record.model_dump())
@@ -84,18 +93,16 @@ def read_record(run: Run) -> Record | None:
     """
     path = run.path / IDENTITY_FILE
     try:
-        record = Record.model_validate_json(path.read_bytes())
-        assert record.base_identity().sha256 == record.base["sha256"]
+        return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError, AssertionError, KeyError) as error:
+    except (OSError, ValidationError) as error:
         raise UserError(
             "the record of what the run began with is damaged",
             where=str(path),
             why=str(error).partition("\n")[0] or None,
             do="restore the file; or use a checkpoint's folder as an adapter (lora.start_from) in a new run",
         ) from None
-    return record
 
 
 def base_of(name: str, on_event: OnEvent = ignore) -> Base:
@@ -133,19 +140,17 @@ def check_unchanged(
         UserError: names what differs.
     """
     record = read_record(run) if run is not None else None
-    remedy = "use another checkpoint, or restore the file"
-    found = identity.check_files(adapter, remedy)
-    if run is not None and record is not None:
-        _check_place(adapter, run, found)
-        check_recipe(run, record)
-    if record is not None:
-        return check_record(record, base, accept_changed_base=accept_changed_base)
-    return _allowed(identity.difference(adapter, base), base, accept_changed_base)
+    found = identity.check_files(adapter)
+    if run is None or record is None:
+        return _allowed(identity.difference(adapter, found, base), base, accept_changed_base)
+    _check_place(adapter, run, found)
+    check_recipe(run, record)
+    return check_record(record, base, accept_changed_base=accept_changed_base)
 
 
 def check_record(record: Record, base: Base, *, accept_changed_base: bool = False) -> list[str]:
     """Refuse a base or a tokenizer that is not the one of a run's record; see `check_unchanged`."""
-    found = record.base_identity().difference(base.identity)
+    found = record.base.identity.difference(base.identity)
     if not found and record.tokenizer != base.tokenizer:
         found = "tokenizer.json has another SHA-256"
     return _allowed(found, base, accept_changed_base)

@@ -83,7 +83,7 @@ def base_identity(folder: Path, progress: Callable[[int, int, str], None] | None
         by_file.setdefault(stored.file, []).append(stored)
     digests: dict[tuple[Path, Range], str] = {}
     done, total = 0, reader.bytes
-    is_quick = all(_remembered(_memory(file), _stamp(file)) for file in by_file) or total < _LITTLE
+    is_quick = total < _LITTLE or all(_remembered(_memory(file), _stamp(file)) for file in by_file)
     for file, held in by_file.items():
         if progress is not None and not is_quick:
             progress(done, total, file.name)
@@ -103,23 +103,18 @@ def range_digests(file: Path, ranges: Iterable[Range]) -> dict[Range, str]:
     Raises:
         OSError: the file cannot be read.
     """
-    wanted = list(ranges)
-    memory = _memory(file)
+    wanted, memory = list(ranges), _memory(file)
     with _alone(memory):
-        return _range_digests(file, wanted, memory)
-
-
-def _range_digests(file: Path, wanted: list[Range], memory: Path) -> dict[Range, str]:
-    stamp = _stamp(file)
-    known = _remembered(memory, stamp)
-    missing = [place for place in wanted if place not in known]
-    if missing:
-        known |= _hashed(file, missing)
-        changed_at = max(stamp[2], stamp[3]) / 1e9
-        if _stamp(file) == stamp and time.time() - changed_at > _SETTLED_SECONDS:
-            rows = [[start, end, digest] for (start, end), digest in sorted(known.items())]
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
-                write_json(memory, {"file": str(file.resolve()), "stamp": stamp, "ranges": rows})
+        stamp = _stamp(file)
+        known = _remembered(memory, stamp)
+        missing = [place for place in wanted if place not in known]
+        if missing:
+            known |= _hashed(file, missing)
+            changed_at = max(stamp[2], stamp[3]) / 1e9
+            if _stamp(file) == stamp and time.time() - changed_at > _SETTLED_SECONDS:
+                rows = [[start, end, digest] for (start, end), digest in sorted(known.items())]
+                with contextlib.suppress(OSError):  # a cache that cannot be written costs time and nothing else
+                    write_json(memory, {"file": str(file.resolve()), "stamp": stamp, "ranges": rows})
     return {place: known[place] for place in wanted}
 
 

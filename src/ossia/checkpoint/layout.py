@@ -193,14 +193,14 @@ def check_figures(figures: Mapping[str, Any], where: str, keys: Mapping[str, str
     """
     kinds = {field.name: field.type for field in dataclasses.fields(Shape)}
     for name, value in figures.items():
-        key, is_number = keys.get(name, name), type(value) in (int, float)
+        key = keys.get(name, name)
         if kinds[name] == "bool":
             if not isinstance(value, bool):
                 raise UserError(f"{key} is {_short(value)}, not true or false", where=where, do="fetch the file again")
             continue
         least, most = _RANGES[name]
         whole = kinds[name] == "int"
-        if not is_number or (whole and value != int(value)) or not least <= value <= most:
+        if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most:
             kind = "a whole number" if whole else "a number"
             what = f"{key} is {_short(value)}, not {kind} from {least:g} to {most:g}"
             raise UserError(what, where=where, do="fetch the file again")

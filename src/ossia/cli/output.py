@@ -33,7 +33,7 @@ AcceptChangedBase = Annotated[
     bool,
     typer.Option(
         "--accept-changed-base",
-        help="Go on although the base model is not the one that the adapter was trained on, and record it.",
+        help="Go on although the base model is not the one of the adapter's training. Runs and reports record it.",
     ),
 ]
 Model = Annotated[

@@ -42,6 +42,7 @@ def ls(json: output.Json = False) -> None:
             for row in rows
         ],
         right=("steps", "loss", "best validation"),
+        whole=("run",),
     )
 
 

@@ -70,20 +70,13 @@ class Leak:
     """The Jaccard index of their sets of five-token runs. 1 if the conversation or the question is equal."""
 
 
-def leaks(
-    train: Iterable[Rendered], test: Sequence[Rendered], advance: Callable[[int], None] | None = None
-) -> list[Leak]:
+def leaks(train: Iterable[Rendered], test: Sequence[Rendered]) -> list[Leak]:
     """Return every test conversation that is in the training data.
 
     The training data have the same conversation, the same question, or a near-duplicate.
-
-    Args:
-        advance: a progress callback. It gets the number of training conversations processed since its last call.
     """
     index, questions, digests = _Similar(), dict[bytes | None, str](), dict[object, str]()
     for conversation in train if test else ():
-        if advance is not None:
-            advance(1)
         index.add(conversation)
         if (question := _question(conversation)) is not None:
             questions.setdefault(question, conversation.source)

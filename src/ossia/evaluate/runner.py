@@ -185,12 +185,13 @@ def ask(
                 engine.complete(requests, hear)
             report.seconds = time.monotonic() - began
             save_evaluation(report, vocabulary)
-    except KeyboardInterrupt:
-        pass
-    finally:  # also after an error of the engine: what was answered is kept
+    except BaseException as error:  # also after an error of the engine: what was answered is kept
         report.seconds = time.monotonic() - began
         save_evaluation(report, vocabulary)
-    journal.remove()
+        if not isinstance(error, KeyboardInterrupt):
+            raise
+    if report.complete:
+        journal.remove()
 
 
 class _Journal:

@@ -14,8 +14,8 @@ from typing import Any
 
 from ossia import files
 from ossia.errors import OssiaError, UserError
+from ossia.generate.subject import REPORT
 
-REPORT = "report.json"
 _LARGE = 100 * 10**6
 """Bytes above which a file is known again by its size alone."""
 
@@ -53,10 +53,9 @@ def check_destination(out: Path, *, overwrite: bool, sources: tuple[Path, ...]) 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Return every file of an export with its bytes, and its SHA-256 unless it is large; REPORT is not among them."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != REPORT:
+    found: dict[str, dict[str, Any]] = {}
+    for name, path in files.files_below(folder).items():
+        if name != REPORT:
             size = path.stat().st_size
             found[name] = {"bytes": size} | ({"sha256": files.sha256_of(path)} if size <= _LARGE else {})
     return found
@@ -72,9 +71,8 @@ def _foreign(out: Path) -> str:
         return f"there is no {REPORT} of an export"
     if not is_ours:
         return f"another program made its {REPORT}"
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        if name == REPORT or (path.is_dir() and not path.is_symlink()):
+    for name, path in files.files_below(out).items():
+        if name == REPORT:
             continue
         known = written.get(name)
         if not isinstance(known, dict):

@@ -29,7 +29,9 @@ from ossia.recipes import examples
 
 RENDERING = ("identity", "knowledge_cutoff", "date", "effort", "builtin_tools", "header_order")
 """Settings of a recipe's section `data` that determine how a conversation is rendered."""
-RENDERING_FILES = ("report.json", IDENTITY_FILE)
+REPORT = "report.json"
+"""The file of an export that describes it."""
+RENDERING_FILES = (REPORT, IDENTITY_FILE)
 """Files of an export or a checkpoint that hold these settings under the key `rendering`."""
 
 

@@ -22,6 +22,7 @@ from ossia.errors import OssiaError, UserError
 from ossia.files import atomic_folder, write_json
 from ossia.runs import BEST, Run
 
+_REMEDY = "delete that checkpoint to resume from the one before it, or start a new run with lora.start_from"
 PARTIAL = ".partial"
 """Suffix of a checkpoint folder that is being written."""
 
@@ -39,11 +40,7 @@ def new_checkpoint(run: Run, step: int) -> Iterator[Path]:
         # The checkpoint may exist, because a resumed run repeats steps.
         with atomic_folder(final, partial=partial):
             yield partial
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch.save and safetensors raise the last two on a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk gives any of them
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise OssiaError(
             f"the checkpoint of step {step} could not be written ({why})",
@@ -77,7 +74,7 @@ def readable(folder: str | None, what: str) -> Iterator[None]:
             f"{what} cannot be read ({type(error).__name__})",
             where=folder,
             why="the file is damaged, or training did not write it",
-            do="delete that checkpoint to resume from the one before it, or start a new run with lora.start_from",
+            do=_REMEDY,
         ) from None
 
 
@@ -96,7 +93,7 @@ def check_state(folder: Path, step: int) -> None:
         raise UserError(
             f"the state of the training cannot be read ({type(error).__name__}: {error})",
             where=str(file),
-            do="delete that checkpoint to resume from the one before it, or start a new run with lora.start_from",
+            do=_REMEDY,
         ) from None
     if found != step:
         raise UserError(f"the state is that of step {found}, not {step}", where=str(file), do="use another checkpoint")

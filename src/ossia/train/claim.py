@@ -25,7 +25,6 @@ from ossia.errors import UserError
 from ossia.events import OnEvent
 from ossia.runs import Run
 from ossia.train.distributed import is_main
-from ossia.train.objective import Objective
 
 
 @contextmanager
@@ -81,20 +80,21 @@ def begun(run: Run, examples: str) -> Record | None:
 
 
 def trusted(
-    recipe: Recipe, run: Run, objective: Objective, newest: int, watch: OnEvent, accept_changed_base: bool
-) -> tuple[Base, list[str]]:
+    recipe: Recipe, run: Run, record: Record | None, examples: str, newest: int, watch: OnEvent,
+    accept_changed_base: bool,
+) -> tuple[Base, list[str]]:  # fmt: skip
     """Return the base model, after a check of what the run is continued with, and what was accepted, in words.
 
     A run that begins gets its record here.
 
     Args:
+        record, examples: what `begun` returned, and what it was given.
         newest: the step of the checkpoint to continue from, 0 for none.
 
     Raises:
         UserError: base, tokenizer, checkpoint or the adapter of `lora.start_from` are not what they should be.
     """
     base = base_of(recipe.model.path, watch)
-    record = read_record(run)
     accepted: list[str] = []
     if newest:
         accepted = check_unchanged(run.checkpoint(newest), base, run, accept_changed_base=accept_changed_base)
@@ -104,7 +104,7 @@ def trusted(
         accepted += check_unchanged(Path(recipe.lora.start_from), base, accept_changed_base=accept_changed_base)
     if record is None and is_main():
         dtype = hardware.dtype(recipe.model.dtype, hardware.device(recipe.model.device).value).value
-        record = new_record(run, base, examples=objective.fingerprint(), dtype=dtype)
+        record = new_record(run, base, examples=examples, dtype=dtype)
     if record is not None and accepted and is_main():
         accept(run, record, accepted)
     return base, accepted

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,16 @@ def run_session(
     if not objective.units:
         raise UserError("there is nothing to train on", do="ossia data check  shows why rows were left out")
     with claimed(run):
-        record = begun(run, objective.fingerprint())
+        examples = objective.fingerprint()
+        record = begun(run, examples)
         reporter = Reporter(run, watch, recipe.train.early_stopping)
         newest = run.steps()[-1] if run.steps() else 0
         if newest >= recipe.train.total_steps(len(objective.units)):
             return _finished(reporter, "all steps done", newest)
         if record is not None:  # the compute type is chosen once; another machine might choose another
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": record.dtype})})
-        return _session(recipe, run, objective, reporter, newest, command, accept_changed_base)
+        check = partial(trusted, recipe, run, record, examples, newest, reporter.watch, accept_changed_base)
+        return _session(recipe, run, objective, reporter, newest, command, check)
 
 
 def _session(
@@ -82,19 +85,20 @@ def _session(
     reporter: Reporter,
     newest: int,
     command: str,
-    accept_changed_base: bool,
+    check: Callable[[], tuple[Base, list[str]]],
 ) -> events.Finished:
     """Build the model, write the first events and train.
 
     Args:
         newest: the step of the checkpoint to continue from, or 0 for none.
+        check: returns the base model and what was accepted of it (`trusted`).
     """
     sharded = is_to_be_sharded(recipe)
     chosen_optimizer(recipe.train, hardware.device(recipe.model.device).value == "cpu")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_seed(recipe.train.seed)
-    base, accepted = trusted(recipe, run, objective, newest, reporter.watch, accept_changed_base)
+    base, accepted = check()
     if newest:
         checkpoints.check_state(run.checkpoint(newest), newest)
     model = model_to_train(recipe, base.folder, "cpu" if sharded else recipe.model.device)

@@ -256,9 +256,8 @@ class OssiaTrainer(Trainer):
                 if self.spare_folder is not None:
                     self._save_elsewhere(self.spare_folder, error)
                 trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-                self.room.wait(
-                    self.run.checkpoint(self.state.global_step), 3 * trained + 2**20
-                )  # AdamW has two moments
+                # The adapter, AdamW's two moments, and what is small.
+                self.room.wait(self.run.checkpoint(self.state.global_step), 3 * trained + 2**20)
 
     def _save_elsewhere(self, folder: Path, error: Exception) -> NoReturn:
         """Write the checkpoint below another folder and end the training."""

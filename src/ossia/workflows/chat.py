@@ -50,7 +50,7 @@ def chat(
         seed: repeats a conversation; by default the recipe's `chat.seed`, else a new one.
         checkpoint: step of a run's checkpoint; by default its best one.
         overrides: `section.key=value`, on top of the recipe; its section `chat` says how to sample.
-        accept_changed_base: go on although the base is not the one that the adapter was trained on; it is recorded.
+        accept_changed_base: go on, with a note, although the base is not the one that the adapter was trained on.
         on_event: called with notes and progress.
 
     Raises:

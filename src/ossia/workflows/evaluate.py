@@ -85,8 +85,9 @@ def _leak(subject: Subject, files: Sequence[str], on_event: OnEvent) -> str:
     section = recipe.data
 
     def compiled(named: Sources) -> Sequence[Rendered]:
-        made = compile_sources(named, vocabulary, section, workers=usable_cores(), cache=section.cache)
-        return made.conversations
+        return compile_sources(
+            named, vocabulary, section, workers=usable_cores(), cache=section.cache, seed=recipe.train.seed
+        ).conversations
 
     with counting(on_event, "comparing with the training data"):
         try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from typing import Any
 
 from ossia.adapters import identity, trust
 from ossia.export.targets import ExportJob, ExportTarget, TargetResult
+from ossia.files import sha256_of
 from ossia.generate.subject import rendering_of
 
 
@@ -19,8 +19,7 @@ def _write(job: ExportJob) -> TargetResult:
     stored = identity.read_identity(job.source.adapter)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         shutil.copyfile(job.source.adapter / name, job.folder / name)
-        with (job.folder / name).open("rb") as stream:
-            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        digests[name] = sha256_of(job.folder / name)
     (job.folder / "README.md").write_text(model_card(job.source, job.out.name, merged=False), encoding="utf-8")
     base = trust.base_of(job.source.base) if stored is None else stored["base"]
     facts: dict[str, Any] = {"rendering": rendering_of(job.source.subject.recipe.data)}
